@@ -1,0 +1,157 @@
+"""Apply: staged labels become merged labels, tile by tile.
+
+1. `output_chunks` cuts a tile's core into whole chunks, so that no two tiles write one.
+2. `apply_lut` gives each tile block its slice of the lookup table, gathers, and writes: one read
+   and one write of the volume.
+3. A record per block, written after its pixels, says from what it was made: the digests of its
+   staged labels and its slice of the table. A block whose record is unchanged is not written
+   again, so a killed apply continues and a small repair rewrites little.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from upath import UPath
+
+from patchworks_core.engine import Outcome, map_tiles
+from patchworks_core.grid import TileBlock, TileGrid
+from patchworks_core.lut import LookupTable
+from patchworks_core.stage import Stage
+from patchworks_core.storage import ZarrFormat, create_array, open_array
+
+CHUNK_PIXELS = 1 << 18
+"""Aim for chunks of at most this many pixels (512 x 512): 1 MB of int32."""
+
+
+def output_chunks(grid: TileGrid) -> tuple[int, ...]:
+    """Return chunks that divide a tile's core, of at most `CHUNK_PIXELS` where it divides so far.
+
+    Examples
+    --------
+    >>> output_chunks(TileGrid("yx", (4096, 4096), (2048, 1024), (0, 0)))
+    (512, 512)
+    """
+    chunks = list(grid.tile_shape)
+    while prod(chunks) > CHUNK_PIXELS:
+        longest = max(range(len(chunks)), key=lambda axis: chunks[axis])
+        divisor = next((d for d in (2, 3, 5, 7) if chunks[longest] % d == 0), None)
+        if divisor is None:
+            break
+        chunks[longest] //= divisor
+    return tuple(chunks)
+
+
+def create_label_array(
+    path: UPath, grid: TileGrid, dtype: np.dtype[Any], *, zarr_format: ZarrFormat = 3
+) -> None:
+    """Create the array of merged labels at `path`, replacing what is there."""
+    create_array(
+        path,
+        shape=grid.shape,
+        chunks=output_chunks(grid),
+        dtype=dtype,
+        axes=grid.axes,
+        zarr_format=zarr_format,
+    )
+
+
+def create_apply_records(path: UPath, grid: TileGrid, *, zarr_format: ZarrFormat = 3) -> None:
+    """Create the records of which blocks are written; 0 is not written."""
+    create_array(
+        path,
+        shape=grid.blocks_shape,
+        chunks=(1,) * grid.ndim,
+        dtype=np.uint64,
+        zarr_format=zarr_format,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _BlockToApply:
+    block: TileBlock
+    luts: tuple[np.ndarray[Any, Any], ...]
+    record: np.uint64
+
+
+@dataclass(frozen=True, slots=True)
+class _ApplyTask:
+    stage: Stage
+    labels: UPath
+    records: UPath
+
+    def __call__(self, item: _BlockToApply) -> str:
+        staged = self.stage.labels(item.block)
+        labels = open_array(self.labels, mode="r+")
+        merged = np.empty(staged.shape, dtype=labels.dtype)
+        for tile, lut in zip(item.block.tiles, item.luts, strict=True):
+            place = tile.core.relative_to(item.block.core.start).slices
+            merged[place] = lut.astype(labels.dtype, copy=False)[staged[place]]
+        labels[item.block.core.slices] = merged
+        open_array(self.records, mode="r+")[item.block.index] = item.record
+        return item.block.key
+
+
+def apply_lut(
+    stage: Stage,
+    lut: LookupTable,
+    *,
+    labels: UPath,
+    records: UPath,
+    executor: Executor,
+    window: int,
+) -> Iterator[Outcome[Any, str]]:
+    """Write merged labels into an array, skipping blocks that are already what they will be.
+
+    Parameters
+    ----------
+    stage : Stage
+        Complete.
+    lut : LookupTable
+        Of that stage.
+    labels : UPath
+        The array, made by `create_label_array`; its type must hold ``lut.max_id``.
+    records : UPath
+        The records beside it, made by `create_apply_records`.
+    executor, window
+        As in `patchworks_core.engine.map_tiles`.
+
+    Yields
+    ------
+    Outcome
+        The key of each block that was rewritten; its `item.block` is the block.
+    """
+    yield from map_tiles(
+        _ApplyTask(stage, labels, records),
+        _outdated(stage, lut, np.asarray(open_array(records)[...])),
+        executor=executor,
+        window=window,
+    )
+
+
+def _outdated(
+    stage: Stage, lut: LookupTable, records: np.ndarray[Any, Any]
+) -> Iterator[_BlockToApply]:
+    """Yield the blocks whose record is not what it would be now."""
+    digests = stage.digests().ravel()
+    for block in stage.grid.blocks():
+        luts = tuple(lut.of_tile(tile.number) for tile in block.tiles)
+        record = _record(digests[[tile.number for tile in block.tiles]], luts)
+        if records[block.index] != record:
+            yield _BlockToApply(block, luts, record)
+
+
+def _record(
+    digests: np.ndarray[Any, Any], luts: tuple[np.ndarray[Any, Any], ...]
+) -> np.uint64:
+    """Digest what a block's merged labels are made from; never 0."""
+    content = hashlib.blake2b(np.ascontiguousarray(digests), digest_size=8)
+    for lut in luts:
+        content.update(lut.astype(np.int64))
+    return np.uint64(int.from_bytes(content.digest(), "little") or 1)

@@ -1,0 +1,40 @@
+"""The error classes of the core.
+
+Every message names the rule, what was got, where, and the way out.
+"""
+
+from __future__ import annotations
+
+
+class ImageError(ValueError):
+    """An image cannot be opened, or is not what was asked for."""
+
+
+class PlanError(ValueError):
+    """A plan cannot be made from these values, or two plans differ."""
+
+
+class SegmentationError(ValueError):
+    """A segmentation function cannot be found, or its parameters are wrong."""
+
+
+class TileOutputError(ValueError):
+    """A segmentation function returned something that is not a label image of its tile."""
+
+
+class StageError(RuntimeError):
+    """A stage is missing, incomplete, or belongs to another plan."""
+
+
+class TilesFailedError(RuntimeError):
+    """Some tiles could not be staged; every other tile was.
+
+    Attributes
+    ----------
+    failures : dict of str to str
+        Block key and the error text of each tile block that failed.
+    """
+
+    def __init__(self, message: str, failures: dict[str, str]) -> None:
+        super().__init__(message)
+        self.failures = failures

@@ -1,0 +1,97 @@
+"""The façade for labels that are there already: per-tile labels become one label image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from patchworks_core.process import Progress, tile_process
+from patchworks_core.segmentation import MergeRule, declare
+from patchworks_core.storage import Location, as_path, open_array
+
+
+def merge_tile_labels(
+    labeled: Any,
+    write_to: Location | None = None,
+    *,
+    tile_shape: Sequence[int] | int | None = None,
+    axes: str | None = None,
+    input_component: str = "labels",
+    output_component: str = "labels",
+    merge: MergeRule = "touching",
+    connectivity: int | None = None,
+    min_iou: float = 0.3,
+    sequential_labels: bool = True,
+    max_workers: int = 1,
+    compute: bool = False,
+    progress: Progress | None = None,
+) -> Any:
+    """Make one label image of labels that were made tile by tile; ids may repeat between tiles.
+
+    Parameters
+    ----------
+    labeled : array, path or URL
+        Label image (whole numbers >= 0) whose tiles were labelled apart; never modified. For a
+        Zarr group, `input_component` names the array in it.
+    write_to : path or URL, optional
+        Zarr group to write into, as in `tile_process`.
+    tile_shape : int or tuple of int, optional
+        The tiles that were labelled apart; None is the array's chunks.
+    axes : str, optional
+        Axes in the array's order, where its metadata does not say.
+    input_component, output_component : str
+        Arrays within the groups.
+    merge : {"touching", "overlap", "none"}
+        ``touching`` joins labels in contact across a seam. ``overlap``, without the halos that the
+        tiles read, joins two labels that agree in the planes on the two sides of a seam.
+    connectivity, min_iou, sequential_labels, max_workers, compute, progress
+        As in `tile_process`.
+
+    Returns
+    -------
+    dask.array.Array or numpy.ndarray
+        As `tile_process`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> tiles = np.array([[1, 1, 2, 0], [0, 0, 0, 1]])  # two tiles of two columns
+    >>> merge_tile_labels(tiles, tile_shape=(-1, 2))
+    array([[1, 1, 1, 0],
+           [0, 0, 0, 2]], dtype=int32)
+    """
+    return tile_process(
+        _array_of(labeled, input_component),
+        _as_they_are,
+        tile_shape=tile_shape,
+        channel=None,
+        axes=axes,
+        merge=merge,
+        connectivity=connectivity,
+        min_iou=min_iou,
+        sequential_labels=sequential_labels,
+        max_workers=max_workers,
+        write_to=write_to,
+        output_component=output_component,
+        compute=compute,
+        progress=progress,
+    )
+
+
+@declare(version="1")
+def _as_they_are(tile: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return labels as they are."""
+    return tile
+
+
+def _array_of(labeled: Any, component: str) -> Any:
+    """Return the array that a group or a path to one holds."""
+    import zarr
+
+    if isinstance(labeled, zarr.Group):
+        return labeled[component]
+    if isinstance(labeled, str) and (as_path(labeled) / component).exists():
+        return open_array(as_path(labeled) / component)
+    return labeled

@@ -1,0 +1,230 @@
+"""OME-Zarr labels: the merged labels of an image as others read them.
+
+``<container>/labels/<name>`` is a multiscale label image (OME-NGFF 0.5 on Zarr v3, 0.4 on v2):
+
+1. `LabelImage.begin` makes or takes up ``<name>.partial``, its working name.
+2. Level 0 is written there tile by tile (`patchworks_core.apply`).
+3. `LabelImage.publish` writes the pyramid and the metadata, then gives the folder its own name and
+   lists it in ``labels``. A killed run leaves the working name, and the next one continues it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import zarr
+from upath import UPath
+
+from patchworks_core.apply import create_apply_records, create_label_array
+from patchworks_core.grid import SPATIAL_AXES
+from patchworks_core.plan import Plan
+from patchworks_core.pyramid import level_steps, write_pyramid
+from patchworks_core.regions import Region
+from patchworks_core.storage import ZarrFormat, move, open_array, remove, write_text, zarr_store
+
+OmeVersion = Literal["0.4", "0.5"]
+
+_ZARR_FORMAT: dict[OmeVersion, ZarrFormat] = {"0.4": 2, "0.5": 3}
+
+
+@dataclass(frozen=True, slots=True)
+class LabelImage:
+    """One label image in an OME-Zarr container."""
+
+    container: UPath
+    """The ``.ome.zarr`` folder."""
+
+    name: str
+    """Of the label image."""
+
+    plan: Plan
+    """Of the labels: axes, shape and calibration are taken from it."""
+
+    version: OmeVersion = "0.5"
+    """Of OME-NGFF."""
+
+    @property
+    def path(self) -> UPath:
+        """The published label image."""
+        return self.container / "labels" / self.name
+
+    @property
+    def working(self) -> UPath:
+        """The label image while it is being written."""
+        return self.container / "labels" / f"{self.name}.partial"
+
+    @property
+    def zarr_format(self) -> ZarrFormat:
+        """Zarr format that the OME-NGFF version asks for."""
+        return _ZARR_FORMAT[self.version]
+
+    def begin(self, dtype: np.dtype[Any]) -> bool:
+        """Make the working folder, or take up what is there.
+
+        Parameters
+        ----------
+        dtype : dtype
+            Of the merged labels.
+
+        Returns
+        -------
+        bool
+            True where published labels were taken up, so that the pyramid is sound outside the
+            blocks that will be rewritten.
+        """
+        if self._fits(self.path, dtype):
+            remove(self.working)
+            self._list(add=False)
+            move(self.path, self.working)
+            return True
+        if not self._fits(self.working, dtype):
+            remove(self.working)
+            self._open_group(self.working)
+            create_label_array(
+                self.working / "0", self.plan.grid, dtype, zarr_format=self.zarr_format
+            )
+            create_apply_records(
+                self.working / "applied", self.plan.grid, zarr_format=self.zarr_format
+            )
+        return False
+
+    def _fits(self, path: UPath, dtype: np.dtype[Any]) -> bool:
+        """Tell whether the labels at `path` were made by the same plan, in the same type."""
+        record = path / "provenance.json"
+        if not (record.exists() and (path / "applied").exists()):
+            return False
+        labels = open_array(path / "0")
+        return (
+            json.loads(record.read_text()).get("grid") == _jsonable(self.plan.grid.to_dict())
+            and labels.dtype == dtype
+            and labels.metadata.zarr_format == self.zarr_format
+        )
+
+    def record(self, provenance: Mapping[str, Any]) -> None:
+        """Write the provenance record beside the labels."""
+        content = {"grid": self.plan.grid.to_dict(), **provenance}
+        write_text(self.working / "provenance.json", json.dumps(content, indent=2) + "\n")
+
+    def publish(
+        self, changed: Iterable[Region] | None, *, executor: Executor, window: int
+    ) -> int:
+        """Write the pyramid and the metadata, then give the labels their own name.
+
+        Parameters
+        ----------
+        changed : iterable of Region or None
+            Regions of level 0 that were rewritten; None where all were.
+        executor, window
+            As in `patchworks_core.engine.map_tiles`.
+
+        Returns
+        -------
+        int
+            Chunks of the pyramid that were written.
+        """
+        grid, image = self.plan.grid, self.plan.image
+        steps = level_steps(grid.axes, grid.shape, image.pixel_size)
+        n_written = write_pyramid(
+            self.working,
+            steps,
+            changed=changed,
+            axes=grid.axes,
+            zarr_format=self.zarr_format,
+            executor=executor,
+            window=window,
+        )
+        attributes = label_attributes(
+            grid.axes,
+            steps,
+            pixel_size=image.pixel_size,
+            unit=image.unit,
+            translation=image.translation,
+            name=self.name,
+            version=self.version,
+        )
+        self._open_group(self.working).attrs.update(attributes)
+        remove(self.path)
+        move(self.working, self.path)
+        self._list(add=True)
+        return n_written
+
+    def _open_group(self, path: UPath) -> zarr.Group:
+        return zarr.open_group(zarr_store(path), mode="a", zarr_format=self.zarr_format)
+
+    def _list(self, *, add: bool) -> None:
+        """Add the name to the ``labels`` of the container, or take it off."""
+        self._open_group(self.container)
+        labels = self._open_group(self.container / "labels")
+        listed = dict(labels.attrs)
+        ome: dict[str, Any] = dict(listed.get("ome", {})) if self.version == "0.5" else listed
+        names = [name for name in ome.get("labels", []) if name != self.name]
+        ome["labels"] = sorted([*names, self.name]) if add else names
+        labels.attrs.update({"ome": {**ome, "version": "0.5"}} if self.version == "0.5" else ome)
+
+
+def label_attributes(
+    axes: str,
+    steps: Sequence[Sequence[int]],
+    *,
+    pixel_size: Mapping[str, float],
+    unit: Mapping[str, str],
+    translation: Mapping[str, float],
+    name: str,
+    version: OmeVersion,
+) -> dict[str, Any]:
+    """Return the attributes of a label group, checked against the OME-NGFF models.
+
+    Every level has the translation of the image: levels take every second pixel, so their first
+    pixel is the image's.
+    """
+    scale = np.array([pixel_size.get(axis, 1.0) for axis in axes])
+    datasets = []
+    for level in range(len(steps) + 1):
+        transformations: list[dict[str, Any]] = [{"type": "scale", "scale": scale.tolist()}]
+        if any(translation.get(axis) for axis in axes):
+            moved = [float(translation.get(axis, 0.0)) for axis in axes]
+            transformations.append({"type": "translation", "translation": moved})
+        datasets.append({"path": str(level), "coordinateTransformations": transformations})
+        if level < len(steps):
+            scale = scale * np.array(steps[level])
+    multiscale = {
+        "name": name,
+        "axes": [_axis(axis, unit) for axis in axes],
+        "datasets": datasets,
+        "type": "every second pixel",
+    }
+    label = {"version": version}
+    if version == "0.5":
+        ome = {"version": version, "multiscales": [multiscale], "image-label": label}
+        _check_05(ome)
+        return {"ome": ome}
+    attributes = {"multiscales": [{**multiscale, "version": version}], "image-label": label}
+    _check_04(attributes)
+    return attributes
+
+
+def _axis(axis: str, unit: Mapping[str, str]) -> dict[str, str]:
+    kind = "space" if axis in SPATIAL_AXES else {"t": "time", "c": "channel"}[axis]
+    return {"name": axis, "type": kind, **({"unit": unit[axis]} if axis in unit else {})}
+
+
+def _check_05(ome: dict[str, Any]) -> None:
+    from ome_zarr_models.v05.image_label import ImageLabelAttrs
+
+    ImageLabelAttrs.model_validate(ome)
+
+
+def _check_04(attributes: dict[str, Any]) -> None:
+    from ome_zarr_models.v04.image_label import ImageLabelAttrs
+
+    ImageLabelAttrs.model_validate(attributes)
+
+
+def _jsonable(value: Any) -> Any:
+    """Return `value` as it would be read back from JSON."""
+    return json.loads(json.dumps(value))

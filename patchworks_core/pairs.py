@@ -1,0 +1,297 @@
+"""The edge table: every two staged labels that may be one object, with the evidence.
+
+For each face, edge and corner that two tiles share:
+
+1. `compare_face` lays the two tiles' strips over each other. Where both saw the same pixels it
+   counts the pixels two labels have in common and the area of each (`_overlap`); where a halo is 0
+   the two abutting planes stand in for the pixels they would have shared.
+2. It counts the pixel pairs in contact across the cores (`_contact`), and the smallest connectivity
+   at which the two touch.
+
+Nothing is decided here: a rule reads the table (`patchworks_core.rules`), so another rule needs no
+new pass over the pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from patchworks_core.grid import Face, TileGrid
+from patchworks_core.regions import Region
+from patchworks_core.strips import HIGH, LOW, Side, view
+
+StripReader = Callable[[tuple[int, ...], int, Side], np.ndarray[Any, Any]]
+"""Gives the strip of the tile at an index, on an axis and side."""
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeTable:
+    """Boundary pairs, one row per two labels that met across a face; columns of equal length."""
+
+    tile_a: np.ndarray[Any, Any]
+    """Number of the tile that comes first, int64."""
+
+    id_a: np.ndarray[Any, Any]
+    """Local id there, int32; beyond the tile's count where it was seen only in the halo."""
+
+    tile_b: np.ndarray[Any, Any]
+    """Number of the other tile, int64."""
+
+    id_b: np.ndarray[Any, Any]
+    """Local id there, int32."""
+
+    intersection: np.ndarray[Any, Any]
+    """Pixels that both tiles saw and gave to these two labels, int64."""
+
+    area_a: np.ndarray[Any, Any]
+    """Pixels of `id_a` in the region both saw, int64."""
+
+    area_b: np.ndarray[Any, Any]
+    """Pixels of `id_b` in the region both saw, int64."""
+
+    contact: np.ndarray[Any, Any]
+    """Pixel pairs of the two in contact across the cores, at the smallest connectivity, int64."""
+
+    connectivity: np.ndarray[Any, Any]
+    """Smallest connectivity at which the two touch, int8; 0 where they do not."""
+
+    axis: np.ndarray[Any, Any]
+    """Axis across which the cores abut, int8."""
+
+    order: np.ndarray[Any, Any]
+    """Axes crossed, int8: 1 for a face, 2 for an edge, 3 for a corner."""
+
+    def __len__(self) -> int:
+        return len(self.tile_a)
+
+    @property
+    def iou(self) -> np.ndarray[Any, Any]:
+        """Intersection over union of each pair in the region both tiles saw, float64."""
+        union = self.area_a + self.area_b - self.intersection
+        return self.intersection / np.maximum(union, 1)
+
+    def select(self, rows: np.ndarray[Any, Any]) -> EdgeTable:
+        """Return the rows that a mask or index names."""
+        return EdgeTable(*(getattr(self, f.name)[rows] for f in fields(self)))
+
+    def to_arrow(self) -> pa.Table:
+        """Return the table as Arrow columns."""
+        return pa.table({f.name: getattr(self, f.name) for f in fields(self)})
+
+    @classmethod
+    def from_arrow(cls, table: pa.Table) -> EdgeTable:
+        """Read what `to_arrow` wrote.
+
+        Raises
+        ------
+        ValueError
+            If a column is missing.
+        """
+        missing = {f.name for f in fields(cls)} - set(table.column_names)
+        if missing:
+            raise ValueError(f"not an edge table: columns {sorted(missing)!r} are missing")
+        return cls(
+            *(
+                table[f.name].to_numpy().astype(_DTYPES.get(f.name, np.int64), copy=False)
+                for f in fields(cls)
+            )
+        )
+
+    @classmethod
+    def concatenate(cls, tables: Iterable[EdgeTable]) -> EdgeTable:
+        """Join tables, in row-major order of the tiles whatever order they come in."""
+        columns = [[getattr(t, f.name) for f in fields(cls)] for t in tables]
+        empty = [[np.zeros(0, dtype=_DTYPES.get(f.name, np.int64)) for f in fields(cls)]]
+        joined = cls(*(np.concatenate(c) for c in zip(*(empty + columns), strict=True)))
+        order = np.lexsort((joined.id_b, joined.id_a, joined.tile_b, joined.tile_a))
+        return joined.select(order)
+
+
+_DTYPES = {
+    "id_a": np.int32,
+    "id_b": np.int32,
+    "connectivity": np.int8,
+    "axis": np.int8,
+    "order": np.int8,
+}
+
+
+def compare_face(grid: TileGrid, face: Face, strips: StripReader) -> EdgeTable:
+    """Compare what two tiles saw around the face, edge or corner they share.
+
+    Parameters
+    ----------
+    grid : TileGrid
+    face : Face
+    strips : callable
+        ``strips(index, axis, side)`` gives the strip of the tile at `index`.
+
+    Returns
+    -------
+    EdgeTable
+        One row per pair of labels with pixels in common or in contact, by id.
+    """
+    axis = face.axis
+    strip_a = strips(face.low.index, axis, HIGH)
+    strip_b = strips(face.high.index, axis, LOW)
+
+    def views(region_a: Region, region_b: Region) -> tuple[np.ndarray, np.ndarray]:
+        a = view(grid, face.low, strip_a, axis, HIGH, region_a)
+        return a, view(grid, face.high, strip_b, axis, LOW, region_b)
+
+    width = int(max(strip_a.max(initial=0), strip_b.max(initial=0))) + 1
+    regions = _regions_seen_by_both(grid, face)
+    overlap = _overlap(*views(*regions), width=width) if regions else _Overlap.nothing()
+    contact = _contact(grid, face, views, width=width)
+    return _rows(face, overlap, contact, width=width)
+
+
+@dataclass(frozen=True, slots=True)
+class _Overlap:
+    """Labels with pixels in common: packed pair, pixels in common, and the area of each."""
+
+    pairs: np.ndarray[Any, Any]
+    intersection: np.ndarray[Any, Any]
+    areas_a: np.ndarray[Any, Any]
+    areas_b: np.ndarray[Any, Any]
+
+    @classmethod
+    def nothing(cls) -> _Overlap:
+        zero = np.zeros(0, dtype=np.int64)
+        return cls(zero, zero, zero, zero)
+
+
+def _regions_seen_by_both(grid: TileGrid, face: Face) -> tuple[Region, Region] | None:
+    """Return the region each tile compares, or None where the two saw nothing in common.
+
+    It is the same region for both, except where the halo is 0 and two abutting planes stand in.
+    """
+    low, high = [], []
+    for axis, step in enumerate(face.step):
+        halo, size = grid.halo[axis], grid.shape[axis]
+        a, b = face.low.core, face.high.core
+        if step == 0:
+            bounds = (max(0, a.start[axis] - halo), min(size, a.stop[axis] + halo))
+            low.append(bounds)
+            high.append(bounds)
+            continue
+        border = a.stop[axis] if step > 0 else a.start[axis]
+        if halo:
+            bounds = (max(0, border - halo), min(size, border + halo))
+            low.append(bounds)
+            high.append(bounds)
+        elif face.is_plane:
+            low.append((a.stop[axis] - 1, a.stop[axis]))
+            high.append((b.start[axis], b.start[axis] + 1))
+        else:
+            return None
+    return _region(low), _region(high)
+
+
+def _region(bounds: list[tuple[int, int]]) -> Region:
+    return Region(tuple(a for a, _ in bounds), tuple(b for _, b in bounds))
+
+
+def _overlap(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], *, width: int) -> _Overlap:
+    """Count the pixels that each two labels have in common, and the pixels of each label."""
+    both = (a != 0) & (b != 0)
+    pairs, intersection = np.unique(_pack(a[both], b[both], width), return_counts=True)
+    return _Overlap(
+        pairs,
+        intersection,
+        np.bincount(a.ravel(), minlength=width),
+        np.bincount(b.ravel(), minlength=width),
+    )
+
+
+def _pack(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], width: int) -> np.ndarray[Any, Any]:
+    """Pack two local ids below `width` into one int64 key."""
+    return a.astype(np.int64) * width + b
+
+
+def _contact(
+    grid: TileGrid,
+    face: Face,
+    views: Callable[[Region, Region], tuple[np.ndarray, np.ndarray]],
+    *,
+    width: int,
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Find the pairs of labels in contact, with the smallest connectivity and its pixel pairs."""
+    keys, orders = [], []
+    for region_a, region_b, order in _abutting_regions(grid, face):
+        a, b = views(region_a, region_b)
+        touching = (a != 0) & (b != 0)
+        found = _pack(a[touching], b[touching], width)
+        keys.append(found)
+        orders.append(np.full(len(found), order, dtype=np.int8))
+    key = np.concatenate(keys)
+    # Pack the order below the pair, so that one sort gives the counts per pair and order and
+    # the smallest order of a pair comes first.
+    key_and_order, counts = np.unique(key * 8 + np.concatenate(orders), return_counts=True)
+    pairs, first = np.unique(key_and_order // 8, return_index=True)
+    return {
+        "pairs": pairs,
+        "connectivity": (key_and_order[first] % 8).astype(np.int8),
+        "contact": counts[first],
+    }
+
+
+def _abutting_regions(grid: TileGrid, face: Face) -> Iterator[tuple[Region, Region, int]]:
+    """Yield the pixels of each core that are in contact, for every direction of contact.
+
+    The direction is fixed on the axes that are crossed, and -1, 0 or 1 on the other spatial axes,
+    clipped to the cores: beyond them lies another tile, which has a face of its own.
+    """
+    choices = [
+        (step,) if step or axis not in grid.spatial else (-1, 0, 1)
+        for axis, step in enumerate(face.step)
+    ]
+    for shift in product(*choices):
+        low, high = [], []
+        for axis, (step, move) in enumerate(zip(face.step, shift, strict=True)):
+            start, stop = face.low.core.start[axis], face.low.core.stop[axis]
+            if step:
+                pixel = stop - 1 if step > 0 else start
+                low.append((pixel, pixel + 1))
+            else:
+                low.append((max(start, start - move), min(stop, stop - move)))
+            high.append((low[-1][0] + move, low[-1][1] + move))
+        if all(a < b for a, b in low):
+            yield _region(low), _region(high), sum(map(abs, shift))
+
+
+def _rows(
+    face: Face, overlap: _Overlap, contact: dict[str, np.ndarray[Any, Any]], *, width: int
+) -> EdgeTable:
+    """Join what overlaps and what touches into one row per pair."""
+    pairs = np.union1d(overlap.pairs, contact["pairs"]).astype(np.int64)
+    a, b = pairs // width, pairs % width
+    n = len(pairs)
+
+    def column(keys: np.ndarray, values: np.ndarray, dtype: type) -> np.ndarray[Any, Any]:
+        filled = np.zeros(n, dtype=dtype)
+        filled[np.searchsorted(pairs, keys)] = values
+        return filled
+
+    def areas(values: np.ndarray, ids: np.ndarray) -> np.ndarray[Any, Any]:
+        return values[ids].astype(np.int64) if len(values) else np.zeros(n, dtype=np.int64)
+
+    return EdgeTable(
+        tile_a=np.full(n, face.low.number, dtype=np.int64),
+        id_a=a.astype(np.int32),
+        tile_b=np.full(n, face.high.number, dtype=np.int64),
+        id_b=b.astype(np.int32),
+        intersection=column(overlap.pairs, overlap.intersection, np.int64),
+        area_a=areas(overlap.areas_a, a),
+        area_b=areas(overlap.areas_b, b),
+        contact=column(contact["pairs"], contact["contact"], np.int64),
+        connectivity=column(contact["pairs"], contact["connectivity"], np.int8),
+        axis=np.full(n, face.axis, dtype=np.int8),
+        order=np.full(n, sum(map(abs, face.step)), dtype=np.int8),
+    )

@@ -1,0 +1,358 @@
+"""The façade: segment an image tile by tile and get one label image back."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from upath import UPath
+
+from patchworks_core.apply import apply_lut, create_apply_records, create_label_array
+from patchworks_core.engine import WINDOW_PER_WORKER, WorkerKind, Workers, results
+from patchworks_core.errors import PlanError, TilesFailedError
+from patchworks_core.image import Image, open_image
+from patchworks_core.lut import LookupTable
+from patchworks_core.ngff import LabelImage, OmeVersion
+from patchworks_core.plan import Plan, make_plan
+from patchworks_core.rules import MergeOptions
+from patchworks_core.segmentation import LabelFunction, MergeRule, Segmentation, segmentation_of
+from patchworks_core.stage import Stage
+from patchworks_core.statistics import ImageStatistics, measure_statistics
+from patchworks_core.steps import look_up, pair_tiles, stage_blocks, write_labels
+from patchworks_core.storage import Location, as_path, move, open_array, remove
+
+Progress = Callable[[str, int, int], None]
+"""Called with the name of a step, how much of it is done, and how much there is."""
+
+
+def tile_process(
+    image: Any,
+    fn: str | LabelFunction | Segmentation,
+    *,
+    tile_shape: Sequence[int] | int | None = None,
+    overlap: Sequence[int] | int = 0,
+    channel: int | str | None = 0,
+    level: int = 0,
+    axes: str | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    merge: MergeRule = "auto",
+    connectivity: int | None = None,
+    min_iou: float = 0.3,
+    min_size: int = 0,
+    sequential_labels: bool = True,
+    max_workers: int = 1,
+    workers: WorkerKind = "threads",
+    write_to: Location | None = None,
+    output_component: str = "labels",
+    compute: bool = False,
+    progress: Progress | None = None,
+    resume: bool = False,
+) -> Any:
+    """Segment an image tile by tile; an object has one id however many tiles it crosses.
+
+    Parameters
+    ----------
+    image : array, path or URL
+        NumPy, dask or Zarr array, or anything `open_image` opens; axes ``tczyx`` or some of them.
+    fn : callable or str
+        ``fn(tile) -> labels``: the pixels of one tile (spatial axes only) to whole numbers >= 0 of
+        the same shape. Or the name of a built-in function, or ``module:function``.
+    tile_shape : int or tuple of int, optional
+        Pixels of a tile without halo; as in `plan_grid`. None is the image's own chunks.
+    overlap : int or tuple of int
+        Halo on *each side* of a tile, pixels.
+    channel : int, str or None
+        Channel to segment, by position or name; None segments each channel.
+    level : int
+        Resolution level of a multiscale image, 0 is full.
+    axes : str, optional
+        Axes of the image in its own order, where its metadata does not say.
+    parameters : mapping, optional
+        Keyword arguments of `fn`.
+    merge : {"auto", "overlap", "touching", "none"}
+        Which labels on two sides of a seam are one object. ``touching`` joins whatever touches and
+        is exact for functions that label connected components; ``overlap`` joins two labels that
+        the two tiles gave to the same pixels. ``auto`` is what `fn` declares, else ``overlap``
+        where there is a halo and ``touching`` where there is none.
+    connectivity : int, optional
+        For ``touching``: 1 joins across faces of pixels, 2 also across edges, 3 across corners.
+        None is the function's own where it says, else 1.
+    min_iou : float
+        For ``overlap``: least intersection over union.
+    min_size : int
+        Merged objects of fewer pixels become background.
+    sequential_labels : bool
+        True numbers the objects 1..N; False leaves gaps but keeps ids when other objects change.
+    max_workers : int
+        Tiles at once.
+    workers : {"threads", "processes"}
+        ``processes`` for functions that hold the GIL.
+    write_to : path or URL, optional
+        Zarr group to write the labels into. The stage is kept beside it while the work is not
+        complete.
+    output_component : str
+        Name of the label array in `write_to`.
+    compute : bool
+        Return a NumPy array even when it was written.
+    progress : callable, optional
+        ``progress(step, done, total)``.
+    resume : bool
+        Take up the tiles that an interrupted call with the same image, grid and function left.
+
+    Returns
+    -------
+    dask.array.Array or numpy.ndarray
+        Labels of the image's axes less the channel, int32 (int64 beyond 2**31 - 1 objects): lazy
+        over `write_to`, or in memory when nothing was written or `compute` asks for it.
+
+    Raises
+    ------
+    ImageError, PlanError, SegmentationError
+        If the input cannot be used as asked.
+    TilesFailedError
+        If tiles failed; all others are staged.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scipy import ndimage
+    >>> mask = np.zeros((8, 8), dtype=bool)
+    >>> mask[2:4, 1:7] = mask[6, 6] = True
+    >>> labels = tile_process(mask, lambda tile: ndimage.label(tile)[0], tile_shape=4)
+    >>> int(labels.max()), len(set(labels[2:4, 1:7].ravel()))
+    (2, 1)
+    """
+    job = _Job(
+        opened := open_image(image, channel=channel, level=level, axes=axes),
+        segmentation_of(fn, parameters),
+        MergeOptions(merge, connectivity, min_iou, min_size, sequential_labels),
+        Workers(max_workers, workers),
+        progress or (lambda step, done, total: None),
+    )
+    plan = job.plan(_tile_shape(tile_shape, opened), overlap)
+    if write_to is None:
+        with tempfile.TemporaryDirectory(prefix="patchworks-") as folder:
+            job.write_array(plan, UPath(folder), "labels", resume=False)
+            return np.asarray(open_array(UPath(folder) / "labels")[...])
+    job.write_array(plan, as_path(write_to), output_component, resume=resume)
+    labels = open_array(as_path(write_to) / output_component)
+    if compute:
+        return np.asarray(labels[...])
+    import dask.array as da
+
+    return da.from_zarr(labels)
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentedImage:
+    """What `segment_to_ome_zarr` wrote."""
+
+    path: UPath
+    """The label image, ``<container>/labels/<name>``."""
+
+    n_objects: int
+    plan: Plan
+
+
+def segment_to_ome_zarr(
+    image: Image,
+    segmentation: Segmentation,
+    container: Location,
+    *,
+    name: str = "labels",
+    tile_shape: Sequence[int] | int,
+    overlap: Sequence[int] | int = 0,
+    options: MergeOptions | None = None,
+    workers: Workers | None = None,
+    version: OmeVersion = "0.5",
+    progress: Progress | None = None,
+    resume: bool = False,
+) -> SegmentedImage:
+    """Segment an image tile by tile into an OME-Zarr label image with pyramid and calibration.
+
+    Parameters
+    ----------
+    image : Image
+    segmentation : Segmentation
+    container : path or URL
+        OME-Zarr to write ``labels/<name>`` into; made if it is not there.
+    name : str
+        Of the label image.
+    tile_shape, overlap, progress, resume
+        As in `tile_process`.
+    options : MergeOptions, optional
+    workers : Workers, optional
+    version : {"0.5", "0.4"}
+        Of OME-NGFF.
+
+    Returns
+    -------
+    SegmentedImage
+
+    Raises
+    ------
+    PlanError
+        If the image has fewer than two spatial axes, which OME-Zarr cannot hold.
+    TilesFailedError
+        If tiles failed; all others are staged.
+    """
+    job = _Job(
+        image,
+        segmentation,
+        options or MergeOptions(),
+        workers or Workers(),
+        progress or (lambda step, done, total: None),
+    )
+    plan = job.plan(tile_shape, overlap)
+    if len(plan.grid.spatial) < 2:
+        raise PlanError(f"OME-Zarr needs two or three spatial axes, got {plan.grid.axes!r}")
+    target = LabelImage(as_path(container), name, plan, version)
+    lut = job.write_ome(plan, target, resume=resume)
+    return SegmentedImage(target.path, lut.n_objects, plan)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """The steps of one image, with what they need in hand."""
+
+    image: Image
+    segmentation: Segmentation
+    options: MergeOptions
+    workers: Workers
+    progress: Progress
+
+    def plan(self, tile_shape: Sequence[int] | int, overlap: Sequence[int] | int) -> Plan:
+        return make_plan(self.image, self.segmentation, tile_shape=tile_shape, overlap=overlap)
+
+    def resolved(self, plan: Plan) -> MergeOptions:
+        return self.options.resolve(
+            plan.grid,
+            declared=self.segmentation.merge,
+            connectivity=self.segmentation.connectivity,
+        )
+
+    def write_array(self, plan: Plan, group: UPath, component: str, *, resume: bool) -> None:
+        """Write the labels as one array of a Zarr group."""
+        work = group / f"{component}.work"
+        with self._executor() as (executor, window):
+            stage, lut = self._merge(plan, work, executor, window, resume=resume)
+            labels, records = work / "merged", work / "applied"
+            create_label_array(labels, plan.grid, lut.dtype)
+            create_apply_records(records, plan.grid)
+            outcomes = apply_lut(
+                stage, lut, labels=labels, records=records, executor=executor, window=window
+            )
+            n_blocks = plan.grid.n_blocks
+            for n, _ in enumerate(results(outcomes, doing="writing merged labels"), start=1):
+                self.progress("apply", n, n_blocks)
+        _group_at(group)
+        remove(group / component)
+        move(labels, group / component)
+        remove(work)
+
+    def write_ome(self, plan: Plan, target: LabelImage, *, resume: bool) -> LookupTable:
+        """Write the labels as an OME-Zarr label image."""
+        work = target.container / "labels" / f"{target.name}.work"
+        with self._executor() as (executor, window):
+            stage, lut = self._merge(plan, work, executor, window, resume=resume)
+            done: list[str] = []
+
+            def count(key: str) -> None:
+                done.append(key)
+                self.progress("apply", len(done), plan.grid.n_blocks)
+
+            write_labels(
+                stage,
+                lut,
+                target,
+                provenance=provenance_of(plan, self.resolved(plan), lut),
+                executor=executor,
+                window=window,
+                on_block=count,
+            )
+        remove(work)
+        return lut
+
+    def _merge(
+        self, plan: Plan, work: UPath, executor: Executor, window: int, *, resume: bool
+    ) -> tuple[Stage, LookupTable]:
+        """Stage what is missing, pair, and look up."""
+        staged = work / "stage.zarr"
+        found = resume and (staged / "plan.json").exists()
+        stage = Stage.open(staged, plan) if found else Stage.create(staged, plan)
+        missing = [plan.grid.block_of_key(key) for key in stage.missing_blocks()]
+        function = self.segmentation.bind(self._statistics(plan))
+        failures = {}
+        outcomes = stage_blocks(
+            self.image, stage, function, missing, executor=executor, window=window
+        )
+        for n, outcome in enumerate(outcomes, start=1):
+            if outcome.failure is not None:
+                failures[outcome.item.key] = outcome.failure
+            self.progress("stage", n, len(missing))
+        if failures:
+            key, first = min(failures.items())
+            raise TilesFailedError(
+                f"{len(failures)} of {plan.grid.n_blocks} tiles failed, the first is {key!r}: "
+                f"{first}\n{first.traceback}\nthe others are staged at {work}; mend the function "
+                "and call again, with resume=True if it is unchanged",
+                {key: str(failure) for key, failure in failures.items()},
+            )
+        edges = pair_tiles(stage, executor=executor, window=window)
+        self.progress("pair", 1, 1)
+        return stage, look_up(stage, edges, self.resolved(plan))
+
+    def _statistics(self, plan: Plan) -> ImageStatistics | None:
+        if not self.segmentation.wants_statistics or "statistics" in self.segmentation.parameters:
+            return None
+        regions = [block.core for block in plan.grid.blocks()]
+        return measure_statistics(self.image.read, regions, dtype=self.image.dtype)
+
+    @contextmanager
+    def _executor(self) -> Iterator[tuple[Executor, int]]:
+        with self.workers.open() as executor:
+            yield executor, WINDOW_PER_WORKER * self.workers.count
+
+
+def provenance_of(plan: Plan, options: MergeOptions, lut: LookupTable) -> dict[str, Any]:
+    """Return how labels were made, JSON-ready."""
+    return {
+        "plan": plan.fingerprint,
+        "image": {"url": plan.image.url, "fingerprint": plan.image.fingerprint},
+        "segmentation": plan.segmentation,
+        "merge": options.to_dict(),
+        "n_objects": lut.n_objects,
+        "versions": plan.versions,
+    }
+
+
+def _group_at(path: UPath) -> None:
+    import zarr
+
+    from patchworks_core.storage import zarr_store
+
+    zarr.open_group(zarr_store(path), mode="a")
+
+
+def _tile_shape(tile_shape: Sequence[int] | int | None, image: Image) -> Sequence[int] | int:
+    """Return the tile asked for, or the image's chunks where they make sense as tiles."""
+    if tile_shape is not None:
+        return tile_shape
+    chunks = image.chunks
+    if chunks is None:
+        raise PlanError(
+            f"the image of shape {image.shape} has no chunks to take as tiles; "
+            "give tile_shape, for example 1024, or -1 for one tile"
+        )
+    spatial = [n for n, axis in zip(chunks, image.axes, strict=True) if axis in "yx"]
+    if any(n < 32 for n in spatial):
+        raise PlanError(
+            f"the image's chunks {chunks} are too small to be tiles; give tile_shape, a few "
+            "hundred pixels per axis or more"
+        )
+    return tuple(n if axis in "zyx" else 1 for n, axis in zip(chunks, image.axes, strict=True))

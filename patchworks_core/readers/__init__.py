@@ -1,0 +1,1 @@
+"""Readers: one module per family of formats, each giving an `Opened` image and nothing decoded."""

@@ -1,0 +1,105 @@
+"""Where an image lies: local paths and URLs as one string, and what identifies a stored file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from fsspec import AbstractFileSystem
+from upath import UPath
+
+from patchworks_core.errors import ImageError
+
+_IDENTIFYING = ("ETag", "etag", "size", "mtime", "LastModified", "last_modified", "created")
+
+
+def locate(source: str | os.PathLike[str] | UPath) -> str:
+    """Return the absolute path, or the URL, of a source.
+
+    Absolute, so that another process with another working directory finds the same image.
+    """
+    if isinstance(source, UPath) and source.protocol not in ("", "file", "local"):
+        if source.storage_options:
+            raise ImageError(
+                "an image is known by its URL alone, got storage options "
+                f"{sorted(source.storage_options)!r} with {str(source)!r}; put them in the fsspec "
+                "configuration, such as FSSPEC_S3_ANON=true in the environment"
+            )
+        return str(source)
+    path = str(source) if isinstance(source, UPath) else os.fspath(source)
+    if is_remote(path):
+        return path.rstrip("/")
+    return os.path.abspath(path.removeprefix("file://"))
+
+
+def is_remote(url: str) -> bool:
+    """Tell a URL from a local path."""
+    return "://" in url and not url.startswith("file://")
+
+
+def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
+    """Return the filesystem of a URL and the path in it.
+
+    Raises
+    ------
+    ImageError
+        If nothing installed reads this kind of URL.
+    """
+    try:
+        path = UPath(url)
+        return path.fs, path.path
+    except (ImportError, ValueError) as error:
+        raise ImageError(f"no reader for the URL {url!r}: {error}") from error
+
+
+def file_stamp(url: str) -> Iterator[bytes]:
+    """Yield what identifies one stored file: its place, size, and time of change or ETag."""
+    yield url.encode()
+    if not is_remote(url):
+        yield from _local_file(url)
+        return
+    fs, path = filesystem(url)
+    yield from info_stamp(fs.info(path))
+
+
+def folder_stamp(folder: str) -> Iterator[bytes]:
+    """Yield what identifies every file below a local folder, in sorted order."""
+    yield folder.encode()
+    for parent, folders, files in os.walk(folder):
+        folders.sort()
+        for name in sorted(files):
+            path = os.path.join(parent, name)
+            yield os.path.relpath(path, folder).encode()
+            yield from _local_file(path)
+
+
+def remote_folder_stamp(
+    fs: AbstractFileSystem, folder: str, names: Iterable[str]
+) -> Iterator[bytes]:
+    """Yield what identifies every object below a remote folder, in sorted order.
+
+    A web server lists nothing: there only the files called `names` are looked at.
+    """
+    yield f"{fs.protocol}:{folder}".encode()
+    protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
+    if {"http", "https"} & set(protocols):
+        paths = [f"{folder}/{name}" for name in names]
+        found = {path: fs.info(path) for path in paths if fs.exists(path)}
+    else:
+        found = fs.find(folder, detail=True)
+    for path in sorted(found):
+        yield path.encode()
+        yield from info_stamp(found[path])
+
+
+def info_stamp(info: dict[str, Any]) -> Iterator[bytes]:
+    """Yield the parts of an fsspec `info` that change when the object does."""
+    for key in _IDENTIFYING:
+        if key in info:
+            yield f"{key}={info[key]}".encode()
+
+
+def _local_file(path: str) -> Iterator[bytes]:
+    status = os.stat(path)
+    yield f"{status.st_size},{status.st_mtime_ns}".encode()

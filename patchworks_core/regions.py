@@ -1,0 +1,74 @@
+"""Half-open boxes of pixels: the one way a place in an image is written down."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A half-open box: pixel ``i`` is inside where ``start <= i < stop`` on every axis.
+
+    Examples
+    --------
+    >>> core = Region((0, 4), (4, 8))
+    >>> core.shape
+    (4, 4)
+    >>> core.grow((1, 1), within=(8, 8))
+    Region(start=(0, 3), stop=(5, 8))
+    """
+
+    start: tuple[int, ...]
+    """First pixel inside, per axis."""
+
+    stop: tuple[int, ...]
+    """First pixel beyond, per axis."""
+
+    def __post_init__(self) -> None:
+        if len(self.start) != len(self.stop):
+            raise ValueError(f"a region needs one start and one stop per axis, got {self}")
+        if any(a < 0 or b < a for a, b in zip(self.start, self.stop, strict=True)):
+            raise ValueError(f"a region needs 0 <= start <= stop on every axis, got {self}")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Pixels per axis."""
+        return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
+
+    @property
+    def size(self) -> int:
+        """Pixels in all."""
+        return prod(self.shape)
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """The region as an index into the image."""
+        return tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
+
+    def grow(self, halo: Sequence[int], *, within: Sequence[int]) -> Region:
+        """Add `halo` pixels on each side, clipped to an image of shape `within`."""
+        return Region(
+            tuple(max(0, a - h) for a, h in zip(self.start, halo, strict=True)),
+            tuple(min(n, b + h) for b, h, n in zip(self.stop, halo, within, strict=True)),
+        )
+
+    def relative_to(self, origin: Sequence[int]) -> Region:
+        """Return the same box counted from `origin` instead of from the image's first pixel."""
+        return Region(
+            tuple(a - o for a, o in zip(self.start, origin, strict=True)),
+            tuple(b - o for b, o in zip(self.stop, origin, strict=True)),
+        )
+
+    def take(self, axes: Sequence[int]) -> Region:
+        """Keep only `axes`, in that order."""
+        return Region(tuple(self.start[i] for i in axes), tuple(self.stop[i] for i in axes))
+
+
+def bounding_region(regions: Sequence[Region]) -> Region:
+    """Return the smallest region that holds all of `regions`."""
+    return Region(
+        tuple(min(values) for values in zip(*(r.start for r in regions), strict=True)),
+        tuple(max(values) for values in zip(*(r.stop for r in regions), strict=True)),
+    )

@@ -1,0 +1,249 @@
+"""What runs on each tile: a function by name, its parameters, and what it declares of itself.
+
+A segmentation function takes the pixels of one tile and returns one label per pixel. It may ask,
+by parameter name, for what the pipeline knows about the whole image: ``statistics`` is the exact
+`ImageStatistics` of the image, so that thresholds are the same in every tile.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from patchworks_core.errors import SegmentationError
+
+MergeRule = Literal["auto", "touching", "overlap", "none"]
+
+LabelFunction = Callable[..., "np.ndarray[Any, Any]"]
+
+BUILT_IN = {
+    "threshold": "patchworks_core.plugins.threshold:threshold",
+    "watershed": "patchworks_core.plugins.watershed:watershed",
+}
+"""Names of the functions that need no further package."""
+
+ENTRY_POINT_GROUP = "patchworks.segmentations"
+"""Entry-point group through which other packages add names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """What a segmentation function says of itself."""
+
+    merge: MergeRule = "auto"
+    """The rule that is right for its labels; ``touching`` if it labels connected components."""
+
+    version: str = ""
+    """Raised by its author whenever the same pixels would get other labels."""
+
+
+def declare(
+    *, merge: MergeRule = "auto", version: str = ""
+) -> Callable[[LabelFunction], LabelFunction]:
+    """Declare the merge rule and version of a segmentation function.
+
+    Examples
+    --------
+    >>> @declare(merge="touching", version="1")
+    ... def bright(tile):
+    ...     return (tile > 0).astype("int32")
+    >>> declaration_of(bright).merge
+    'touching'
+    """
+
+    def mark(function: LabelFunction) -> LabelFunction:
+        function.patchworks = Declaration(merge, version)  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+def declaration_of(function: LabelFunction) -> Declaration:
+    """Return what `function` declares, looking through `functools.partial`."""
+    while isinstance(function, partial):
+        function = function.func
+    return getattr(function, "patchworks", Declaration())
+
+
+@dataclass(frozen=True, slots=True)
+class Segmentation:
+    """A segmentation function with its parameters, ready to be recorded, sent and called."""
+
+    function: LabelFunction
+    """Called with the pixels of one tile, shape (z, y, x) or fewer axes; returns labels."""
+
+    name: str
+    """Import path, ``module:function``, or a description where it cannot be imported."""
+
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of every call."""
+
+    version: str = ""
+    """What the function's version is: declared by it, or the digest of its source."""
+
+    def __post_init__(self) -> None:
+        unknown = set(self.parameters) - set(_parameter_names(self.function))
+        if unknown and not _takes_any_keyword(self.function):
+            raise SegmentationError(
+                f"segmentation function {self.name!r} has no parameter {sorted(unknown)!r}; "
+                f"its parameters are {_parameter_names(self.function)!r}"
+            )
+
+    @property
+    def wants_statistics(self) -> bool:
+        """True if the function asks for the statistics of the whole image."""
+        return "statistics" in _parameter_names(self.function)
+
+    @property
+    def merge(self) -> MergeRule:
+        """The merge rule that the function declares, or ``auto``."""
+        return declaration_of(self.function).merge
+
+    @property
+    def connectivity(self) -> int | None:
+        """The connectivity its labels have, where the function says; None is unknown."""
+        if "connectivity" not in _parameter_names(self.function):
+            return None
+        default = inspect.signature(self.function).parameters["connectivity"].default
+        value = self.parameters.get("connectivity", default)
+        return value if isinstance(value, int) else None
+
+    def bind(self, statistics: object | None) -> LabelFunction:
+        """Return a function of the tile alone, the parameters and what it asks for filled in."""
+        known = {"statistics": statistics} if self.wants_statistics else {}
+        return partial(self.function, **{**known, **self.parameters})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what identifies the function, JSON-ready."""
+        return {
+            "function": self.name,
+            "parameters": dict(self.parameters),
+            "version": self.version,
+        }
+
+
+def segmentation_of(
+    function: str | LabelFunction | Segmentation, parameters: Mapping[str, Any] | None = None
+) -> Segmentation:
+    """Find a segmentation function by name, ``module:function``, or take the callable itself.
+
+    Parameters
+    ----------
+    function : str, callable or Segmentation
+        A built-in name (``threshold``, ``watershed``), a name that an installed package added
+        to the entry-point group ``patchworks.segmentations``, an import path
+        ``module:function``, or a function of one tile.
+    parameters : mapping, optional
+        Keyword arguments of every call.
+
+    Raises
+    ------
+    SegmentationError
+        If there is no such function, or it has no such parameter.
+
+    Examples
+    --------
+    >>> segmentation_of("threshold", {"value": 12}).name
+    'patchworks_core.plugins.threshold:threshold'
+    """
+    if isinstance(function, Segmentation):
+        return function
+    if isinstance(function, str):
+        function = _import(function)
+    if not callable(function):
+        raise SegmentationError(
+            f"a segmentation function must be callable or a name, got {function!r}"
+        )
+    return Segmentation(function, _name_of(function), dict(parameters or {}), _version_of(function))
+
+
+def segmentation_names() -> tuple[str, ...]:
+    """Return the names that can be used without an import path."""
+    return tuple(sorted({*BUILT_IN, *(e.name for e in entry_points(group=ENTRY_POINT_GROUP))}))
+
+
+def _import(name: str) -> LabelFunction:
+    """Import the function that `name` stands for."""
+    registered = {e.name: e.value for e in entry_points(group=ENTRY_POINT_GROUP)}
+    path = BUILT_IN.get(name) or registered.get(name) or name
+    module_name, separator, attribute = path.partition(":")
+    if not separator:
+        raise SegmentationError(
+            f"no segmentation function is called {name!r}; use one of {segmentation_names()!r} "
+            "or an import path 'module:function'"
+        )
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise SegmentationError(
+            f"cannot import segmentation function {path!r}: {error}; the module must be installed, "
+            "or its folder on PYTHONPATH"
+        ) from error
+    return found  # type: ignore[no-any-return]
+
+
+def _name_of(function: LabelFunction) -> str:
+    """Return the import path of `function`; a partial shows what it wraps."""
+    if isinstance(function, partial):
+        return f"partial({_name_of(function.func)})"
+    qualname = getattr(function, "__qualname__", type(function).__qualname__)
+    return f"{getattr(function, '__module__', type(function).__module__)}:{qualname}"
+
+
+def _version_of(function: LabelFunction) -> str:
+    """Return the declared version, else the digest of the source the function comes from."""
+    declared = declaration_of(function).version
+    if declared:
+        return declared
+    module = inspect.getmodule(function)
+    importable = "<" not in _name_of(function) and not isinstance(function, partial)
+    if importable and module is not None and getattr(module, "__file__", None):
+        content = Path(str(module.__file__)).read_bytes()
+        return f"{_distribution_version(module.__name__)}{_digest(content)}"
+    # A closure or partial has no file of its own: its pickle holds the code and what it captured.
+    import cloudpickle
+
+    return _digest(cloudpickle.dumps(function))
+
+
+def _digest(content: bytes) -> str:
+    return "source:" + hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def _distribution_version(module_name: str) -> str:
+    """Return ``package==1.2 `` where the module belongs to an installed distribution."""
+    package = module_name.partition(".")[0]
+    try:
+        return f"{package}=={version(package)} "
+    except PackageNotFoundError:
+        return ""
+
+
+def _parameter_names(function: LabelFunction) -> tuple[str, ...]:
+    """Return the parameters of `function` that can be given by name, beyond the tile itself."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return ()
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return tuple(p.name for p in parameters[1:] if p.kind in named)
+
+
+def _takes_any_keyword(function: LabelFunction) -> bool:
+    """True where unknown keywords cannot be told from known ones."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return True
+    return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)

@@ -1,0 +1,271 @@
+"""The six steps over a whole image, each on any executor; both faces of patchworks call these.
+
+1. plan: `patchworks_core.plan.make_plan`
+2. stage: `stage_blocks`
+3. pair: `pair_tiles`
+4. look up: `look_up`
+5. apply: `write_labels` (with publishing, step 6) or `patchworks_core.apply.apply_lut` alone
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from patchworks_core.apply import apply_lut
+from patchworks_core.engine import Outcome, map_tiles, results
+from patchworks_core.errors import StageError
+from patchworks_core.grid import Tile, TileBlock, TileGrid
+from patchworks_core.image import Image
+from patchworks_core.labels import check_labels, number_labels
+from patchworks_core.lut import LookupTable, build_lut
+from patchworks_core.ngff import LabelImage
+from patchworks_core.objects import ObjectSums, measure_tile, merge_objects
+from patchworks_core.pairs import EdgeTable, compare_face
+from patchworks_core.regions import Region
+from patchworks_core.rules import MergeOptions, joined_pairs
+from patchworks_core.segmentation import LabelFunction
+from patchworks_core.stage import Stage, StagedTile
+from patchworks_core.strips import Side
+
+
+@dataclass(frozen=True, slots=True)
+class StagedBlock:
+    """What came of staging one tile block."""
+
+    key: str
+    n_labels: int
+    n_pixels_read: int
+    seconds_reading: float
+    seconds_segmenting: float
+    seconds_writing: float
+
+
+@dataclass(frozen=True, slots=True)
+class _StageTask:
+    image: Image
+    stage: Stage
+    function: LabelFunction
+
+    def __call__(self, block: TileBlock) -> StagedBlock:
+        start = time.perf_counter()
+        self.stage.forget(block)
+        pixels = self.image.read(block.read)
+        read = time.perf_counter()
+        tiles = [self._segment(block, tile, pixels) for tile in block.tiles]
+        segmented = time.perf_counter()
+        self.stage.write(block, tiles)
+        return StagedBlock(
+            key=block.key,
+            n_labels=sum(tile.labels.n_core for tile in tiles),
+            n_pixels_read=block.read.size,
+            seconds_reading=read - start,
+            seconds_segmenting=segmented - read,
+            seconds_writing=time.perf_counter() - segmented,
+        )
+
+    def _segment(self, block: TileBlock, tile: Tile, pixels: np.ndarray[Any, Any]) -> StagedTile:
+        """Run the function once on what a tile reads; it sees the spatial axes only."""
+        grid = self.stage.grid
+        where = f"image {self.image.url or 'in memory'!r}, tile {tile.index}"
+        seen = pixels[tile.read.relative_to(block.read.start).slices]
+        shape = tuple(seen.shape[axis] for axis in grid.spatial)
+        # A copy, because a function may write into its input and the next tile shares pixels.
+        labels = self.function(seen.reshape(shape).copy())
+        checked = check_labels(labels, shape=shape, where=where).reshape(seen.shape)
+        core = tile.core.relative_to(tile.read.start)
+        numbered = number_labels(checked, core, where=where)
+        objects = measure_tile(
+            numbered.pixels[core.slices],
+            axes=grid.axes,
+            origin=tile.core.start,
+            n_labels=numbered.n_core,
+            pixels=seen[core.slices],
+        )
+        return StagedTile(tile, numbered, objects)
+
+
+def stage_blocks(
+    image: Image,
+    stage: Stage,
+    function: LabelFunction,
+    blocks: Iterable[TileBlock],
+    *,
+    executor: Executor,
+    window: int,
+) -> Iterator[Outcome[TileBlock, StagedBlock]]:
+    """Segment tile blocks and stage what comes out; a block that fails stops no other.
+
+    Parameters
+    ----------
+    image : Image
+        What ``stage.plan`` was made for.
+    stage : Stage
+    function : callable
+        Of one tile, parameters bound (`Segmentation.bind`).
+    blocks : iterable of TileBlock
+    executor, window
+        As in `patchworks_core.engine.map_tiles`.
+
+    Yields
+    ------
+    Outcome
+        One per block, as they complete.
+
+    Raises
+    ------
+    StageError
+        If the image is not the one that was planned.
+    """
+    if image.fingerprint != stage.plan.image.fingerprint:
+        raise StageError(
+            f"image {image.url!r} changed after it was planned (its content had fingerprint "
+            f"{stage.plan.image.fingerprint!r}, now {image.fingerprint!r}); plan it again"
+        )
+    task = _StageTask(image, stage, function)
+    yield from map_tiles(task, blocks, executor=executor, window=window)
+
+
+@dataclass(frozen=True, slots=True)
+class _PairTask:
+    stage: Stage
+
+    def __call__(self, block: TileBlock) -> EdgeTable:
+        grid = self.stage.grid
+        kept: dict[tuple[tuple[int, ...], int, Side], np.ndarray[Any, Any]] = {}
+
+        def strip(index: tuple[int, ...], axis: int, side: Side) -> np.ndarray[Any, Any]:
+            if (index, axis, side) not in kept:
+                kept[index, axis, side] = self.stage.strip(index, axis, side)
+            return kept[index, axis, side]
+
+        return EdgeTable.concatenate(
+            compare_face(grid, face, strip)
+            for tile in block.tiles
+            for face in grid.faces_above(tile)
+        )
+
+
+def pair_tiles(stage: Stage, *, executor: Executor, window: int) -> EdgeTable:
+    """Compare the strips of all tiles that share a face, an edge or a corner.
+
+    Raises
+    ------
+    StageError
+        If a tile is not staged.
+    """
+    stage.complete_counts()
+    outcomes = map_tiles(_PairTask(stage), stage.grid.blocks(), executor=executor, window=window)
+    return EdgeTable.concatenate(results(outcomes, doing="pairing tiles"))
+
+
+def look_up(stage: Stage, edges: EdgeTable, options: MergeOptions) -> LookupTable:
+    """Decide which staged labels are one object, and number the objects.
+
+    Parameters
+    ----------
+    stage : Stage
+        Complete; only its counts are read, and the areas where ``options.min_size`` asks for them.
+    edges : EdgeTable
+        Of that stage.
+    options : MergeOptions
+        Resolved.
+    """
+    counts = stage.complete_counts()
+    areas = None
+    if options.min_size > 1:
+        ordered = _by_tile(stage.grid, ((b, stage.objects(b).area) for b in stage.grid.blocks()), counts)
+        areas = np.concatenate([*ordered, np.zeros(0, dtype=np.int64)])
+    return build_lut(
+        edges.select(joined_pairs(edges, counts, options)),
+        counts,
+        areas=areas,
+        min_size=options.min_size,
+        sequential=options.sequential,
+    )
+
+
+def _by_tile(
+    grid: TileGrid,
+    columns: Iterable[tuple[TileBlock, np.ndarray[Any, Any]]],
+    counts: np.ndarray[Any, Any],
+) -> list[np.ndarray[Any, Any]]:
+    """Cut per-block columns into tiles, in row-major order of the tiles."""
+    pieces: list[np.ndarray[Any, Any]] = [np.zeros(0, dtype=np.int64)] * grid.n_tiles
+    for block, values in columns:
+        numbers = [tile.number for tile in block.tiles]
+        borders = np.cumsum([counts[n] for n in numbers])[:-1]
+        for number, piece in zip(numbers, np.split(values, borders), strict=True):
+            pieces[number] = piece
+    return pieces
+
+
+def measure_objects(stage: Stage, lut: LookupTable) -> ObjectSums:
+    """Add up the object sums of all tiles; the voxels are not read again."""
+    sums, ids = [], []
+    for block in stage.grid.blocks():
+        sums.append(stage.objects(block))
+        ids.append(np.concatenate([lut.of_tile(tile.number)[1:] for tile in block.tiles]))
+    return merge_objects(sums, ids)
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenLabels:
+    """What writing merged labels cost."""
+
+    n_blocks_written: int
+    n_blocks_unchanged: int
+    n_pyramid_chunks: int
+
+
+def write_labels(
+    stage: Stage,
+    lut: LookupTable,
+    target: LabelImage,
+    *,
+    provenance: Mapping[str, Any],
+    executor: Executor,
+    window: int,
+    on_block: Callable[[str], None] = lambda key: None,
+) -> WrittenLabels:
+    """Write merged labels as an OME-Zarr label image, rewriting only what changed.
+
+    Parameters
+    ----------
+    stage : Stage
+        Complete.
+    lut : LookupTable
+        Of that stage.
+    target : LabelImage
+    provenance : mapping
+        JSON-ready; kept beside the labels.
+    executor, window
+        As in `patchworks_core.engine.map_tiles`.
+    on_block : callable
+        Told the key of each block that was written.
+    """
+    was_published = target.begin(lut.dtype)
+    target.record(provenance)
+    outcomes = apply_lut(
+        stage,
+        lut,
+        labels=target.working / "0",
+        records=target.working / "applied",
+        executor=executor,
+        window=window,
+    )
+    changed: list[Region] = []
+    for outcome in outcomes:
+        key = next(results([outcome], doing="writing merged labels"))
+        changed.append(outcome.item.block.core)
+        on_block(key)
+    n_chunks = target.publish(
+        changed if was_published else None, executor=executor, window=window
+    )
+    n_blocks = stage.grid.n_blocks
+    return WrittenLabels(len(changed), n_blocks - len(changed), n_chunks)

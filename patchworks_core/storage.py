@@ -1,0 +1,132 @@
+"""Where things are kept: local paths and fsspec URLs behind one `UPath`, and Zarr opened on it.
+
+Writes that must not look finished by half go through `write_bytes`, which writes under a temporary
+name and then replaces.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import zarr
+from upath import UPath
+from zarr.abc.store import Store
+from zarr.storage import FsspecStore, LocalStore
+
+Location = str | os.PathLike[str] | UPath
+
+ZarrFormat = Literal[2, 3]
+
+
+def as_path(location: Location) -> UPath:
+    """Return a path object for a local path or an fsspec URL.
+
+    Examples
+    --------
+    >>> as_path("memory://bucket/plate").name
+    'plate'
+    """
+    return location if isinstance(location, UPath) else UPath(os.fspath(location))
+
+
+def is_local(path: UPath) -> bool:
+    """True where `path` is on a file system of this machine."""
+    return isinstance(path, Path) or path.protocol in ("", "file", "local")
+
+
+def zarr_store(path: UPath, *, read_only: bool = False) -> Store:
+    """Return the Zarr store at `path`."""
+    if is_local(path):
+        return LocalStore(Path(str(path)).absolute(), read_only=read_only)
+    return FsspecStore.from_url(
+        str(path), storage_options=dict(path.storage_options), read_only=read_only
+    )
+
+
+def open_array(path: UPath, *, mode: Literal["r", "r+"] = "r") -> zarr.Array:
+    """Open the Zarr array at `path`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    """
+    return zarr.open_array(zarr_store(path, read_only=mode == "r"), mode=mode)
+
+
+def create_array(
+    path: UPath,
+    *,
+    shape: Sequence[int],
+    chunks: Sequence[int],
+    dtype: np.dtype[Any] | type,
+    fill_value: int = 0,
+    axes: str | None = None,
+    zarr_format: ZarrFormat = 3,
+) -> zarr.Array:
+    """Create an array at `path`, replacing what is there; one chunk is one file.
+
+    Chunks that hold only the fill value are not stored.
+    """
+    compressor: Any = zarr.codecs.ZstdCodec(level=1)
+    separator: dict[str, Any] = {"name": "default", "separator": "/"}
+    if zarr_format == 2:
+        import numcodecs
+
+        compressor = numcodecs.Zstd(level=1)
+        separator = {"name": "v2", "separator": "/"}
+    return zarr.create_array(
+        zarr_store(path),
+        shape=tuple(shape),
+        chunks=tuple(min(c, max(n, 1)) for c, n in zip(chunks, shape, strict=True)),
+        dtype=dtype,
+        fill_value=fill_value,
+        compressors=compressor,
+        chunk_key_encoding=separator,
+        dimension_names=list(axes) if axes and zarr_format == 3 else None,
+        zarr_format=zarr_format,
+        overwrite=True,
+    )
+
+
+def write_bytes(path: UPath, content: bytes) -> None:
+    """Write a whole file under a temporary name, then give it its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not is_local(path):
+        path.write_bytes(content)  # an object appears whole or not at all
+        return
+    # The process is part of the name: two processes may write the same record at once.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    temporary.write_bytes(content)
+    os.replace(str(temporary), str(path))
+
+
+def write_text(path: UPath, content: str) -> None:
+    """Write a whole text file (UTF-8) under a temporary name, then give it its own."""
+    write_bytes(path, content.encode())
+
+
+def remove(path: UPath) -> None:
+    """Remove a file or a whole folder, if it is there."""
+    if path.is_dir():
+        path.fs.rm(path.path, recursive=True) if not is_local(path) else _remove_tree(path)
+    elif path.exists():
+        path.unlink()
+
+
+def _remove_tree(path: UPath) -> None:
+    import shutil
+
+    shutil.rmtree(str(path))
+
+
+def move(source: UPath, target: UPath) -> None:
+    """Give a folder another name; on object stores this copies and then deletes."""
+    if is_local(source):
+        os.rename(str(source), str(target))
+    else:
+        source.fs.mv(source.path, target.path, recursive=True)
