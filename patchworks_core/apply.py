@@ -29,6 +29,9 @@ from patchworks_core.storage import ZarrFormat, create_array, open_array
 CHUNK_PIXELS = 1 << 18
 """Aim for chunks of at most this many pixels (512 x 512): 1 MB of int32."""
 
+NOT_WRITTEN = np.uint64(0)
+"""Record of a block whose merged labels are not there."""
+
 
 def output_chunks(grid: TileGrid) -> tuple[int, ...]:
     """Return chunks that divide a tile's core, of at most `CHUNK_PIXELS` where it divides so far.
@@ -63,7 +66,7 @@ def create_label_array(
 
 
 def create_apply_records(path: UPath, grid: TileGrid, *, zarr_format: ZarrFormat = 3) -> None:
-    """Create the records of which blocks are written; 0 is not written."""
+    """Create the records of which blocks are written; none is."""
     create_array(
         path,
         shape=grid.blocks_shape,
@@ -78,6 +81,7 @@ class _BlockToApply:
     block: TileBlock
     luts: tuple[np.ndarray[Any, Any], ...]
     record: np.uint64
+    was_written: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +97,12 @@ class _ApplyTask:
         for tile, lut in zip(item.block.tiles, item.luts, strict=True):
             place = tile.core.relative_to(item.block.core.start).slices
             merged[place] = lut.astype(labels.dtype, copy=False)[staged[place]]
+        records = open_array(self.records, mode="r+")
+        if item.was_written:
+            # Killed between the pixels and their record, the old one must not vouch for them.
+            records[item.block.index] = NOT_WRITTEN
         labels[item.block.core.slices] = merged
-        open_array(self.records, mode="r+")[item.block.index] = item.record
+        records[item.block.index] = item.record
         return item.block.key
 
 
@@ -143,15 +151,14 @@ def _outdated(
     for block in stage.grid.blocks():
         luts = tuple(lut.of_tile(tile.number) for tile in block.tiles)
         record = _record(digests[[tile.number for tile in block.tiles]], luts)
-        if records[block.index] != record:
-            yield _BlockToApply(block, luts, record)
+        found = records[block.index]
+        if found != record:
+            yield _BlockToApply(block, luts, record, bool(found != NOT_WRITTEN))
 
 
-def _record(
-    digests: np.ndarray[Any, Any], luts: tuple[np.ndarray[Any, Any], ...]
-) -> np.uint64:
+def _record(digests: np.ndarray[Any, Any], luts: tuple[np.ndarray[Any, Any], ...]) -> np.uint64:
     """Digest what a block's merged labels are made from; never 0."""
-    content = hashlib.blake2b(np.ascontiguousarray(digests), digest_size=8)
+    content = hashlib.blake2b(np.ascontiguousarray(digests).data, digest_size=8)
     for lut in luts:
-        content.update(lut.astype(np.int64))
+        content.update(lut.astype(np.int64).data)
     return np.uint64(int.from_bytes(content.digest(), "little") or 1)

@@ -10,8 +10,15 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    CancelledError,
+    Executor,
+    Future,
+    ThreadPoolExecutor,
+    wait,
+)
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
@@ -118,22 +125,31 @@ def map_tiles(
     running: dict[Future[Outcome[Item, Result]], Item] = {}
     waiting = iter(items)
     exhausted = False
-    while running or not exhausted:
-        while not exhausted and len(running) < window:
-            try:
-                item = next(waiting)
-            except StopIteration:
-                exhausted = True
-                break
-            try:
-                running[executor.submit(_run, task, item)] = item
-            except BrokenExecutor as error:
-                yield Outcome(item, None, _failure(error), 0.0)
-        done, _ = wait(running, return_when=FIRST_COMPLETED)
-        for future in done:
-            item = running.pop(future)
-            error = future.exception()
-            yield future.result() if error is None else Outcome(item, None, _failure(error), 0.0)
+    try:
+        while running or not exhausted:
+            while not exhausted and len(running) < window:
+                try:
+                    item = next(waiting)
+                except StopIteration:
+                    exhausted = True
+                    break
+                try:
+                    running[executor.submit(_run, task, item)] = item
+                except BrokenExecutor as error:
+                    yield Outcome(item, None, _failure(error), 0.0)
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield _outcome(future, running.pop(future))
+    finally:
+        # Whoever stops listening must not leave tasks behind in an executor that lives on.
+        for future in running:
+            future.cancel()
+
+
+def _outcome(future: Future[Outcome[Item, Result]], item: Item) -> Outcome[Item, Result]:
+    """Return what a task that is done came to; its worker may have died before it could say."""
+    error = CancelledError("cancelled") if future.cancelled() else future.exception()
+    return future.result() if error is None else Outcome(item, None, _failure(error), 0.0)
 
 
 def _run(task: Callable[[Item], Result], item: Item) -> Outcome[Item, Result]:
@@ -163,7 +179,5 @@ def results(outcomes: Iterable[Outcome[Any, Result]], *, doing: str) -> Iterator
     """
     for outcome in outcomes:
         if outcome.failure is not None:
-            raise RuntimeError(
-                f"{doing} failed: {outcome.failure}\n{outcome.failure.traceback}"
-            )
+            raise RuntimeError(f"{doing} failed: {outcome.failure}\n{outcome.failure.traceback}")
         yield outcome.value  # type: ignore[misc]

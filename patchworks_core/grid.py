@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import product
 from math import ceil, prod
+from operator import index as whole_number
 from typing import Any
 
 import numpy as np
@@ -294,9 +295,12 @@ class TileGrid:
             If a field is missing, unknown, or breaks a rule of the grid.
         """
         try:
-            fields = {k: v if isinstance(v, str) else tuple(v) for k, v in record.items()}
+            fields: dict[str, Any] = {
+                name: value if isinstance(value, str) else tuple(value)
+                for name, value in record.items()
+            }
             return cls(**fields)
-        except TypeError as error:
+        except (AttributeError, TypeError) as error:
             raise PlanError(f"not the record of a tile grid: {record!r} ({error})") from error
 
 
@@ -343,6 +347,9 @@ def plan_grid(
     >>> plan_grid("zyx", (8, 100, 60), tile_shape=(-1, 40, 40), overlap=8).halo
     (0, 8, 8)
     """
+    shape = tuple(int(n) for n in shape)
+    if len(shape) != len(axes):
+        raise PlanError(f"shape needs one value per axis of {axes!r}, got {shape!r}")
     spatial = [i for i, axis in enumerate(axes) if axis in SPATIAL_AXES]
     sizes = _per_axis("tile_shape", tile_shape, axes, missing=-1)
     halos = _per_axis("overlap", overlap, axes, missing=0)
@@ -351,7 +358,9 @@ def plan_grid(
         whole = size if i in spatial else 1
         tile.append(whole if t == -1 else min(t, size))
         halo.append(0 if tile[-1] in (1, size) or i not in spatial else min(h, size))
-    grid = TileGrid(axes, tuple(int(n) for n in shape), tuple(tile), tuple(halo))
+    grid = TileGrid(axes, shape, tuple(tile), tuple(halo))
+    if max_blocks is not None and max_blocks < 1:
+        raise PlanError(f"max_blocks must be at least 1, got {max_blocks!r}")
     if max_blocks is None or grid.n_tiles <= max_blocks:
         return grid
     return TileGrid(
@@ -363,7 +372,10 @@ def _per_axis(name: str, value: Sequence[int] | int, axes: str, *, missing: int)
     """Expand a scalar or a short sequence to one value per axis."""
     if isinstance(value, (int, np.integer)):
         return [int(value) if axis in SPATIAL_AXES else missing for axis in axes]
-    values = [int(v) for v in value]
+    try:
+        values = [whole_number(v) for v in value]
+    except TypeError as error:
+        raise PlanError(f"{name} must hold whole numbers, got {value!r}") from error
     if not 1 <= len(values) <= len(axes):
         raise PlanError(
             f"{name} needs one value, or one per axis of {axes!r} counted from the last, "

@@ -64,7 +64,8 @@ def check_labels(labels: object, *, shape: tuple[int, ...], where: str) -> np.nd
     array([0, 2])
     """
     rule = f"{where}: the segmentation function"
-    if not isinstance(labels, np.ndarray):
+    # A masked array would show the labels under its mask again.
+    if not isinstance(labels, np.ndarray) or isinstance(labels, np.ma.MaskedArray):
         raise TileOutputError(
             f"{rule} returned {type(labels).__module__}.{type(labels).__qualname__}; it must "
             "return a numpy array of labels"
@@ -102,7 +103,7 @@ def _example(labels: np.ndarray[Any, Any]) -> str:
 
 
 def number_labels(labels: np.ndarray[Any, Any], core: Region, *, where: str) -> NumberedLabels:
-    """Number labels densely, those of the core first.
+    """Give labels dense numbers, those of the core first.
 
     Parameters
     ----------

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
+import dask.array
 import numpy as np
+import zarr
+from upath import UPath
 
+from patchworks_core.errors import PlanError
+from patchworks_core.grid import SPATIAL_AXES
+from patchworks_core.image import open_image
 from patchworks_core.process import Progress, tile_process
 from patchworks_core.segmentation import MergeRule, declare
 from patchworks_core.storage import Location, as_path, open_array
@@ -63,9 +70,9 @@ def merge_tile_labels(
            [0, 0, 0, 2]], dtype=int32)
     """
     return tile_process(
-        _array_of(labeled, input_component),
+        array := _array_of(labeled, input_component),
         _as_they_are,
-        tile_shape=tile_shape,
+        tile_shape=_chunks_of(array, axes) if tile_shape is None else tile_shape,
         channel=None,
         axes=axes,
         merge=merge,
@@ -88,10 +95,35 @@ def _as_they_are(tile: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def _array_of(labeled: Any, component: str) -> Any:
     """Return the array that a group or a path to one holds."""
-    import zarr
-
     if isinstance(labeled, zarr.Group):
         return labeled[component]
-    if isinstance(labeled, str) and (as_path(labeled) / component).exists():
+    if isinstance(labeled, str | os.PathLike | UPath) and (as_path(labeled) / component).exists():
         return open_array(as_path(labeled) / component)
     return labeled
+
+
+def _chunks_of(labeled: Any, axes: str | None) -> tuple[int, ...]:
+    """Return the chunks that were labelled apart, in the order of the label image's axes.
+
+    Raises
+    ------
+    PlanError
+        If there are none, or no grid describes them.
+    """
+    image = open_image(labeled, channel=None, axes=axes)
+    if image.chunks is None:
+        raise PlanError(
+            f"the labels of shape {image.shape} have no chunks that say which tiles were labelled "
+            "apart; give tile_shape"
+        )
+    if isinstance(labeled, dask.array.Array):
+        for axis, sizes in zip(image.file_axes, labeled.chunks, strict=True):
+            if axis in SPATIAL_AXES and (len({*sizes[:-1]}) > 1 or sizes[-1] > sizes[0]):
+                raise PlanError(
+                    "tiles have one shape and are smaller only at the end of an axis, got chunks "
+                    f"{sizes!r} along {axis!r}; label chunks of one shape, and merge the labels "
+                    "before they are rechunked"
+                )
+    return tuple(
+        n if axis in SPATIAL_AXES else 1 for n, axis in zip(image.chunks, image.axes, strict=True)
+    )

@@ -21,11 +21,20 @@ import zarr
 from upath import UPath
 
 from patchworks_core.apply import create_apply_records, create_label_array
+from patchworks_core.errors import PlanError
 from patchworks_core.grid import SPATIAL_AXES
 from patchworks_core.plan import Plan
 from patchworks_core.pyramid import level_steps, write_pyramid
 from patchworks_core.regions import Region
-from patchworks_core.storage import ZarrFormat, move, open_array, remove, write_text, zarr_store
+from patchworks_core.storage import (
+    ZarrFormat,
+    group_format,
+    move,
+    open_array,
+    remove,
+    write_text,
+    zarr_store,
+)
 
 OmeVersion = Literal["0.4", "0.5"]
 
@@ -63,6 +72,26 @@ class LabelImage:
         """Zarr format that the OME-NGFF version asks for."""
         return _ZARR_FORMAT[self.version]
 
+    @property
+    def _layout(self) -> dict[str, Any]:
+        """What the arrays on disk depend on, JSON-ready; other layouts are not reused."""
+        steps = level_steps(self.plan.grid.axes, self.plan.grid.shape, self.plan.image.pixel_size)
+        layout = {"grid": self.plan.grid.to_dict(), "level_steps": steps}
+        return json.loads(json.dumps(layout))  # type: ignore[no-any-return]
+
+    def check_container(self) -> None:
+        """Raise PlanError where `version` asks for another Zarr format than the container has.
+
+        Metadata of one format written into the other would hide the image from its readers.
+        """
+        found = group_format(self.container)
+        if found not in (None, self.zarr_format):
+            fitting = next(v for v, zarr_format in _ZARR_FORMAT.items() if zarr_format == found)
+            raise PlanError(
+                f"{self.container} is Zarr v{found}, which labels of OME-NGFF {self.version!r} "
+                f"cannot be part of; write version {fitting!r}, or into another container"
+            )
+
     def begin(self, dtype: np.dtype[Any]) -> bool:
         """Make the working folder, or take up what is there.
 
@@ -76,7 +105,13 @@ class LabelImage:
         bool
             True where published labels were taken up, so that the pyramid is sound outside the
             blocks that will be rewritten.
+
+        Raises
+        ------
+        PlanError
+            If the container is of another Zarr format than `version` asks for.
         """
+        self.check_container()
         if self._fits(self.path, dtype):
             remove(self.working)
             self._list(add=False)
@@ -94,25 +129,23 @@ class LabelImage:
         return False
 
     def _fits(self, path: UPath, dtype: np.dtype[Any]) -> bool:
-        """Tell whether the labels at `path` were made by the same plan, in the same type."""
+        """Tell whether the labels at `path` have the same layout and type."""
         record = path / "provenance.json"
         if not (record.exists() and (path / "applied").exists()):
             return False
-        labels = open_array(path / "0")
+        labels, found = open_array(path / "0"), json.loads(record.read_text())
         return (
-            json.loads(record.read_text()).get("grid") == _jsonable(self.plan.grid.to_dict())
+            {name: found.get(name) for name in self._layout} == self._layout
             and labels.dtype == dtype
             and labels.metadata.zarr_format == self.zarr_format
         )
 
     def record(self, provenance: Mapping[str, Any]) -> None:
         """Write the provenance record beside the labels."""
-        content = {"grid": self.plan.grid.to_dict(), **provenance}
+        content = {**self._layout, **provenance}
         write_text(self.working / "provenance.json", json.dumps(content, indent=2) + "\n")
 
-    def publish(
-        self, changed: Iterable[Region] | None, *, executor: Executor, window: int
-    ) -> int:
+    def publish(self, changed: Iterable[Region] | None, *, executor: Executor, window: int) -> int:
         """Write the pyramid and the metadata, then give the labels their own name.
 
         Parameters
@@ -160,8 +193,8 @@ class LabelImage:
         """Add the name to the ``labels`` of the container, or take it off."""
         self._open_group(self.container)
         labels = self._open_group(self.container / "labels")
-        listed = dict(labels.attrs)
-        ome: dict[str, Any] = dict(listed.get("ome", {})) if self.version == "0.5" else listed
+        listed: dict[str, Any] = dict(labels.attrs)
+        ome = dict(listed.get("ome", {})) if self.version == "0.5" else listed
         names = [name for name in ome.get("labels", []) if name != self.name]
         ome["labels"] = sorted([*names, self.name]) if add else names
         labels.attrs.update({"ome": {**ome, "version": "0.5"}} if self.version == "0.5" else ome)
@@ -223,8 +256,3 @@ def _check_04(attributes: dict[str, Any]) -> None:
     from ome_zarr_models.v04.image_label import ImageLabelAttrs
 
     ImageLabelAttrs.model_validate(attributes)
-
-
-def _jsonable(value: Any) -> Any:
-    """Return `value` as it would be read back from JSON."""
-    return json.loads(json.dumps(value))

@@ -74,7 +74,8 @@ class EdgeTable:
     def iou(self) -> np.ndarray[Any, Any]:
         """Intersection over union of each pair in the region both tiles saw, float64."""
         union = self.area_a + self.area_b - self.intersection
-        return self.intersection / np.maximum(union, 1)
+        iou: np.ndarray[Any, Any] = self.intersection / np.maximum(union, 1)
+        return iou
 
     def select(self, rows: np.ndarray[Any, Any]) -> EdgeTable:
         """Return the rows that a mask or index names."""
@@ -212,7 +213,8 @@ def _overlap(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], *, width: int) ->
 
 def _pack(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], width: int) -> np.ndarray[Any, Any]:
     """Pack two local ids below `width` into one int64 key."""
-    return a.astype(np.int64) * width + b
+    packed: np.ndarray[Any, Any] = a.astype(np.int64) * width + b
+    return packed
 
 
 def _contact(
@@ -275,7 +277,7 @@ def _rows(
     n = len(pairs)
 
     def column(keys: np.ndarray, values: np.ndarray, dtype: type) -> np.ndarray[Any, Any]:
-        filled = np.zeros(n, dtype=dtype)
+        filled: np.ndarray[Any, Any] = np.zeros(n, dtype=dtype)
         filled[np.searchsorted(pairs, keys)] = values
         return filled
 

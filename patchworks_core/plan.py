@@ -163,10 +163,12 @@ class Plan:
     def difference(self, other: Plan) -> str:
         """Say in words what staged labels of `self` and `other` would not share."""
         pairs: list[tuple[str, Any, Any]] = [
-            ("image content", self.image.fingerprint, other.image.fingerprint),
             ("channel", self.image.channel, other.image.channel),
             ("level", self.image.level, other.image.level),
         ]
+        if all(mine == theirs for _, mine, theirs in pairs):
+            # An image's fingerprint is of one channel and level, so it says more only now.
+            pairs.append(("image content", self.image.fingerprint, other.image.fingerprint))
         mine, theirs = self.grid.to_dict(), other.grid.to_dict()
         pairs += [(name, mine[name], theirs[name]) for name in mine]
         pairs += [

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import zarr
+import zarr.errors
 from upath import UPath
 
 from patchworks_core.apply import apply_lut, create_apply_records, create_label_array
@@ -24,7 +26,16 @@ from patchworks_core.segmentation import LabelFunction, MergeRule, Segmentation,
 from patchworks_core.stage import Stage
 from patchworks_core.statistics import ImageStatistics, measure_statistics
 from patchworks_core.steps import look_up, pair_tiles, stage_blocks, write_labels
-from patchworks_core.storage import Location, as_path, move, open_array, remove
+from patchworks_core.storage import (
+    Location,
+    ZarrFormat,
+    as_path,
+    group_format,
+    move,
+    open_array,
+    remove,
+    zarr_store,
+)
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of a step, how much of it is done, and how much there is."""
@@ -133,19 +144,22 @@ def tile_process(
         MergeOptions(merge, connectivity, min_iou, min_size, sequential_labels),
         Workers(max_workers, workers),
         progress or (lambda step, done, total: None),
+        is_temporary=write_to is None,
     )
     plan = job.plan(_tile_shape(tile_shape, opened), overlap)
     if write_to is None:
         with tempfile.TemporaryDirectory(prefix="patchworks-") as folder:
             job.write_array(plan, UPath(folder), "labels", resume=False)
             return np.asarray(open_array(UPath(folder) / "labels")[...])
-    job.write_array(plan, as_path(write_to), output_component, resume=resume)
-    labels = open_array(as_path(write_to) / output_component)
+    group = as_path(write_to)
+    _check_target(opened, group / output_component)
+    job.write_array(plan, group, output_component, resume=resume)
+    labels = open_array(group / output_component)
     if compute:
         return np.asarray(labels[...])
     import dask.array as da
 
-    return da.from_zarr(labels)
+    return da.from_zarr(labels)  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +239,7 @@ class _Job:
     options: MergeOptions
     workers: Workers
     progress: Progress
+    is_temporary: bool = False
 
     def plan(self, tile_shape: Sequence[int] | int, overlap: Sequence[int] | int) -> Plan:
         return make_plan(self.image, self.segmentation, tile_shape=tile_shape, overlap=overlap)
@@ -239,10 +254,11 @@ class _Job:
     def write_array(self, plan: Plan, group: UPath, component: str, *, resume: bool) -> None:
         """Write the labels as one array of a Zarr group."""
         work = group / f"{component}.work"
+        zarr_format = _open_group(group)
         with self._executor() as (executor, window):
             stage, lut = self._merge(plan, work, executor, window, resume=resume)
             labels, records = work / "merged", work / "applied"
-            create_label_array(labels, plan.grid, lut.dtype)
+            create_label_array(labels, plan.grid, lut.dtype, zarr_format=zarr_format)
             create_apply_records(records, plan.grid)
             outcomes = apply_lut(
                 stage, lut, labels=labels, records=records, executor=executor, window=window
@@ -250,13 +266,13 @@ class _Job:
             n_blocks = plan.grid.n_blocks
             for n, _ in enumerate(results(outcomes, doing="writing merged labels"), start=1):
                 self.progress("apply", n, n_blocks)
-        _group_at(group)
         remove(group / component)
         move(labels, group / component)
         remove(work)
 
     def write_ome(self, plan: Plan, target: LabelImage, *, resume: bool) -> LookupTable:
         """Write the labels as an OME-Zarr label image."""
+        target.check_container()
         work = target.container / "labels" / f"{target.name}.work"
         with self._executor() as (executor, window):
             stage, lut = self._merge(plan, work, executor, window, resume=resume)
@@ -282,6 +298,7 @@ class _Job:
         self, plan: Plan, work: UPath, executor: Executor, window: int, *, resume: bool
     ) -> tuple[Stage, LookupTable]:
         """Stage what is missing, pair, and look up."""
+        options = self.resolved(plan)
         staged = work / "stage.zarr"
         found = resume and (staged / "plan.json").exists()
         stage = Stage.open(staged, plan) if found else Stage.create(staged, plan)
@@ -299,13 +316,20 @@ class _Job:
             key, first = min(failures.items())
             raise TilesFailedError(
                 f"{len(failures)} of {plan.grid.n_blocks} tiles failed, the first is {key!r}: "
-                f"{first}\n{first.traceback}\nthe others are staged at {work}; mend the function "
-                "and call again, with resume=True if it is unchanged",
+                f"{first}\n{first.traceback}\n{self._way_out(work)}",
                 {key: str(failure) for key, failure in failures.items()},
             )
         edges = pair_tiles(stage, executor=executor, window=window)
         self.progress("pair", 1, 1)
-        return stage, look_up(stage, edges, self.resolved(plan))
+        return stage, look_up(stage, edges, options)
+
+    def _way_out(self, work: UPath) -> str:
+        if self.is_temporary:
+            return "mend the function and call again; write_to= keeps the tiles that went well"
+        return (
+            f"the others are staged at {work}; mend the function and call again, with resume=True "
+            "if it is unchanged"
+        )
 
     def _statistics(self, plan: Plan) -> ImageStatistics | None:
         if not self.segmentation.wants_statistics or "statistics" in self.segmentation.parameters:
@@ -331,12 +355,34 @@ def provenance_of(plan: Plan, options: MergeOptions, lut: LookupTable) -> dict[s
     }
 
 
-def _group_at(path: UPath) -> None:
-    import zarr
+def _open_group(path: UPath) -> ZarrFormat:
+    """Make the Zarr group at `path` if it is not there, and return its format."""
+    try:
+        return zarr.open_group(zarr_store(path), mode="a").metadata.zarr_format
+    except zarr.errors.ContainsArrayError as error:
+        raise PlanError(
+            f"labels are written into a Zarr group, and {path} is an array; name another write_to"
+        ) from error
 
-    from patchworks_core.storage import zarr_store
 
-    zarr.open_group(zarr_store(path), mode="a")
+def _check_target(image: Image, target: UPath) -> None:
+    """Raise PlanError where writing the labels would replace the image, or a whole group."""
+    if group_format(target) and isinstance(zarr.open(zarr_store(target), mode="r"), zarr.Group):
+        raise PlanError(
+            f"one array of labels does not replace a whole Zarr group, and {target} is one; name "
+            "another output_component or write_to"
+        )
+    source = image.source
+    if isinstance(source, zarr.Array | zarr.Group):
+        source = str(source.store_path)
+    if not isinstance(source, str):
+        return
+    read, written = str(as_path(source)), str(target)
+    if read == written or read.startswith(written + "/"):
+        raise PlanError(
+            f"labels are never written over what they are made from, got {written} for both; "
+            "name another output_component or write_to"
+        )
 
 
 def _tile_shape(tile_shape: Sequence[int] | int | None, image: Image) -> Sequence[int] | int:

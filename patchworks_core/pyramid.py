@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import product
-from math import ceil
+from math import ceil, inf
 from typing import Any
 
 import numpy as np
@@ -39,12 +39,12 @@ def level_steps(
     >>> level_steps("zyx", (20, 600, 600), {"z": 2.0, "y": 0.5, "x": 0.5})
     [(1, 2, 2), (1, 2, 2)]
     """
-    steps = []
+    steps: list[tuple[int, ...]] = []
     sizes = list(shape)
     spacing = dict(pixel_size)
     while True:
         halved = [axis for axis in axes if axis in "yx"]
-        if "z" in spacing and halved and all(spacing[a] >= spacing["z"] for a in halved if a in spacing):
+        if halved and all(spacing.get(a, 0) >= spacing.get("z", inf) for a in halved):
             halved.append("z")
         step = tuple(
             2 if axis in halved and axis in SPATIAL_AXES and n > 1 else 1

@@ -12,7 +12,7 @@ changing it costs a lookup table and an apply, no segmentation.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -81,15 +81,15 @@ class MergeOptions:
         rule = self.rule if self.rule != "auto" else declared
         if rule == "auto":
             rule = "overlap" if any(grid.halo) else "touching"
-        if connectivity is not None and self.connectivity not in (None, connectivity):
+        n_spatial = len(grid.spatial)
+        wanted = min(self.connectivity or connectivity or 1, n_spatial)
+        if connectivity is not None and wanted != min(connectivity, n_spatial):
             raise PlanError(
                 f"merge connectivity {self.connectivity} is not the connectivity {connectivity} of "
                 "the function's own labels: objects cut at a seam would be joined by another rule "
                 "than those inside tiles; give the function and the merge the same"
             )
-        wanted = self.connectivity or connectivity or 1
-        values = {**asdict(self), "rule": rule}
-        return MergeOptions(**{**values, "connectivity": min(wanted, len(grid.spatial) or 1)})
+        return replace(self, rule=rule, connectivity=wanted)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as JSON-ready values."""
@@ -122,7 +122,8 @@ def joined_pairs(
         raise PlanError(f"merge rule {options.rule!r} must be resolved before it is used")
     in_core = (edges.id_a <= counts[edges.tile_a]) & (edges.id_b <= counts[edges.tile_b])
     mutual = _is_best(edges, edges.id_a, edges.id_b) & _is_best(edges, edges.id_b, edges.id_a)
-    return mutual & in_core & (edges.iou >= options.min_iou) & (edges.intersection > 0)
+    rows: np.ndarray[Any, Any] = mutual & in_core
+    return rows & (edges.iou >= options.min_iou) & (edges.intersection > 0)
 
 
 def _is_best(

@@ -202,23 +202,44 @@ def _name_of(function: LabelFunction) -> str:
 
 
 def _version_of(function: LabelFunction) -> str:
-    """Return the declared version, else the digest of the source the function comes from."""
+    """Return the declared version, else digests of the source and of what the function holds."""
+    if isinstance(function, partial):
+        bound = (function.args, sorted(function.keywords.items()))
+        return f"{_version_of(function.func)} {_pickle_digest(bound, _name_of(function))}"
     declared = declaration_of(function).version
     if declared:
         return declared
+    parts = []
     module = inspect.getmodule(function)
-    importable = "<" not in _name_of(function) and not isinstance(function, partial)
-    if importable and module is not None and getattr(module, "__file__", None):
-        content = Path(str(module.__file__)).read_bytes()
-        return f"{_distribution_version(module.__name__)}{_digest(content)}"
-    # A closure or partial has no file of its own: its pickle holds the code and what it captured.
+    file = getattr(module, "__file__", None)
+    if module is not None and file:
+        package = _distribution_version(module.__name__)
+        parts.append(f"{package}source:{_digest(Path(str(file)).read_bytes())}")
+    # The file says everything of a plain function only: a closure, a method and an object that can
+    # be called also hold what was captured or set, and a notebook has no file.
+    if not parts or not inspect.isroutine(function) or "<" in _name_of(function):
+        parts.append(_pickle_digest(function, _name_of(function)))
+    elif inspect.ismethod(function):
+        parts.append(_pickle_digest(function.__self__, _name_of(function)))
+    return " ".join(parts)
+
+
+def _pickle_digest(value: object, name: str) -> str:
+    """Return the digest of the code and values that `value` holds."""
     import cloudpickle
 
-    return _digest(cloudpickle.dumps(function))
+    try:
+        return f"pickle:{_digest(cloudpickle.dumps(value))}"
+    # Pickling raises TypeError, PicklingError, or whatever a captured object's own code raises.
+    except Exception as error:
+        raise SegmentationError(
+            f"segmentation function {name!r} has no version: what it captured cannot be pickled "
+            f"({error}); give it one with patchworks_core.declare(version=...)"
+        ) from error
 
 
 def _digest(content: bytes) -> str:
-    return "source:" + hashlib.blake2b(content, digest_size=8).hexdigest()
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 def _distribution_version(module_name: str) -> str:
@@ -241,7 +262,7 @@ def _parameter_names(function: LabelFunction) -> tuple[str, ...]:
 
 
 def _takes_any_keyword(function: LabelFunction) -> bool:
-    """True where unknown keywords cannot be told from known ones."""
+    """Tell whether unknown keywords cannot be told from known ones."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):

@@ -36,6 +36,7 @@ from patchworks_core.storage import (
     as_path,
     create_array,
     open_array,
+    remove,
     write_bytes,
     write_text,
 )
@@ -80,6 +81,9 @@ class Stage:
     def create(cls, location: Location, plan: Plan) -> Stage:
         """Create an empty stage for `plan`, replacing what is there."""
         path, grid = as_path(location), plan.grid
+        # The record of the plan goes first and comes last: what lies between is no stage.
+        for name in ("plan.json", "objects", "strips"):
+            remove(path / name)
         block_core = [t * b for t, b in zip(grid.tile_shape, grid.block_shape, strict=True)]
         create_array(
             path / "labels", shape=grid.shape, chunks=block_core, dtype=np.int32, axes=grid.axes
@@ -171,13 +175,9 @@ class Stage:
             for staged in tiles:
                 place = self._place(block, staged.tile)
                 target = tuple(slice(i * s, (i + 1) * s) for i, s in zip(place, slot, strict=True))
-                strips[target] = cut_strip(
-                    self.grid, staged.tile, staged.labels.pixels, axis, side
-                )
+                strips[target] = cut_strip(self.grid, staged.tile, staged.labels.pixels, axis, side)
             first = block.tiles[0].index
-            where = tuple(
-                slice(i * s, i * s + n) for i, s, n in zip(first, slot, box, strict=True)
-            )
+            where = tuple(slice(i * s, i * s + n) for i, s, n in zip(first, slot, box, strict=True))
             self._strips[axis][(side, *where)] = strips
 
     def _write_objects(self, block: TileBlock, tables: Sequence[Any]) -> None:
@@ -192,6 +192,13 @@ class Stage:
     def digests(self) -> np.ndarray[Any, Any]:
         """Return the digest of the labels of each tile, uint64, shape ``grid_shape``."""
         return np.asarray(self._digests[...])
+
+    def content(self) -> str:
+        """Return a digest of all staged labels; it changes when any tile is staged otherwise."""
+        content = hashlib.blake2b(self.plan.fingerprint.encode(), digest_size=16)
+        content.update(np.ascontiguousarray(self.counts()).data)
+        content.update(np.ascontiguousarray(self.digests()).data)
+        return content.hexdigest()
 
     def complete_counts(self) -> np.ndarray[Any, Any]:
         """Return the labels of each tile in row-major order.
@@ -254,7 +261,5 @@ def _reopen(path: UPath, plan: str) -> Stage:
 
 def _digest(labels: np.ndarray[Any, Any]) -> np.uint64:
     """Digest the labels of one tile."""
-    content = hashlib.blake2b(np.ascontiguousarray(labels), digest_size=8).digest()
+    content = hashlib.blake2b(np.ascontiguousarray(labels).data, digest_size=8).digest()
     return np.uint64(int.from_bytes(content, "little"))
-
-

@@ -179,7 +179,9 @@ def look_up(stage: Stage, edges: EdgeTable, options: MergeOptions) -> LookupTabl
     counts = stage.complete_counts()
     areas = None
     if options.min_size > 1:
-        ordered = _by_tile(stage.grid, ((b, stage.objects(b).area) for b in stage.grid.blocks()), counts)
+        ordered = _by_tile(
+            stage.grid, ((b, stage.objects(b).area) for b in stage.grid.blocks()), counts
+        )
         areas = np.concatenate([*ordered, np.zeros(0, dtype=np.int64)])
     return build_lut(
         edges.select(joined_pairs(edges, counts, options)),
@@ -264,8 +266,6 @@ def write_labels(
         key = next(results([outcome], doing="writing merged labels"))
         changed.append(outcome.item.block.core)
         on_block(key)
-    n_chunks = target.publish(
-        changed if was_published else None, executor=executor, window=window
-    )
+    n_chunks = target.publish(changed if was_published else None, executor=executor, window=window)
     n_blocks = stage.grid.n_blocks
     return WrittenLabels(len(changed), n_blocks - len(changed), n_chunks)

@@ -7,6 +7,7 @@ name and then replaces.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ import numpy as np
 import zarr
 from upath import UPath
 from zarr.abc.store import Store
+from zarr.codecs import ZstdCodec
 from zarr.storage import FsspecStore, LocalStore
 
 Location = str | os.PathLike[str] | UPath
@@ -25,16 +27,20 @@ ZarrFormat = Literal[2, 3]
 def as_path(location: Location) -> UPath:
     """Return a path object for a local path or an fsspec URL.
 
+    Local paths become absolute, so that another process with another working directory means the
+    same place.
+
     Examples
     --------
     >>> as_path("memory://bucket/plate").name
     'plate'
     """
-    return location if isinstance(location, UPath) else UPath(os.fspath(location))
+    path = location if isinstance(location, UPath) else UPath(os.fspath(location))
+    return UPath(os.path.abspath(path.path)) if is_local(path) else path
 
 
 def is_local(path: UPath) -> bool:
-    """True where `path` is on a file system of this machine."""
+    """Tell whether `path` is on a file system of this machine."""
     return isinstance(path, Path) or path.protocol in ("", "file", "local")
 
 
@@ -47,7 +53,7 @@ def zarr_store(path: UPath, *, read_only: bool = False) -> Store:
     )
 
 
-def open_array(path: UPath, *, mode: Literal["r", "r+"] = "r") -> zarr.Array:
+def open_array(path: UPath, *, mode: Literal["r", "r+"] = "r") -> zarr.Array[Any]:
     """Open the Zarr array at `path`.
 
     Raises
@@ -56,6 +62,15 @@ def open_array(path: UPath, *, mode: Literal["r", "r+"] = "r") -> zarr.Array:
         If there is none.
     """
     return zarr.open_array(zarr_store(path, read_only=mode == "r"), mode=mode)
+
+
+def group_format(path: UPath) -> ZarrFormat | None:
+    """Return the Zarr format of the group or array at `path`, None where there is neither."""
+    if (path / "zarr.json").exists():
+        return 3
+    if (path / ".zgroup").exists() or (path / ".zarray").exists():
+        return 2
+    return None
 
 
 def create_array(
@@ -67,12 +82,12 @@ def create_array(
     fill_value: int = 0,
     axes: str | None = None,
     zarr_format: ZarrFormat = 3,
-) -> zarr.Array:
+) -> zarr.Array[Any]:
     """Create an array at `path`, replacing what is there; one chunk is one file.
 
     Chunks that hold only the fill value are not stored.
     """
-    compressor: Any = zarr.codecs.ZstdCodec(level=1)
+    compressor: Any = ZstdCodec(level=1)
     separator: dict[str, Any] = {"name": "default", "separator": "/"}
     if zarr_format == 2:
         import numcodecs
@@ -112,16 +127,12 @@ def write_text(path: UPath, content: str) -> None:
 
 def remove(path: UPath) -> None:
     """Remove a file or a whole folder, if it is there."""
-    if path.is_dir():
-        path.fs.rm(path.path, recursive=True) if not is_local(path) else _remove_tree(path)
-    elif path.exists():
-        path.unlink()
-
-
-def _remove_tree(path: UPath) -> None:
-    import shutil
-
-    shutil.rmtree(str(path))
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+    elif is_local(path):
+        shutil.rmtree(str(path))
+    else:
+        path.fs.rm(path.path, recursive=True)
 
 
 def move(source: UPath, target: UPath) -> None:

@@ -87,9 +87,7 @@ def cut_strip(
         (max(a, r), min(b, s))
         for (a, b), r, s in zip(bounds, tile.read.start, tile.read.stop, strict=True)
     ]
-    source = tuple(
-        slice(a - r, b - r) for (a, b), r in zip(inside, tile.read.start, strict=True)
-    )
+    source = tuple(slice(a - r, b - r) for (a, b), r in zip(inside, tile.read.start, strict=True))
     target = tuple(slice(a - o, b - o) for (a, b), (o, _) in zip(inside, bounds, strict=True))
     slot[target] = seen[source]
     return slot
@@ -107,7 +105,6 @@ def view(
     origin = [start for start, _ in slot_region(grid, tile, axis, side)]
     return strip[
         tuple(
-            slice(a - o, b - o)
-            for a, b, o in zip(region.start, region.stop, origin, strict=True)
+            slice(a - o, b - o) for a, b, o in zip(region.start, region.stop, origin, strict=True)
         )
     ]

@@ -1,0 +1,138 @@
+"""The image as it landed: opened, planned, measured."""
+
+import dagster as dg
+
+from patchworks_core.engine import WINDOW_PER_WORKER, map_tiles, results
+from patchworks_core.plan import Plan, make_plan
+from patchworks_core.report import image_picture
+from patchworks_core.stage import Stage
+from patchworks_core.statistics import measure_statistics
+from patchworks_pipeline.metadata import picture, shape_text, size_text
+from patchworks_pipeline.partitions import images, tile_keys, tiles
+from patchworks_pipeline.progress import report
+from patchworks_pipeline.records import ImageFolder
+from patchworks_pipeline.resources import (
+    AcquisitionSource,
+    ComputeBudget,
+    LabelStore,
+    Segmentation,
+)
+
+OWNERS = ["team:imaging-facility"]
+
+
+@dg.asset(
+    partitions_def=images,
+    group_name="acquisition",
+    kinds={"zarr"},
+    owners=OWNERS,
+    code_version="1",
+)
+def image(
+    context: dg.AssetExecutionContext,
+    store: LabelStore,
+    source: AcquisitionSource,
+    segmentation: Segmentation,
+    budget: ComputeBudget,
+) -> dg.MaterializeResult:
+    """An acquisition, opened and cut into tiles: the plan that every later step asserts."""
+    folder = store.folder(context.partition_key)
+    if not folder.has("acquisition.json"):
+        folder.write_acquisition(source.find(context.partition_key))
+    acquisition = folder.acquisition()
+    opened = acquisition.open()
+    plan = make_plan(
+        opened, segmentation.function_of(acquisition), **segmentation.tiling_of(acquisition)
+    )
+    decision = budget.decide(plan)
+    n_new, n_retired = _take_up(context, folder, plan)
+    grid, record = plan.grid, plan.image
+    return dg.MaterializeResult(
+        metadata={
+            "image": dg.MetadataValue.path(acquisition.url),
+            "format": record.format,
+            "shape": shape_text(grid.axes, grid.shape),
+            "dtype": record.dtype,
+            "channel": "all" if record.channel is None else record.channel,
+            "level": record.level,
+            "pixel_size": size_text(grid.axes, record.pixel_size, record.unit),
+            "tile_shape": shape_text(grid.axes, grid.tile_shape),
+            "halo": shape_text(grid.axes, grid.halo),
+            "n_tiles": grid.n_tiles,
+            "n_tile_partitions": grid.n_blocks,
+            "n_tile_partitions_new": n_new,
+            "n_tile_partitions_retired": n_retired,
+            "pixels_read_per_pixel": round(grid.read_factor, 3),
+            "segmentation": dg.MetadataValue.json(plan.segmentation),
+            "workers": decision.reason,
+            "fingerprint": plan.fingerprint,
+            "thumbnail": picture(image_picture(opened), context.partition_key),
+        }
+    )
+
+
+def _take_up(
+    context: dg.AssetExecutionContext, folder: ImageFolder, plan: Plan
+) -> tuple[int, int]:
+    """Write the plan, make its stage, and bring the tile partitions in line with it."""
+    is_same = folder.has("plan.json") and folder.plan().fingerprint == plan.fingerprint
+    Stage.open_or_create(folder.path / "stage.zarr", plan)
+    if not is_same:
+        folder.clear_failures()
+    folder.write_plan(plan)
+    wanted = tile_keys(folder.key, plan.grid.block_keys())
+    known = set(context.instance.get_dynamic_partitions(str(tiles.name)))
+    stale = {key for key in known if key.rpartition("/")[0] == folder.key} - set(wanted)
+    for key in sorted(stale):
+        context.instance.delete_dynamic_partition(str(tiles.name), key)
+    new = [key for key in wanted if key not in known]
+    # One call, so that the tiles of an image are one contiguous range of keys.
+    context.instance.add_dynamic_partitions(str(tiles.name), new)
+    return len(new), len(stale)
+
+
+@dg.asset(
+    partitions_def=images,
+    deps=[image],
+    group_name="acquisition",
+    kinds={"numpy"},
+    owners=OWNERS,
+    code_version="1",
+)
+def image_statistics(
+    context: dg.AssetExecutionContext, store: LabelStore, budget: ComputeBudget
+) -> dg.MaterializeResult:
+    """Exact histogram of the whole image, so that tiles do not disagree by their own."""
+    folder = store.folder(context.partition_key)
+    plan = folder.plan()
+    opened = folder.acquisition().open()
+    regions = [block.core for block in plan.grid.blocks()]
+    count = budget.decide(plan).count
+
+    with budget.open(count).open() as executor:
+
+        def in_parallel(task, items):  # type: ignore[no-untyped-def]
+            outcomes = map_tiles(
+                task, items, executor=executor, window=WINDOW_PER_WORKER * count
+            )
+            for n, value in enumerate(results(outcomes, doing="measuring the image"), start=1):
+                report("measure", n, len(regions))
+                yield value
+
+        statistics = measure_statistics(
+            opened.read, regions, dtype=opened.dtype, map=in_parallel
+        )
+    folder.write_statistics(statistics)
+    return dg.MaterializeResult(
+        metadata={
+            "minimum": float(statistics.minimum),
+            "maximum": float(statistics.maximum),
+            "mean": statistics.mean,
+            "std": statistics.std,
+            "percentile_1": statistics.percentile(1),
+            "percentile_50": statistics.percentile(50),
+            "percentile_99": statistics.percentile(99),
+            "n_pixels": statistics.n_pixels,
+            "n_not_finite": statistics.n_not_finite,
+        }
+    )

@@ -1,0 +1,137 @@
+"""What people look at: the object table, and the pictures and figures of one image."""
+
+import json
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pyarrow as pa
+
+from patchworks_core.objects import object_table as table_of_objects
+from patchworks_core.pictures import png_bytes, size_histogram, tile_map
+from patchworks_core.report import (
+    image_picture,
+    overlay_picture,
+    overview_region,
+    seam_region,
+)
+from patchworks_core.steps import measure_objects
+from patchworks_core.storage import open_array, write_bytes, write_text
+from patchworks_pipeline.assets.acquiring import OWNERS
+from patchworks_pipeline.assets.merging import merged_labels
+from patchworks_pipeline.metadata import picture
+from patchworks_pipeline.partitions import images
+from patchworks_pipeline.resources import LabelStore
+
+
+@dg.asset(
+    partitions_def=images,
+    deps=[merged_labels],
+    group_name="results",
+    kinds={"parquet"},
+    owners=OWNERS,
+    code_version="1",
+)
+def object_table(context: dg.AssetExecutionContext, store: LabelStore) -> dg.MaterializeResult:
+    """Size, place and intensity of every object, added up from the tiles."""
+    folder = store.folder(context.partition_key)
+    plan = folder.plan()
+    stage = folder.stage(plan)
+    lut, _ = folder.lut(stage)
+    table = table_of_objects(
+        measure_objects(stage, lut),
+        image_shape=plan.grid.shape,
+        pixel_size=plan.image.pixel_size,
+        unit=plan.image.unit,
+    )
+    folder.write_objects(table)
+    sizes, label = object_sizes(table)
+    return dg.MaterializeResult(
+        metadata={
+            "n_objects": table.num_rows,
+            "columns": ", ".join(table.column_names),
+            "table": dg.MetadataValue.path(str(folder.path / "objects.parquet")),
+            "table_csv": dg.MetadataValue.path(str(folder.path / "objects.csv")),
+            "sizes": picture(png_bytes(size_histogram(sizes, label)), "sizes"),
+        }
+    )
+
+
+def object_sizes(table: pa.Table) -> tuple[np.ndarray[Any, Any], str]:
+    """Return the size of every object, and what it is: calibrated where the image is."""
+    columns = {
+        "volume_um3": "volume (µm³)",
+        "area_um2": "area (µm²)",
+        "volume_pixels": "volume (pixels)",
+        "area_pixels": "area (pixels)",
+    }
+    name = next(name for name in columns if name in table.column_names)
+    return table[name].to_numpy(), columns[name]
+
+
+@dg.asset(
+    partitions_def=images,
+    deps=[object_table],
+    group_name="results",
+    kinds={"matplotlib"},
+    owners=OWNERS,
+    code_version="1",
+)
+def quality_report(context: dg.AssetExecutionContext, store: LabelStore) -> dg.MaterializeResult:
+    """Pictures and a table to judge one image by, on disk and here."""
+    folder = store.folder(context.partition_key)
+    plan = folder.plan()
+    grid = plan.grid
+    stage = folder.stage(plan)
+    counts = stage.counts()
+    table = folder.objects()
+    sizes, label = object_sizes(table)
+    opened = folder.acquisition().open()
+    labels = open_array(folder.labels(plan).path / "0")
+    per_tile = counts.sum(axis=tuple(range(max(0, counts.ndim - 2))))
+    pictures = {
+        "image": image_picture(opened),
+        "overlay": overlay_picture(opened, labels, grid, seam_region(grid, counts)),
+        "overview": overlay_picture(
+            opened, labels, grid, overview_region(grid.axes, grid.shape)
+        ),
+        "sizes": png_bytes(size_histogram(sizes, label)),
+        "objects_per_tile": png_bytes(
+            tile_map(np.atleast_2d(per_tile), "staged labels per tile", "labels")
+        ),
+    }
+    for name, png in pictures.items():
+        write_bytes(folder.report / f"{name}.png", png)
+    summary = summarize(table, sizes, label, n_staged=int(counts.sum()), plan_url=plan.image.url)
+    write_text(folder.report / "summary.json", json.dumps(summary, indent=2) + "\n")
+    return dg.MaterializeResult(
+        metadata={
+            "report": dg.MetadataValue.path(str(folder.report)),
+            **{name: value for name, value in summary.items() if value is not None},
+            **{name: picture(png, name) for name, png in pictures.items()},
+        }
+    )
+
+
+def summarize(
+    table: pa.Table,
+    sizes: np.ndarray[Any, Any],
+    size_label: str,
+    *,
+    n_staged: int,
+    plan_url: str | None,
+) -> dict[str, Any]:
+    """Return the figures of one image."""
+    crossing = table["n_tiles"].to_numpy() > 1
+    quantiles = np.percentile(sizes, [5, 50, 95]) if len(sizes) else [0.0, 0.0, 0.0]
+    return {
+        "image_url": plan_url,
+        "n_objects": table.num_rows,
+        "n_staged_labels": n_staged,
+        "n_objects_across_seams": int(crossing.sum()),
+        "n_objects_at_border": int(np.sum(table["touches_border"].to_numpy())),
+        "size": size_label,
+        "size_percentile_5": float(quantiles[0]),
+        "size_median": float(quantiles[1]),
+        "size_percentile_95": float(quantiles[2]),
+    }

@@ -1,0 +1,36 @@
+"""The home: one folder with the Dagster instance, the store and the landing folder.
+
+``$PATCHWORKS_HOME``, by default ``./.patchworks``, holds ``dagster/``, ``store/`` and ``landing/``.
+The variable is read when something is opened, never at import.
+"""
+
+import os
+from importlib.resources import files
+from pathlib import Path
+
+from patchworks_core.storage import write_text
+
+HOME_VARIABLE = "PATCHWORKS_HOME"
+
+DEFAULT_HOME = ".patchworks"
+
+
+def home_folder() -> Path:
+    """Return the home of this process."""
+    return Path(os.environ.get(HOME_VARIABLE) or DEFAULT_HOME).absolute()
+
+
+def prepare_home(home: Path) -> Path:
+    """Make the folders of a home, and its ``dagster.yaml`` if there is none; return the home."""
+    for name in ("dagster", "store", "landing"):
+        (home / name).mkdir(parents=True, exist_ok=True)
+    config = home / "dagster" / "dagster.yaml"
+    if not config.exists():
+        template = files("patchworks_pipeline").joinpath("dagster.yaml").read_text()
+        write_text(config, template)
+    return home
+
+
+def home_environment(home: Path) -> dict[str, str]:
+    """Return the variables that point Dagster and patchworks to a home."""
+    return {HOME_VARIABLE: str(home), "DAGSTER_HOME": str(home / "dagster")}

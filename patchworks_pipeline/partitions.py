@@ -1,0 +1,94 @@
+"""The two dynamic partition sets, and the names of their keys.
+
+``images`` holds one key per acquisition; ``tiles`` holds ``<image>/<tile block>``, all blocks of an
+image added in one call so that they are one contiguous range.
+"""
+
+import re
+from collections.abc import Iterable
+
+import dagster as dg
+
+from patchworks_core.errors import PlanError
+
+images = dg.DynamicPartitionsDefinition(name="images")
+"""One key per acquisition."""
+
+tiles = dg.DynamicPartitionsDefinition(name="tiles")
+"""One key per tile block of every image."""
+
+NOT_BY_KEY = dg.SpecificPartitionsPartitionMapping([])
+"""Mapping of the arrows between `tiles` and `images`.
+
+The lineage shows the arrow and backfills of either side work; which tiles make an image complete is
+decided by the stage's own counts. Custom mappings would be ignored by the daemon.
+"""
+
+_LEGAL = re.compile(r"[^A-Za-z0-9._-]+")
+
+_SUFFIXES = (
+    ".ome.zarr",
+    ".ome.tiff",
+    ".ome.tif",
+    ".zarr",
+    ".tiff",
+    ".tif",
+    ".svs",
+    ".png",
+    ".jpeg",
+    ".jpg",
+    ".bmp",
+    ".npy",
+)
+
+
+def image_key(location: str) -> str:
+    """Return the partition key of an acquisition: its file name, made legal.
+
+    Examples
+    --------
+    >>> image_key("landing/plate 1/B03.ome.tif")
+    'B03'
+    """
+    name = location.rstrip("/").replace("\\", "/").rsplit("/", 1)[-1]
+    suffix = next((s for s in _SUFFIXES if name.lower().endswith(s)), "")
+    stem = name[: len(name) - len(suffix)] if suffix else name
+    # Dagster reserves '...' for ranges of keys, and '/' parts image and tile here.
+    key = re.sub(r"\.{2,}", ".", _LEGAL.sub("_", stem)).strip("._-")
+    if not key:
+        raise PlanError(f"no partition key can be made of the name {name!r}; rename the file")
+    return key
+
+
+def check_image_key(key: str) -> str:
+    """Return `key` if it may name an image.
+
+    Raises
+    ------
+    PlanError
+        If it has characters that partition keys or folders cannot have.
+    """
+    if _LEGAL.search(key) or ".." in key or not key.strip("._-"):
+        raise PlanError(
+            f"{key!r} cannot name an image: use letters, digits, '_', '-' and single '.'"
+        )
+    return key
+
+
+def tile_keys(image: str, blocks: Iterable[str]) -> list[str]:
+    """Return the partition keys of tile blocks of an image."""
+    return [f"{image}/{block}" for block in blocks]
+
+
+def split_tile_key(key: str) -> tuple[str, str]:
+    """Return image and tile block of a partition key.
+
+    Examples
+    --------
+    >>> split_tile_key("plate1_B03_0/y003x011")
+    ('plate1_B03_0', 'y003x011')
+    """
+    image, separator, block = key.rpartition("/")
+    if not separator:
+        raise PlanError(f"{key!r} is not the key of a tile; tiles are called <image>/<tile block>")
+    return image, block

@@ -1,0 +1,275 @@
+"""The folder of one image in the label store, and the records in it.
+
+::
+
+    <store>/<image>/
+      acquisition.json        where the image is, and what was chosen for it
+      plan.json               grid, calibration, identity, function, versions
+      statistics.json         global histogram
+      stage.zarr/             labels, strips, object sums, counts
+      failures/<block>.json   why a tile block failed; gone once it is staged
+      boundary_pairs.parquet  the edge table
+      lut.parquet             joined ids, with the rule that joined them
+      <image>.ome.zarr/       merged labels
+      objects.parquet, objects.csv
+      report/                 pictures and tables
+
+What a record says is parsed and checked where it is read.
+"""
+
+import io
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+from upath import UPath
+
+from patchworks_core.engine import Failure
+from patchworks_core.errors import PlanError, StageError
+from patchworks_core.image import Image, open_image
+from patchworks_core.lut import LookupTable, offsets_of
+from patchworks_core.ngff import LabelImage
+from patchworks_core.pairs import EdgeTable
+from patchworks_core.plan import Plan
+from patchworks_core.rules import MergeOptions
+from patchworks_core.stage import Stage
+from patchworks_core.statistics import ImageStatistics
+from patchworks_core.storage import remove, write_bytes, write_text
+
+LABEL_NAME = "labels"
+"""Of the label image in an image's container."""
+
+
+@dataclass(frozen=True, slots=True)
+class Acquisition:
+    """Where an image is and what was chosen for it; None leaves a choice to the deployment."""
+
+    url: str
+    """Path or URL of the image."""
+
+    channel: int | str | None = 0
+    """Channel to segment, by position or name; None segments each."""
+
+    level: int = 0
+    """Resolution level, 0 is full."""
+
+    axes: str | None = None
+    """Axes in the file's order, where its metadata does not say."""
+
+    function: str | None = None
+    """Name or ``module:function`` of the segmentation function."""
+
+    parameters: dict[str, Any] | None = None
+    """Of the function."""
+
+    tile_shape: tuple[int, ...] | None = None
+    """Pixels of a tile; one value for all axes, or one per axis counted from the last."""
+
+    overlap: tuple[int, ...] | None = None
+    """Halo on each side, by the same rules."""
+
+    merge: dict[str, Any] = field(default_factory=dict)
+    """Fields of `MergeOptions` that were chosen."""
+
+    def open(self) -> Image:
+        """Open the image."""
+        return open_image(self.url, channel=self.channel, level=self.level, axes=self.axes)
+
+    def to_json(self) -> str:
+        """Return the record."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, where: str) -> "Acquisition":
+        """Read what `to_json` wrote.
+
+        Raises
+        ------
+        PlanError
+            If it is not the record of an acquisition.
+        """
+        try:
+            record = json.loads(text)
+            for name in ("tile_shape", "overlap"):
+                record[name] = None if record[name] is None else tuple(record[name])
+            return cls(**record)
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise PlanError(
+                f"{where} is not the record of an acquisition ({error!r}); register the image again"
+            ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class TileFailure:
+    """Why one tile block failed."""
+
+    block: str
+    error_type: str
+    message: str
+    traceback: str
+
+    @classmethod
+    def of(cls, block: str, failure: Failure) -> "TileFailure":
+        """Record `failure` of `block`."""
+        return cls(block, failure.error_type, failure.message, failure.traceback)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFolder:
+    """The folder of one image; reads and writes its records."""
+
+    path: UPath
+    key: str
+    """Partition key of the image."""
+
+    @property
+    def container(self) -> UPath:
+        """The OME-Zarr with the merged labels."""
+        return self.path / f"{self.key}.ome.zarr"
+
+    @property
+    def report(self) -> UPath:
+        """Folder of the pictures and tables."""
+        return self.path / "report"
+
+    def _read(self, name: str, made_by: str) -> str:
+        """Return the text of a record, or say which asset makes it."""
+        self._must_have(name, made_by)
+        return str((self.path / name).read_text())
+
+    def has(self, name: str) -> bool:
+        """Tell whether a record is there."""
+        return bool((self.path / name).exists())
+
+    def acquisition(self) -> Acquisition:
+        """Return where the image is and what was chosen for it."""
+        text = self._read("acquisition.json", "the image's registration")
+        return Acquisition.from_json(text, where=str(self.path / "acquisition.json"))
+
+    def write_acquisition(self, acquisition: Acquisition) -> None:
+        """Write where the image is and what was chosen for it."""
+        write_text(self.path / "acquisition.json", acquisition.to_json())
+
+    def plan(self) -> Plan:
+        """Return the plan."""
+        return Plan.from_json(self._read("plan.json", "image"), where=str(self.path / "plan.json"))
+
+    def write_plan(self, plan: Plan) -> None:
+        """Write the plan."""
+        plan.write(self.path / "plan.json")
+
+    def statistics(self) -> ImageStatistics:
+        """Return the global statistics of the planned pixels."""
+        record = json.loads(self._read("statistics.json", "image_statistics"))
+        if record.get("image") != self.plan().image.fingerprint:
+            raise StageError(
+                f"statistics.json of image {self.key!r} is of other content than the plan; "
+                "materialize image_statistics again"
+            )
+        return ImageStatistics.from_dict(record["statistics"])
+
+    def write_statistics(self, statistics: ImageStatistics) -> None:
+        """Write the global statistics."""
+        record = {"image": self.plan().image.fingerprint, "statistics": statistics.to_dict()}
+        write_text(self.path / "statistics.json", json.dumps(record) + "\n")
+
+    def stage(self, plan: Plan | None = None) -> Stage:
+        """Return the stage of the plan."""
+        return Stage.open(self.path / "stage.zarr", plan or self.plan())
+
+    def failures(self) -> list[TileFailure]:
+        """Return why tile blocks failed, by block."""
+        folder = self.path / "failures"
+        if not folder.is_dir():
+            return []
+        records = (json.loads(path.read_text()) for path in sorted(folder.iterdir(), key=str))
+        return [TileFailure(**record) for record in records]
+
+    def write_failure(self, failure: TileFailure) -> None:
+        """Record why a tile block failed."""
+        write_text(
+            self.path / "failures" / f"{failure.block}.json",
+            json.dumps(asdict(failure), indent=2) + "\n",
+        )
+
+    def clear_failure(self, block: str) -> None:
+        """Forget that a tile block failed."""
+        remove(self.path / "failures" / f"{block}.json")
+
+    def clear_failures(self) -> None:
+        """Forget all failures, when another plan begins."""
+        remove(self.path / "failures")
+
+    def edges(self, stage: Stage) -> EdgeTable:
+        """Return the edge table of the labels as they are staged now."""
+        table, _ = self._read_table("boundary_pairs.parquet", stage, made_by="boundary_pairs")
+        return EdgeTable.from_arrow(table)
+
+    def write_edges(self, edges: EdgeTable, stage_content: str) -> None:
+        """Write the edge table of a stage with that content."""
+        self._write_table("boundary_pairs.parquet", edges.to_arrow(), {"stage": stage_content})
+
+    def lut(self, stage: Stage) -> tuple[LookupTable, MergeOptions]:
+        """Return the lookup table of the labels as staged now, and the options it was made with."""
+        table, record = self._read_table("lut.parquet", stage, made_by="global_lut")
+        options = MergeOptions(**json.loads(record["merge"]))
+        lut = LookupTable(
+            offsets=offsets_of(stage.complete_counts()),
+            joined=table["joined"].to_numpy(),
+            merged=table["merged"].to_numpy(),
+            sequential=options.sequential,
+        )
+        return lut, options
+
+    def write_lut(self, lut: LookupTable, options: MergeOptions, stage_content: str) -> None:
+        """Write the lookup table of a stage with that content, and its options."""
+        self._write_table(
+            "lut.parquet",
+            pa.table({"joined": lut.joined, "merged": lut.merged}),
+            {"stage": stage_content, "merge": json.dumps(options.to_dict())},
+        )
+
+    def labels(self, plan: Plan) -> LabelImage:
+        """Return the merged labels."""
+        return LabelImage(self.container, LABEL_NAME, plan)
+
+    def write_objects(self, table: pa.Table) -> None:
+        """Write the object table, as Parquet and as CSV."""
+        self._write_table("objects.parquet", table, {})
+        buffer = io.BytesIO()
+        pa_csv.write_csv(table, buffer)
+        write_bytes(self.path / "objects.csv", buffer.getvalue())
+
+    def objects(self) -> pa.Table:
+        """Return the object table."""
+        self._must_have("objects.parquet", "object_table")
+        return pq.read_table(io.BytesIO((self.path / "objects.parquet").read_bytes()))
+
+    def _read_table(
+        self, name: str, stage: Stage, *, made_by: str
+    ) -> tuple[pa.Table, dict[str, str]]:
+        """Read a table made from the labels as they are staged now, and what it records."""
+        self._must_have(name, made_by)
+        table = pq.read_table(io.BytesIO((self.path / name).read_bytes()))
+        record = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+        if record.get("stage") != stage.content():
+            raise StageError(
+                f"{name} of image {self.key!r} was made from other staged labels than are there "
+                f"now; materialize {made_by} again"
+            )
+        return table, record
+
+    def _must_have(self, name: str, made_by: str) -> None:
+        if not self.has(name):
+            raise StageError(
+                f"no {name} for image {self.key!r} at {self.path}; materialize {made_by} first, "
+                "or correct LabelStore.root"
+            )
+
+    def _write_table(self, name: str, table: pa.Table, record: dict[str, str]) -> None:
+        buffer = io.BytesIO()
+        pq.write_table(table.replace_schema_metadata(record or None), buffer, compression="zstd")
+        write_bytes(self.path / name, buffer.getvalue())

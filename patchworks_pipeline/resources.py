@@ -1,0 +1,201 @@
+"""Resources: what a deployment decides. Choices of one run are config, facts are records."""
+
+from typing import Any
+
+import dagster as dg
+import numpy as np
+from pydantic import Field
+
+from patchworks_core.budget import (
+    WorkerDecision,
+    block_bytes,
+    decide_workers,
+    granted_cores,
+    granted_memory_bytes,
+)
+from patchworks_core.errors import ImageError
+from patchworks_core.engine import WorkerKind, Workers
+from patchworks_core.plan import Plan
+from patchworks_core.rules import MergeOptions
+from patchworks_core.segmentation import Segmentation as SegmentationFunction
+from patchworks_core.segmentation import segmentation_of
+from patchworks_core.storage import as_path
+from patchworks_pipeline.home import home_folder
+from patchworks_pipeline.partitions import check_image_key, image_key
+from patchworks_pipeline.records import Acquisition, ImageFolder
+
+
+class LabelStore(dg.ConfigurableResource):
+    """Where stages and merged labels are kept, one folder per image."""
+
+    root: str = Field(
+        default="",
+        description="Folder or fsspec URL (s3://, memory://); empty is store/ in the home.",
+    )
+
+    def folder(self, image: str) -> ImageFolder:
+        """Return the folder of an image."""
+        root = as_path(self.root or home_folder() / "store")
+        return ImageFolder(root / check_image_key(image), image)
+
+
+class AcquisitionSource(dg.ConfigurableResource):
+    """Where acquisitions land."""
+
+    landing: str = Field(
+        default="", description="Folder or fsspec URL; empty is landing/ in the home."
+    )
+
+    def find(self, image: str) -> Acquisition:
+        """Return the acquisition in the landing folder whose key is `image`.
+
+        Raises
+        ------
+        ImageError
+            If there is none, or more than one.
+        """
+        folder = as_path(self.landing or home_folder() / "landing")
+        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        found = [name for name in names if not name.startswith(".") and image_key(name) == image]
+        if len(found) != 1:
+            raise ImageError(
+                f"image {image!r} is not registered and {len(found)} acquisitions in {folder} have "
+                f"that key ({found!r}); copy exactly one there, or register it with 'patchworks run'"
+            )
+        return Acquisition(url=str(folder / found[0]))
+
+
+class Segmentation(dg.ConfigurableResource):
+    """The segmentation function of images that do not name their own, and how it is tiled."""
+
+    function: str = Field(
+        default="watershed",
+        description="Built-in name, name of an installed plugin, or 'module:function'.",
+    )
+    parameters: dict[str, Any] = Field(
+        default_factory=dict, description="Keyword arguments of every call."
+    )
+    tile_shape: list[int] = Field(
+        default=[1024],
+        description="Pixels of a tile; one value for all spatial axes, or one per axis from the "
+        "last; -1 is the whole axis.",
+    )
+    overlap: list[int] = Field(
+        default=[32], description="Halo on each side of a tile, pixels, by the same rules."
+    )
+    merge: str = Field(
+        default="auto", description="auto, touching, overlap or none: which labels are one object."
+    )
+    connectivity: int = Field(
+        default=0, description="Contact that counts for 'touching', 1 to 3; 0 is the function's."
+    )
+    min_iou: float = Field(default=0.3, description="Least IoU for 'overlap', 0 to 1.")
+    min_size: int = Field(
+        default=0, description="Merged objects of fewer pixels become background."
+    )
+    max_tile_partitions: int = Field(
+        default=5000, description="Tile partitions of one image; more tiles are grouped in blocks."
+    )
+
+    def function_of(self, acquisition: Acquisition) -> SegmentationFunction:
+        """Return the function that an image named, or this deployment's."""
+        if acquisition.function is None:
+            return segmentation_of(self.function, acquisition.parameters or self.parameters)
+        return segmentation_of(acquisition.function, acquisition.parameters)
+
+    def tiling_of(self, acquisition: Acquisition) -> dict[str, Any]:
+        """Return tile shape, overlap and block limit of an image."""
+        tile_shape = acquisition.tile_shape or tuple(self.tile_shape)
+        overlap = self.overlap if acquisition.overlap is None else acquisition.overlap
+        return {
+            "tile_shape": tile_shape[0] if len(tile_shape) == 1 else tile_shape,
+            "overlap": overlap[0] if len(overlap) == 1 else overlap,
+            "max_blocks": self.max_tile_partitions,
+        }
+
+    def merge_options(
+        self, acquisition: Acquisition, plan: Plan, chosen: dict[str, Any]
+    ) -> MergeOptions:
+        """Return how labels of an image are merged: the run's choice, the image's, or this one."""
+        values = {
+            "rule": self.merge,
+            "connectivity": self.connectivity or None,
+            "min_iou": self.min_iou,
+            "min_size": self.min_size,
+            **acquisition.merge,
+            **chosen,
+        }
+        function = segmentation_of(plan.segmentation["function"], plan.segmentation["parameters"])
+        return MergeOptions(**values).resolve(
+            plan.grid, declared=function.merge, connectivity=function.connectivity
+        )
+
+
+class ComputeBudget(dg.ConfigurableResource):
+    """How much of the machine a run takes; SLURM, cgroup and affinity limits are honoured."""
+
+    memory_fraction: float = Field(
+        default=0.8, description="Share of the granted memory to use, 0 to 1."
+    )
+    cores_left_free: int = Field(default=1, description="Granted cores to leave to others.")
+    workers: int = Field(default=0, description="Tiles at once; 0 decides from the budget.")
+    kind: str = Field(
+        default="threads",
+        description="threads, or processes for functions that hold the GIL.",
+    )
+
+    def decide(self, plan: Plan) -> WorkerDecision:
+        """Decide how many tile blocks of a plan are worked on at once, and say why."""
+        return decide_workers(
+            block_bytes(plan.grid, np.dtype(plan.image.dtype)),
+            cores=granted_cores(),
+            memory=granted_memory_bytes(),
+            memory_fraction=self.memory_fraction,
+            cores_left_free=self.cores_left_free,
+            at_most=self.workers or None,
+        )
+
+    def open(self, count: int) -> Workers:
+        """Return that many workers of the chosen kind."""
+        kind: WorkerKind = "processes" if self.kind == "processes" else "threads"
+        return Workers(count, kind)
+
+
+class GpuPool(dg.ConfigurableResource):
+    """The GPUs of this machine that runs may use."""
+
+    slots_per_device: int = Field(default=1, description="Tiles on one device at once.")
+    min_free_bytes: int = Field(
+        default=2_000_000_000, description="A device with less free memory is not used."
+    )
+
+    def devices(self) -> list[dict[str, Any]]:
+        """Return the devices with enough free memory: index, name, uuid, free bytes.
+
+        Devices are counted as NVML counts them; an empty list means that the CPU is used.
+        """
+        import pynvml
+
+        try:
+            pynvml.nvmlInit()
+        except pynvml.NVMLError:  # no driver, no device: the CPU is used
+            return []
+        try:
+            found = [_device(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
+        finally:
+            pynvml.nvmlShutdown()
+        return [device for device in found if device["free_bytes"] >= self.min_free_bytes]
+
+    def slots(self) -> int:
+        """Return how many tiles may be on devices at once; 0 without a device."""
+        return self.slots_per_device * len(self.devices())
+
+
+def _device(nvml: Any, index: int) -> dict[str, Any]:
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    return {
+        "index": index,
+        "name": nvml.nvmlDeviceGetName(handle),
+        "uuid": nvml.nvmlDeviceGetUUID(handle),
+        "free_bytes": int(nvml.nvmlDeviceGetMemoryInfo(handle).free),
+    }

@@ -1,0 +1,198 @@
+"""Runs of the jobs in this process, on a persistent instance: what the command line does.
+
+Each step runs only where its result is missing or was made from something else, so a second call
+redoes what is missing and nothing more.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from patchworks_core.errors import PlanError
+from patchworks_core.plan import Plan, make_plan
+from patchworks_pipeline.definitions import defs
+from patchworks_pipeline.home import home_environment, prepare_home
+from patchworks_pipeline.partitions import images, tile_keys
+from patchworks_pipeline.records import Acquisition, ImageFolder, TileFailure
+from patchworks_pipeline.resources import LabelStore, Segmentation
+
+RANGE_START = "dagster/asset_partition_range_start"
+RANGE_END = "dagster/asset_partition_range_end"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRun:
+    """What came of running one image."""
+
+    folder: ImageFolder
+    steps: tuple[str, ...]
+    """Jobs that ran; empty where nothing was missing."""
+
+    failures: tuple[TileFailure, ...]
+    """Tiles that failed."""
+
+    error: str | None
+    """Why a job failed other than by tiles."""
+
+    @property
+    def is_complete(self) -> bool:
+        """True where the image has its merged labels."""
+        return not self.failures and self.error is None
+
+
+@contextmanager
+def open_home(home: Path) -> Iterator[dg.DagsterInstance]:
+    """Open the Dagster instance of a home, making it if needed; this process then uses it."""
+    os.environ.update(home_environment(prepare_home(home)))
+    with dg.DagsterInstance.get() as instance:
+        yield instance
+
+
+def register(
+    instance: dg.DagsterInstance, store: LabelStore, key: str, acquisition: Acquisition
+) -> ImageFolder:
+    """Make an acquisition known: its record, and its partition.
+
+    Raises
+    ------
+    PlanError
+        If the key belongs to another acquisition.
+    """
+    folder = store.folder(key)
+    if folder.has("acquisition.json") and folder.acquisition().url != acquisition.url:
+        raise PlanError(
+            f"image {key!r} is {folder.acquisition().url!r} in this home; give "
+            f"{acquisition.url!r} another name with --name"
+        )
+    folder.write_acquisition(acquisition)
+    instance.add_dynamic_partitions(str(images.name), [key])
+    return folder
+
+
+def run_image(
+    instance: dg.DagsterInstance, folder: ImageFolder, *, resources: dict[str, Any]
+) -> ImageRun:
+    """Materialise whatever of an image is missing, in this process.
+
+    Parameters
+    ----------
+    instance : DagsterInstance
+    folder : ImageFolder
+        Of a registered acquisition.
+    resources : dict
+        Run config of resources, such as ``{"budget": {"config": {"workers": 2}}}``.
+    """
+    steps = []
+    if not _is_planned(folder):
+        steps.append("plan_image")
+        error = _run(instance, "plan_image", resources, partition_key=folder.key)
+        if error:
+            return ImageRun(folder, tuple(steps), (), error)
+    plan = folder.plan()
+    missing = folder.stage(plan).missing_blocks()
+    if missing:
+        steps.append("stage_tiles")
+        keys = tile_keys(folder.key, missing)
+        error = _run(
+            instance,
+            "stage_tiles",
+            resources,
+            tags={RANGE_START: keys[0], RANGE_END: keys[-1]},
+            ops={"staged_labels": {"config": {"skip_staged": True}}},
+        )
+        if folder.stage(plan).missing_blocks():
+            return ImageRun(folder, tuple(steps), tuple(folder.failures()), error)
+    if not _is_merged(folder, plan):
+        steps.append("merge_image")
+        error = _run(instance, "merge_image", resources, partition_key=folder.key)
+        if error:
+            return ImageRun(folder, tuple(steps), (), error)
+    return ImageRun(folder, tuple(steps), (), None)
+
+
+def _run(
+    instance: dg.DagsterInstance,
+    job: str,
+    resources: dict[str, Any],
+    *,
+    partition_key: str | None = None,
+    tags: dict[str, str] | None = None,
+    ops: dict[str, Any] | None = None,
+) -> str | None:
+    """Run a job and return why it failed, or None."""
+    result = defs.resolve_job_def(job).execute_in_process(
+        instance=instance,
+        partition_key=partition_key,
+        tags=tags or {},
+        run_config={
+            "resources": resources,
+            "ops": ops or {},
+            # The instance keeps every event; the terminal shows progress bars instead.
+            "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+        },
+        raise_on_error=False,
+    )
+    if result.success:
+        return None
+    failures = [e for e in result.all_events if e.is_step_failure]
+    if not failures:
+        return f"job {job!r} failed; see run {result.run_id} in the UI"
+    data = failures[0].step_failure_data
+    if data.user_failure_data is not None and data.user_failure_data.description:
+        return str(data.user_failure_data.description)
+    error = data.error
+    while error is not None and error.cause is not None:
+        error = error.cause
+    return error.message.strip() if error is not None else f"job {job!r} failed"
+
+
+def _is_planned(folder: ImageFolder) -> bool:
+    """Tell whether the plan is what it would be now, and its statistics are there."""
+    if not (folder.has("plan.json") and folder.has("statistics.json")):
+        return False
+    acquisition, segmentation = folder.acquisition(), Segmentation()
+    plan = make_plan(
+        acquisition.open(),
+        segmentation.function_of(acquisition),
+        **segmentation.tiling_of(acquisition),
+    )
+    return plan.fingerprint == folder.plan().fingerprint
+
+
+def _is_merged(folder: ImageFolder, plan: Plan) -> bool:
+    """Tell whether labels, table and report were made of the staged labels, by the same rule."""
+    record = folder.labels(plan).path / "provenance.json"
+    report = folder.report / "summary.json"
+    if not (record.exists() and folder.has("objects.parquet") and report.exists()):
+        return False
+    provenance = json.loads(record.read_text())
+    options = Segmentation().merge_options(folder.acquisition(), plan, {})
+    return bool(
+        provenance.get("stage") == folder.stage(plan).content()
+        and provenance.get("merge") == options.to_dict()
+    )
+
+
+def status_of(folder: ImageFolder) -> dict[str, Any]:
+    """Return how far an image is: tiles by state, objects, and where its labels are."""
+    if not folder.has("plan.json"):
+        return {"tiles": 0, "staged": 0, "failed": 0, "missing": 0, "objects": None, "labels": None}
+    plan = folder.plan()
+    missing = set(folder.stage(plan).missing_blocks())
+    failed = {failure.block for failure in folder.failures()} & missing
+    labels = folder.labels(plan).path
+    record = labels / "provenance.json"
+    return {
+        "tiles": plan.grid.n_blocks,
+        "staged": plan.grid.n_blocks - len(missing),
+        "failed": len(failed),
+        "missing": len(missing) - len(failed),
+        "objects": json.loads(record.read_text())["n_objects"] if record.exists() else None,
+        "labels": str(labels) if record.exists() else None,
+    }
