@@ -37,6 +37,16 @@ def merge_in_memory(image, function, grid: TileGrid, options: MergeOptions) -> n
     return merged
 
 
+def edge_table(rows) -> EdgeTable:
+    """Make an edge table of rows (tile a, id a, tile b, id b[, intersection, area a, area b[,
+    connectivity]]).
+    """
+    columns = np.array([[*row, *(0, 1, 1, 0)[len(row) - 4 :]] for row in rows], dtype=np.int64)
+    columns = columns.reshape(len(rows), 8).T
+    one = np.ones(len(rows), dtype=np.int8)
+    return EdgeTable(*columns[:7], contact=columns[7], connectivity=columns[7], axis=one, order=one)
+
+
 def assert_same_partition(labels: np.ndarray, truth: np.ndarray) -> None:
     """Assert that two label images have the same background and the same objects, ids aside."""
     labels, truth = np.asarray(labels), np.asarray(truth)
@@ -48,20 +58,3 @@ def assert_same_partition(labels: np.ndarray, truth: np.ndarray) -> None:
         f"{n_truth} true objects became {n_labels}, in {pairs.shape[1]} combinations"
     )
 
-
-def f1_at(labels: np.ndarray, truth: np.ndarray, min_iou: float = 0.5) -> float:
-    """Object F1: a label is right where its IoU with a true object is above `min_iou`."""
-    from skimage.metrics import contingency_table
-
-    common = contingency_table(truth, labels).tocsr()
-    area_truth = np.asarray(common.sum(axis=1)).ravel()
-    area_labels = np.asarray(common.sum(axis=0)).ravel()
-    rows, columns = common.nonzero()
-    inside = (rows > 0) & (columns > 0)
-    rows, columns = rows[inside], columns[inside]
-    intersection = np.asarray(common[rows, columns]).ravel()
-    iou = intersection / (area_truth[rows] + area_labels[columns] - intersection)
-    n_truth = np.count_nonzero(area_truth[1:])
-    n_labels = np.count_nonzero(area_labels[1:])
-    right = int((iou > min_iou).sum())
-    return 2 * right / (n_truth + n_labels) if n_truth + n_labels else 1.0

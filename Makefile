@@ -1,0 +1,39 @@
+# Everything here works on a machine that has Python 3.11 or newer and nothing else.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTEST_ARGS ?=
+
+.PHONY: demo test lint check ui bench clean
+
+demo: $(VENV)/.installed ## segment a real micrograph through all assets
+	$(BIN)/patchworks demo
+
+ui: $(VENV)/.installed ## serve the Dagster UI of ./.patchworks
+	$(BIN)/patchworks ui
+
+test: $(VENV)/.installed-dev ## all tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: lint test ## what must be green before anything lands
+
+bench: $(VENV)/.installed-dev ## figures on the images beside the checkout
+	$(BIN)/python benchmarks/real_images.py
+
+$(VENV)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean: ## remove the environment and what the demo made
+	rm -rf $(VENV) .patchworks
