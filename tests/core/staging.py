@@ -1,0 +1,67 @@
+"""Small images, planned, staged and merged, for tests of what lies on disk."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from scipy import ndimage
+
+from patchworks_core.image import open_image
+from patchworks_core.plan import make_plan
+from patchworks_core.rules import MergeOptions
+from patchworks_core.segmentation import declare, segmentation_of
+from patchworks_core.stage import Stage
+from patchworks_core.steps import look_up, pair_tiles, stage_blocks
+
+TOUCHING = MergeOptions("touching", 1)
+
+
+@declare(merge="touching", version="1")
+def label_components(tile):
+    return ndimage.label(tile)[0]
+
+
+def blobs(shape, density: float = 0.5, seed: int = 0) -> np.ndarray:
+    """Random pixels; at 0.5 most components cross many tiles."""
+    return np.random.default_rng(seed).random(shape) < density
+
+
+def plan_of(pixels, function=label_components, *, tile_shape=4, overlap=0, axes=None, **options):
+    """Open and plan an array."""
+    names = {name: options.pop(name) for name in ("channel", "level") if name in options}
+    image = open_image(pixels, axes=axes, **names)
+    segmentation = segmentation_of(function)
+    plan = make_plan(image, segmentation, tile_shape=tile_shape, overlap=overlap, **options)
+    return image, plan
+
+
+def stage_into(location, pixels, function=label_components, *, keys=None, **options) -> Stage:
+    """Stage an array, all of it or the blocks of `keys`; no block may fail."""
+    image, plan = plan_of(pixels, function, **options)
+    stage = Stage.open_or_create(location, plan)
+    blocks = [plan.grid.block_of_key(key) for key in keys or plan.grid.block_keys()]
+    with ThreadPoolExecutor(1) as executor:
+        outcomes = list(
+            stage_blocks(image, stage, function, blocks, executor=executor, window=2)
+        )
+    assert [outcome.failure for outcome in outcomes] == [None] * len(blocks)
+    return stage
+
+
+def lut_of(stage: Stage, options: MergeOptions = TOUCHING):
+    """Pair and look up."""
+    with ThreadPoolExecutor(1) as executor:
+        return look_up(stage, pair_tiles(stage, executor=executor, window=2), options)
+
+
+def merged_of(stage: Stage, options: MergeOptions = TOUCHING) -> np.ndarray:
+    """Merge in memory what is staged."""
+    lut = lut_of(stage, options)
+    merged = np.zeros(stage.grid.shape, dtype=lut.dtype)
+    for block in stage.grid.blocks():
+        staged = stage.labels(block)
+        for tile in block.tiles:
+            place = tile.core.relative_to(block.core.start).slices
+            merged[tile.core.slices] = lut.of_tile(tile.number)[staged[place]]
+    return merged
