@@ -1,8 +1,11 @@
 """The engine: one task over many tiles, on any `concurrent.futures.Executor`.
 
-A bounded window of tasks is in flight, so neither tasks nor results pile up. A task that raises
-becomes a `Failure` and the others go on; outcomes come in order of completion, and nothing that is
-written may depend on that order.
+1. A bounded window of tasks is in flight, so neither tasks nor results pile up.
+2. A task that raises becomes a `Failure` and the others go on.
+3. A fault that is worth it is tried again (`patchworks_core.faults`): transient ones after a wait and
+   with fewer neighbours, those of a dead worker one at a time, so that the tile that kills workers
+   is found and its neighbours are not blamed.
+4. Outcomes come in order of completion; nothing that is written may depend on that order.
 """
 
 from __future__ import annotations
@@ -16,19 +19,15 @@ from concurrent.futures import (
     CancelledError,
     Executor,
     Future,
-    ThreadPoolExecutor,
     wait,
 )
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
-from patchworks_core.errors import PlanError
+from patchworks_core.faults import NO_RETRY, FaultKind, RetryPolicy, kind_of
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-WorkerKind = Literal["threads", "processes"]
 
 WINDOW_PER_WORKER = 2
 """Tasks in flight per worker: one running, one waiting so that no worker idles."""
@@ -47,6 +46,9 @@ class Failure:
     traceback: str
     """Where it came from."""
 
+    kind: FaultKind = "other"
+    """Whether another try could help."""
+
     def __str__(self) -> str:
         return f"{self.error_type}: {self.message}"
 
@@ -59,43 +61,10 @@ class Outcome(Generic[Item, Result]):
     value: Result | None
     failure: Failure | None
     seconds: float
+    """Of the last try."""
 
-
-@dataclass(frozen=True, slots=True)
-class Workers:
-    """How many tasks run at once, and in what."""
-
-    count: int = 1
-    """Tasks at once."""
-
-    kind: WorkerKind = "threads"
-    """``threads`` share this process; ``processes`` are for functions that hold the GIL."""
-
-    def __post_init__(self) -> None:
-        if self.count < 1:
-            raise PlanError(f"workers must be at least 1, got {self.count!r}")
-        if self.kind not in ("threads", "processes"):
-            raise PlanError(f"workers must be 'threads' or 'processes', got {self.kind!r}")
-
-    @contextmanager
-    def open(self) -> Iterator[Executor]:
-        """Start the workers, and stop them at the end; tasks not yet started are dropped."""
-        executor: Executor
-        if self.kind == "threads":
-            executor = ThreadPoolExecutor(self.count, thread_name_prefix="patchworks")
-        else:
-            # loky sends functions defined in notebooks and scripts, needs no __main__ guard, and
-            # notices a worker that was killed; the standard pool does none of these.
-            from loky import ProcessPoolExecutor
-
-            executor = ProcessPoolExecutor(self.count)
-        try:
-            yield executor
-        finally:
-            if self.kind == "threads":
-                executor.shutdown(wait=True, cancel_futures=True)
-            else:
-                executor.shutdown(wait=True, kill_workers=True)  # type: ignore[call-arg]
+    attempts: int = 1
+    """Tries in all."""
 
 
 def map_tiles(
@@ -104,6 +73,7 @@ def map_tiles(
     *,
     executor: Executor,
     window: int,
+    retry: RetryPolicy = NO_RETRY,
 ) -> Iterator[Outcome[Item, Result]]:
     """Run `task` on every item and yield the outcomes as they complete.
 
@@ -114,42 +84,144 @@ def map_tiles(
     items : iterable
         Taken one by one, as there is room in the window.
     executor : concurrent.futures.Executor
+        One with a method ``renew`` gets it called when its workers have died.
     window : int
         Items in flight at most.
+    retry : RetryPolicy
+        Which faults are tried again; none by default.
 
     Yields
     ------
     Outcome
-        One per item. A task that raised, or whose worker died, is a failure.
+        One per item. A task that raised, or whose worker died, is a failure. Items that were not
+        started when the caller stops listening are dropped.
     """
-    running: dict[Future[Outcome[Item, Result]], Item] = {}
-    waiting = iter(items)
-    exhausted = False
-    try:
-        while running or not exhausted:
-            while not exhausted and len(running) < window:
-                try:
-                    item = next(waiting)
-                except StopIteration:
-                    exhausted = True
-                    break
-                try:
-                    running[executor.submit(_run, task, item)] = item
-                except BrokenExecutor as error:
-                    yield Outcome(item, None, _failure(error), 0.0)
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield _outcome(future, running.pop(future))
-    finally:
-        # Whoever stops listening must not leave tasks behind in an executor that lives on.
-        for future in running:
-            future.cancel()
+    return _Map(task, iter(items), executor, window, retry).outcomes()
 
 
-def _outcome(future: Future[Outcome[Item, Result]], item: Item) -> Outcome[Item, Result]:
-    """Return what a task that is done came to; its worker may have died before it could say."""
-    error = CancelledError("cancelled") if future.cancelled() else future.exception()
-    return future.result() if error is None else Outcome(item, None, _failure(error), 0.0)
+@dataclass(slots=True)
+class _Tries(Generic[Item]):
+    """One item and what happened to it so far."""
+
+    item: Item
+    faults: list[tuple[FaultKind, str]] = field(default_factory=list)
+    ready_at: float = 0.0
+
+    @property
+    def is_suspect(self) -> bool:
+        """True where a worker died with this item in flight."""
+        return bool(self.faults) and self.faults[-1][0] == "killed"
+
+
+class _Map(Generic[Item, Result]):
+    """The state of one `map_tiles`."""
+
+    def __init__(
+        self,
+        task: Callable[[Item], Result],
+        items: Iterator[Item],
+        executor: Executor,
+        window: int,
+        retry: RetryPolicy,
+    ) -> None:
+        self._task = task
+        self._items = items
+        self._executor = executor
+        self._window = self._full_window = window
+        self._retry = retry
+        self._running: dict[Future[Outcome[Item, Result]], _Tries[Item]] = {}
+        self._again: list[_Tries[Item]] = []
+        self._exhausted = False
+
+    def outcomes(self) -> Iterator[Outcome[Item, Result]]:
+        try:
+            while True:
+                self._fill()
+                if self._exhausted and not self._running and not self._again:
+                    return
+                if not self._running:
+                    time.sleep(max(0.0, self._seconds_to_next_try() or 0.0))
+                    continue
+                done, _ = wait(
+                    self._running, self._seconds_to_next_try(), return_when=FIRST_COMPLETED
+                )
+                for future in done:
+                    outcome = self._settle(future)
+                    if outcome is not None:
+                        yield outcome
+        finally:
+            for future in self._running:
+                future.cancel()
+
+    def _fill(self) -> None:
+        """Submit items while there is room: those to be tried again first."""
+        while len(self._running) < self._room():
+            tries = self._next()
+            if tries is None:
+                return
+            self._submit(tries)
+
+    def _room(self) -> int:
+        """Items that may be in flight now: one, while it is not known which of them kills workers."""
+        suspects = (t.is_suspect for t in (*self._again, *self._running.values()))
+        return 1 if any(suspects) else self._window
+
+    def _next(self) -> _Tries[Item] | None:
+        now = time.monotonic()
+        ready = [tries for tries in self._again if tries.ready_at <= now]
+        if ready:
+            first = min(ready, key=lambda tries: (not tries.is_suspect, tries.ready_at))
+            self._again.remove(first)
+            return first
+        if self._exhausted or any(tries.is_suspect for tries in self._again):
+            return None
+        try:
+            return _Tries(next(self._items))
+        except StopIteration:
+            self._exhausted = True
+            return None
+
+    def _submit(self, tries: _Tries[Item]) -> None:
+        try:
+            future = self._executor.submit(_run, self._task, tries.item)
+        except BrokenExecutor as error:
+            renew = getattr(self._executor, "renew", None)
+            if renew is None:
+                future = Future()
+                future.set_exception(error)
+            else:
+                renew()
+                future = self._executor.submit(_run, self._task, tries.item)
+        self._running[future] = tries
+
+    def _settle(self, future: Future[Outcome[Item, Result]]) -> Outcome[Item, Result] | None:
+        """Return the outcome of an item, or None where it is tried again."""
+        tries = self._running.pop(future)
+        attempts = len(tries.faults) + 1
+        if future.cancelled():
+            outcome = _failed(tries.item, CancelledError("cancelled before it was started"))
+        elif (error := future.exception()) is not None:
+            outcome = _failed(tries.item, error)
+        else:
+            outcome = future.result()
+        if outcome.failure is None:
+            self._window = min(self._full_window, self._window + 1)
+            return Outcome(tries.item, outcome.value, None, outcome.seconds, attempts)
+        tries.faults.append((outcome.failure.kind, str(outcome.failure)))
+        if outcome.failure.kind == "transient":
+            self._window = max(1, self._window // 2)
+        seconds = self._retry.wait_before_retry(tries.faults)
+        if seconds is None:
+            return Outcome(tries.item, None, outcome.failure, outcome.seconds, attempts)
+        tries.ready_at = time.monotonic() + seconds
+        self._again.append(tries)
+        return None
+
+    def _seconds_to_next_try(self) -> float | None:
+        """Return how long until an item is to be tried again, or None where none is waiting."""
+        if not self._again or len(self._running) >= self._room():
+            return None
+        return max(0.0, min(tries.ready_at for tries in self._again) - time.monotonic())
 
 
 def _run(task: Callable[[Item], Result], item: Item) -> Outcome[Item, Result]:
@@ -160,13 +232,14 @@ def _run(task: Callable[[Item], Result], item: Item) -> Outcome[Item, Result]:
     # Any error of a segmentation function fails its tile alone, and comes back as text because
     # exceptions of foreign packages do not all survive pickling.
     except Exception as error:
-        return Outcome(item, None, _failure(error), time.perf_counter() - start)
+        return _failed(item, error, time.perf_counter() - start)
     return Outcome(item, value, None, time.perf_counter() - start)
 
 
-def _failure(error: BaseException) -> Failure:
+def _failed(item: Item, error: BaseException, seconds: float = 0.0) -> Outcome[Item, Any]:
     text = "".join(traceback.format_exception(error))
-    return Failure(type(error).__name__, str(error), text)
+    failure = Failure(type(error).__name__, str(error), text, kind_of(error))
+    return Outcome(item, None, failure, seconds)
 
 
 def results(outcomes: Iterable[Outcome[Any, Result]], *, doing: str) -> Iterator[Result]:

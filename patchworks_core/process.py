@@ -15,7 +15,7 @@ import zarr.errors
 from upath import UPath
 
 from patchworks_core.apply import apply_lut, create_apply_records, create_label_array
-from patchworks_core.engine import WINDOW_PER_WORKER, WorkerKind, Workers, results
+from patchworks_core.engine import WINDOW_PER_WORKER, results
 from patchworks_core.errors import PlanError, TilesFailedError
 from patchworks_core.image import Image, open_image
 from patchworks_core.lut import LookupTable
@@ -36,6 +36,7 @@ from patchworks_core.storage import (
     remove,
     zarr_store,
 )
+from patchworks_core.workers import WorkerKind, Workers
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of a step, how much of it is done, and how much there is."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ import numpy as np
 from patchworks_core.apply import apply_lut
 from patchworks_core.engine import Outcome, map_tiles, results
 from patchworks_core.errors import StageError
+from patchworks_core.faults import NO_RETRY, RetryPolicy
 from patchworks_core.grid import Tile, TileBlock, TileGrid
 from patchworks_core.image import Image
 from patchworks_core.labels import check_labels, number_labels
@@ -27,6 +28,7 @@ from patchworks_core.lut import LookupTable, build_lut
 from patchworks_core.ngff import LabelImage
 from patchworks_core.objects import ObjectSums, measure_tile, merge_objects
 from patchworks_core.pairs import EdgeTable, compare_face
+from patchworks_core.peak import PeakMemory
 from patchworks_core.regions import Region
 from patchworks_core.rules import MergeOptions, joined_pairs
 from patchworks_core.segmentation import LabelFunction
@@ -44,6 +46,8 @@ class StagedBlock:
     seconds_reading: float
     seconds_segmenting: float
     seconds_writing: float
+    peak_bytes: int
+    """By how much the process grew meanwhile; of this tile alone if none ran beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,11 @@ class _StageTask:
     function: LabelFunction
 
     def __call__(self, block: TileBlock) -> StagedBlock:
+        with PeakMemory() as peak:
+            staged = self._stage(block)
+        return replace(staged, peak_bytes=peak.bytes)
+
+    def _stage(self, block: TileBlock) -> StagedBlock:
         start = time.perf_counter()
         self.stage.forget(block)
         pixels = self.image.read(block.read)
@@ -67,6 +76,7 @@ class _StageTask:
             seconds_reading=read - start,
             seconds_segmenting=segmented - read,
             seconds_writing=time.perf_counter() - segmented,
+            peak_bytes=0,
         )
 
     def _segment(self, block: TileBlock, tile: Tile, pixels: np.ndarray[Any, Any]) -> StagedTile:
@@ -98,6 +108,7 @@ def stage_blocks(
     *,
     executor: Executor,
     window: int,
+    retry: RetryPolicy = NO_RETRY,
 ) -> Iterator[Outcome[TileBlock, StagedBlock]]:
     """Segment tile blocks and stage what comes out; a block that fails stops no other.
 
@@ -109,7 +120,7 @@ def stage_blocks(
     function : callable
         Of one tile, parameters bound (`Segmentation.bind`).
     blocks : iterable of TileBlock
-    executor, window
+    executor, window, retry
         As in `patchworks_core.engine.map_tiles`.
 
     Yields
@@ -128,7 +139,7 @@ def stage_blocks(
             f"{stage.plan.image.fingerprint!r}, now {image.fingerprint!r}); plan it again"
         )
     task = _StageTask(image, stage, function)
-    yield from map_tiles(task, blocks, executor=executor, window=window)
+    yield from map_tiles(task, blocks, executor=executor, window=window, retry=retry)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""Segmentation functions that come with patchworks; each says what it needs."""

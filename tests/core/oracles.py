@@ -33,7 +33,9 @@ def merge_in_memory(image, function, grid: TileGrid, options: MergeOptions) -> n
     merged = np.zeros(grid.shape, dtype=np.int64)
     for tile in grid.tiles():
         core = tile.core.relative_to(tile.read.start)
-        merged[tile.core.slices] = lut.of_tile(tile.number)[numbered[tile.index].pixels[core.slices]]
+        merged[tile.core.slices] = lut.of_tile(tile.number)[
+            numbered[tile.index].pixels[core.slices]
+        ]
     return merged
 
 
@@ -57,4 +59,3 @@ def assert_same_partition(labels: np.ndarray, truth: np.ndarray) -> None:
     assert pairs.shape[1] == n_labels == n_truth, (
         f"{n_truth} true objects became {n_labels}, in {pairs.shape[1]} combinations"
     )
-

@@ -42,9 +42,7 @@ def stage_into(location, pixels, function=label_components, *, keys=None, **opti
     stage = Stage.open_or_create(location, plan)
     blocks = [plan.grid.block_of_key(key) for key in keys or plan.grid.block_keys()]
     with ThreadPoolExecutor(1) as executor:
-        outcomes = list(
-            stage_blocks(image, stage, function, blocks, executor=executor, window=2)
-        )
+        outcomes = list(stage_blocks(image, stage, function, blocks, executor=executor, window=2))
     assert [outcome.failure for outcome in outcomes] == [None] * len(blocks)
     return stage
 

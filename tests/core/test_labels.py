@@ -93,9 +93,7 @@ def test_large_ids_and_gaps_stay_different_objects(ids):
 @settings(max_examples=150)
 def test_numbering_keeps_the_objects_and_puts_those_of_the_core_first(labels, data):
     start = tuple(data.draw(st.integers(0, n - 1)) for n in labels.shape)
-    stop = tuple(
-        data.draw(st.integers(a + 1, n)) for a, n in zip(start, labels.shape, strict=True)
-    )
+    stop = tuple(data.draw(st.integers(a + 1, n)) for a, n in zip(start, labels.shape, strict=True))
     core = Region(start, stop)
     before = labels.copy()
 

@@ -20,9 +20,12 @@ def cases(draw, axes_choices=("x", "yx", "zyx", "tzyx"), max_size=14):
     axes = draw(st.sampled_from(axes_choices))
     longest = {1: 40, 2: max_size, 3: 8, 4: 6}[len(axes)]
     shape = tuple(draw(st.integers(1, 3 if a == "t" else longest)) for a in axes)
-    tile = tuple(1 if a == "t" else draw(st.integers(1, n)) for a, n in zip(axes, shape, strict=True))
+    tile = tuple(
+        1 if a == "t" else draw(st.integers(1, n)) for a, n in zip(axes, shape, strict=True)
+    )
     halo = tuple(
-        0 if a == "t" or t == 1 else draw(st.integers(0, 5)) for a, t in zip(axes, tile, strict=True)
+        0 if a == "t" or t == 1 else draw(st.integers(0, 5))
+        for a, t in zip(axes, tile, strict=True)
     )
     return TileGrid(axes, shape, tile, halo), draw(st.integers(0, 2**32 - 1))
 
@@ -97,9 +100,7 @@ def test_overlap_gives_back_touching_cells_that_were_labelled_perfectly(seed, nd
         cells[np.random.default_rng(seed).random(shape) < 0.1] = 0
     cells = connected_pieces(cells)
     extents = [
-        max(s.stop - s.start for s in box)
-        for box in ndimage.find_objects(cells)
-        if box is not None
+        max(s.stop - s.start for s in box) for box in ndimage.find_objects(cells) if box is not None
     ]
     halo = -(-max(extents, default=1) // 2)
     axes = "zyx"[-ndim:]

@@ -180,9 +180,7 @@ def test_tiles_in_blocks_are_merged_as_tiles_one_by_one(
     pixels, options = blobs((13, 10), seed=seed), MergeOptions(rule, 1)
     folder = tmp_path_factory.mktemp("stages")
     one = stage_into(folder / "one", pixels, tile_shape=3, overlap=overlap)
-    many = stage_into(
-        folder / "many", pixels, tile_shape=3, overlap=overlap, max_blocks=max_blocks
-    )
+    many = stage_into(folder / "many", pixels, tile_shape=3, overlap=overlap, max_blocks=max_blocks)
     assert many.grid.n_blocks <= max_blocks < one.grid.n_blocks
     np.testing.assert_array_equal(merged_of(many, options), merged_of(one, options))
     if rule == "touching":
@@ -200,9 +198,7 @@ def test_strips_on_disk_are_what_the_tiles_saw(max_blocks, tmp_path):
                 strip = stage.strip(tile.index, axis, side)
                 at_border = tile.index[axis] == (0, stage.grid.grid_shape[axis] - 1)[side]
                 face = (tile.core.start, tile.core.stop)[side][axis] - tile.read.start[axis]
-                around = seen.take(
-                    range(max(face - 2, 0), min(face + 2, seen.shape[axis])), axis
-                )
+                around = seen.take(range(max(face - 2, 0), min(face + 2, seen.shape[axis])), axis)
                 assert np.count_nonzero(strip) == (0 if at_border else around.sum())
 
 

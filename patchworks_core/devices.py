@@ -1,0 +1,129 @@
+"""The GPUs this process may use, and slots on them for worker processes.
+
+Devices are found by NVML, which needs no framework and starts no context. ``CUDA_VISIBLE_DEVICES``
+is honoured by index, UUID and UUID prefix, as CUDA reads it: NVML itself ignores it, so NVML's
+device 0 is not always the one that was granted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One GPU."""
+
+    index: int
+    """As NVML counts, in PCI bus order."""
+
+    uuid: str
+    """``GPU-...``; names the device wherever it is counted."""
+
+    name: str
+    """Of the product."""
+
+    free_bytes: int
+    """Memory that nobody holds."""
+
+    total_bytes: int
+    """Memory in all."""
+
+
+def granted_devices(
+    *, environ: Mapping[str, str] | None = None, nvml: Any = None
+) -> tuple[Device, ...]:
+    """Return the GPUs that this process may use; none where there is no driver.
+
+    Parameters
+    ----------
+    environ : mapping, optional
+        Environment; this process's by default.
+    nvml : module, optional
+        ``pynvml`` by default.
+
+    Returns
+    -------
+    tuple of Device
+        In the order CUDA counts them.
+    """
+    if nvml is None:
+        import pynvml as nvml
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:  # no driver or no device: there is nothing to list
+        return ()
+    try:
+        found = [_device(nvml, index) for index in range(nvml.nvmlDeviceGetCount())]
+    finally:
+        nvml.nvmlShutdown()
+    return visible(found, (os.environ if environ is None else environ).get(VISIBLE_DEVICES))
+
+
+def _device(nvml: Any, index: int) -> Device:
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+    uuid, name = nvml.nvmlDeviceGetUUID(handle), nvml.nvmlDeviceGetName(handle)
+    text = [value.decode() if isinstance(value, bytes) else value for value in (uuid, name)]
+    return Device(index, text[0], text[1], int(memory.free), int(memory.total))
+
+
+def visible(devices: Sequence[Device], setting: str | None) -> tuple[Device, ...]:
+    """Return the devices that a value of ``CUDA_VISIBLE_DEVICES`` leaves visible.
+
+    An entry that names no device hides itself and all after it, as CUDA has it.
+
+    Examples
+    --------
+    >>> pair = [Device(0, "GPU-aa", "", 0, 0), Device(1, "GPU-bb", "", 0, 0)]
+    >>> [device.index for device in visible(pair, "1,0")]
+    [1, 0]
+    >>> [device.index for device in visible(pair, "GPU-bb,7,0")]
+    [1]
+
+    References
+    ----------
+    CUDA C++ Programming Guide, "CUDA Environment Variables".
+    """
+    if setting is None:
+        return tuple(devices)
+    chosen: list[Device] = []
+    for entry in setting.split(","):
+        name = entry.strip()
+        if name.isdigit():
+            found = [device for device in devices if device.index == int(name)]
+        else:
+            found = [device for device in devices if name and device.uuid.startswith(name)]
+        if len(found) != 1:
+            break
+        chosen.append(found[0])
+    return tuple(chosen)
+
+
+def slots_on(devices: Sequence[Device], per_device: int) -> tuple[str, ...]:
+    """Return the UUID of the device behind each slot, devices in turn.
+
+    Examples
+    --------
+    >>> slots_on([Device(0, "GPU-aa", "", 0, 0), Device(1, "GPU-bb", "", 0, 0)], 2)
+    ('GPU-aa', 'GPU-bb', 'GPU-aa', 'GPU-bb')
+    """
+    return tuple(device.uuid for device in devices) * per_device
+
+
+def take_slot(slots: Any) -> None:
+    """Bind this worker process to the device of one slot, for as long as it lives.
+
+    Called once when the worker starts, before any framework has looked for devices.
+
+    Parameters
+    ----------
+    slots : queue
+        Holds one UUID per slot, shared by the workers.
+    """
+    os.environ[VISIBLE_DEVICES] = slots.get(timeout=60)
