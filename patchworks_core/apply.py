@@ -96,7 +96,9 @@ class _ApplyTask:
         merged = np.empty(staged.shape, dtype=labels.dtype)
         for tile, lut in zip(item.block.tiles, item.luts, strict=True):
             place = tile.core.relative_to(item.block.core.start).slices
-            merged[place] = lut.astype(labels.dtype, copy=False)[staged[place]]
+            # A tile without labels may be one that is not staged; what lies there is not labels.
+            has_labels = len(lut) > 1
+            merged[place] = lut.astype(labels.dtype, copy=False)[staged[place]] if has_labels else 0
         records = open_array(self.records, mode="r+")
         if item.was_written:
             # Killed between the pixels and their record, the old one must not vouch for them.
@@ -120,7 +122,6 @@ def apply_lut(
     Parameters
     ----------
     stage : Stage
-        Complete.
     lut : LookupTable
         Of that stage.
     labels : UPath

@@ -7,6 +7,7 @@ device 0 is not always the one that was granted.
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -52,16 +53,15 @@ def granted_devices(
     tuple of Device
         In the order CUDA counts them.
     """
-    if nvml is None:
-        import pynvml as nvml
+    library = nvml or importlib.import_module("pynvml")
     try:
-        nvml.nvmlInit()
-    except nvml.NVMLError:  # no driver or no device: there is nothing to list
+        library.nvmlInit()
+    except library.NVMLError:  # no driver or no device: there is nothing to list
         return ()
     try:
-        found = [_device(nvml, index) for index in range(nvml.nvmlDeviceGetCount())]
+        found = [_device(library, index) for index in range(library.nvmlDeviceGetCount())]
     finally:
-        nvml.nvmlShutdown()
+        library.nvmlShutdown()
     return visible(found, (os.environ if environ is None else environ).get(VISIBLE_DEVICES))
 
 

@@ -2,9 +2,9 @@
 
 1. A bounded window of tasks is in flight, so neither tasks nor results pile up.
 2. A task that raises becomes a `Failure` and the others go on.
-3. A fault that is worth it is tried again (`patchworks_core.faults`): transient ones after a wait and
-   with fewer neighbours, those of a dead worker one at a time, so that the tile that kills workers
-   is found and its neighbours are not blamed.
+3. A fault that is worth it is tried again (`patchworks_core.faults`): transient ones after a wait
+   and with fewer neighbours, those of a dead worker one at a time, so that the tile that kills
+   workers is found and its neighbours are not blamed.
 4. Outcomes come in order of completion; nothing that is written may depend on that order.
 """
 
@@ -24,7 +24,7 @@ from concurrent.futures import (
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from patchworks_core.faults import NO_RETRY, FaultKind, RetryPolicy, kind_of
+from patchworks_core.faults import NO_RETRY, FaultKind, RetryPolicy, free_memory, kind_of
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -162,7 +162,7 @@ class _Map(Generic[Item, Result]):
             self._submit(tries)
 
     def _room(self) -> int:
-        """Items that may be in flight now: one, while it is not known which of them kills workers."""
+        """Items that may be in flight: one, while it is not known which of them kills workers."""
         suspects = (t.is_suspect for t in (*self._again, *self._running.values()))
         return 1 if any(suspects) else self._window
 
@@ -232,8 +232,13 @@ def _run(task: Callable[[Item], Result], item: Item) -> Outcome[Item, Result]:
     # Any error of a segmentation function fails its tile alone, and comes back as text because
     # exceptions of foreign packages do not all survive pickling.
     except Exception as error:
-        return _failed(item, error, time.perf_counter() - start)
-    return Outcome(item, value, None, time.perf_counter() - start)
+        failed: Outcome[Item, Result] = _failed(item, error, time.perf_counter() - start)
+    else:
+        return Outcome(item, value, None, time.perf_counter() - start)
+    # Out of the handler, so that the traceback no longer keeps the tile's arrays alive.
+    if failed.failure is not None and failed.failure.kind == "transient":
+        free_memory()
+    return failed
 
 
 def _failed(item: Item, error: BaseException, seconds: float = 0.0) -> Outcome[Item, Any]:

@@ -2,8 +2,8 @@
 
 - *transient*: memory of the host or of a GPU ran out, or a device or network did not answer. The
   tile waits, then is tried again with fewer neighbours in flight.
-- *killed*: the worker died, by a signal or for memory. Which of the tiles in flight did it cannot be
-  seen, so each is tried again alone.
+- *killed*: the worker died, by a signal or for memory. Which of the tiles in flight did it cannot
+  be seen, so each is tried again alone.
 - *refused*: the input or what the function returned breaks a rule. Another try would give the same.
 - *other*: an error nobody knows. It is tried once more; the same error twice is final.
 """
@@ -11,6 +11,8 @@
 from __future__ import annotations
 
 import errno
+import gc
+import sys
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
@@ -73,6 +75,16 @@ def kind_of(error: BaseException) -> FaultKind:
     if isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY_TEXT):
         return "transient"
     return "other"
+
+
+def free_memory() -> None:
+    """Give back what frameworks in this process hold in reserve, before a tile is tried again."""
+    gc.collect()
+    torch, cupy = sys.modules.get("torch"), sys.modules.get("cupy")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    if cupy is not None:
+        cupy.get_default_memory_pool().free_all_blocks()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ _CLEAR_REFS = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
 
 _RESET_PEAK = "5"
-"""Written to ``clear_refs``, sets the peak of the resident memory back to what it is now (proc(5))."""
+"""Written to ``clear_refs``, sets the peak back to what is resident now; see proc(5)."""
 
 SECONDS_BETWEEN_LOOKS = 0.01
 """Where the kernel keeps no peak, memory is looked at this often."""

@@ -27,9 +27,7 @@ def overview_region(axes: str, shape: tuple[int, ...]) -> Region:
     return plane_region(axes, shape, tuple(n // 2 for n in shape), MAX_OVERVIEW)
 
 
-def plane_region(
-    axes: str, shape: tuple[int, ...], centre: tuple[int, ...], size: int
-) -> Region:
+def plane_region(axes: str, shape: tuple[int, ...], centre: tuple[int, ...], size: int) -> Region:
     """Return the plane through `centre`, `size` pixels wide in y and x, within the image.
 
     Examples

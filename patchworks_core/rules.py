@@ -6,7 +6,8 @@ changing it costs a lookup table and an apply, no segmentation.
 - ``touching``: any contact across the cores at the given connectivity. Exact for functions that
   label connected components; on tissue whose cells touch it fuses them.
 - ``overlap``: the two tiles saw the same pixels on both sides of the face; two labels are one
-  object where each is the other's best partner there and their IoU is at least `min_iou`.
+  object where each is the other's best partner there and their IoU is at least `min_iou`. Across an
+  edge or corner of tiles they must touch as well.
 - ``none``: nothing is joined.
 """
 
@@ -122,8 +123,10 @@ def joined_pairs(
         raise PlanError(f"merge rule {options.rule!r} must be resolved before it is used")
     in_core = (edges.id_a <= counts[edges.tile_a]) & (edges.id_b <= counts[edges.tile_b])
     mutual = _is_best(edges, edges.id_a, edges.id_b) & _is_best(edges, edges.id_b, edges.id_a)
-    rows: np.ndarray[Any, Any] = mutual & in_core
-    return rows & (edges.iou >= options.min_iou) & (edges.intersection > 0)
+    # Around an edge or corner two tiles see few pixels of an object, and chance overlaps of those
+    # join neighbours; the tiles between them have said more unless the object crosses just there.
+    meets: np.ndarray[Any, Any] = (edges.order == 1) | (edges.contact > 0)
+    return mutual & in_core & meets & (edges.iou >= options.min_iou) & (edges.intersection > 0)
 
 
 def _is_best(

@@ -45,9 +45,12 @@ class Declaration:
     version: str = ""
     """Raised by its author whenever the same pixels would get other labels."""
 
+    gpu: bool = False
+    """True if it runs on a GPU where there is one."""
+
 
 def declare(
-    *, merge: MergeRule = "auto", version: str = ""
+    *, merge: MergeRule = "auto", version: str = "", gpu: bool = False
 ) -> Callable[[LabelFunction], LabelFunction]:
     """Declare the merge rule and version of a segmentation function.
 
@@ -61,7 +64,7 @@ def declare(
     """
 
     def mark(function: LabelFunction) -> LabelFunction:
-        function.patchworks = Declaration(merge, version)  # type: ignore[attr-defined]
+        function.patchworks = Declaration(merge, version, gpu)  # type: ignore[attr-defined]
         return function
 
     return mark
@@ -102,6 +105,12 @@ class Segmentation:
     def wants_statistics(self) -> bool:
         """True if the function asks for the statistics of the whole image."""
         return "statistics" in _parameter_names(self.function)
+
+    @property
+    def wants_gpu(self) -> bool:
+        """True if it declares a GPU, or was asked to use one by its parameter ``gpu``."""
+        asked = self.parameters.get("gpu") or self.parameters.get("use_gpu")
+        return declaration_of(self.function).gpu or bool(asked)
 
     @property
     def merge(self) -> MergeRule:

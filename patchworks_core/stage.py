@@ -200,22 +200,27 @@ class Stage:
         content.update(np.ascontiguousarray(self.digests()).data)
         return content.hexdigest()
 
-    def complete_counts(self) -> np.ndarray[Any, Any]:
-        """Return the labels of each tile in row-major order.
+    def settled_counts(self, *, allow_missing: bool = False) -> np.ndarray[Any, Any]:
+        """Return the labels of each tile in row-major order, int64, shape (n_tiles,).
+
+        Parameters
+        ----------
+        allow_missing : bool
+            Take a tile that is not staged for one without labels.
 
         Raises
         ------
         StageError
-            If a tile is not staged, naming the first ones.
+            If a tile is not staged and that is not allowed, naming the first ones.
         """
-        missing = self.missing_blocks()
+        missing = [] if allow_missing else self.missing_blocks()
         if missing:
             shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
             raise StageError(
                 f"{len(missing)} of {self.grid.n_blocks} tile blocks are not staged at "
                 f"{self.path}: {shown}; stage them before merging"
             )
-        return self.counts().ravel()
+        return np.asarray(np.maximum(self.counts().ravel(), 0))
 
     def missing_blocks(self) -> list[str]:
         """Return the keys of the blocks without a commit record, in row-major order."""

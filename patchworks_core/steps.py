@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +21,7 @@ from patchworks_core.apply import apply_lut
 from patchworks_core.engine import Outcome, map_tiles, results
 from patchworks_core.errors import StageError
 from patchworks_core.faults import NO_RETRY, RetryPolicy
-from patchworks_core.grid import Tile, TileBlock, TileGrid
+from patchworks_core.grid import Tile, TileBlock
 from patchworks_core.image import Image
 from patchworks_core.labels import check_labels, number_labels
 from patchworks_core.lut import LookupTable, build_lut
@@ -32,7 +32,7 @@ from patchworks_core.peak import PeakMemory
 from patchworks_core.regions import Region
 from patchworks_core.rules import MergeOptions, joined_pairs
 from patchworks_core.segmentation import LabelFunction
-from patchworks_core.stage import Stage, StagedTile
+from patchworks_core.stage import NOT_STAGED, Stage, StagedTile
 from patchworks_core.strips import Side
 
 
@@ -109,7 +109,7 @@ def stage_blocks(
     executor: Executor,
     window: int,
     retry: RetryPolicy = NO_RETRY,
-) -> Iterator[Outcome[TileBlock, StagedBlock]]:
+) -> Generator[Outcome[TileBlock, StagedBlock], None, None]:
     """Segment tile blocks and stage what comes out; a block that fails stops no other.
 
     Parameters
@@ -145,6 +145,8 @@ def stage_blocks(
 @dataclass(frozen=True, slots=True)
 class _PairTask:
     stage: Stage
+    missing: frozenset[int]
+    """Numbers of tiles that are not staged; whatever strips they have are not compared."""
 
     def __call__(self, block: TileBlock) -> EdgeTable:
         grid = self.stage.grid
@@ -159,41 +161,47 @@ class _PairTask:
             compare_face(grid, face, strip)
             for tile in block.tiles
             for face in grid.faces_above(tile)
+            if not self.missing & {face.low.number, face.high.number}
         )
 
 
-def pair_tiles(stage: Stage, *, executor: Executor, window: int) -> EdgeTable:
+def pair_tiles(
+    stage: Stage, *, executor: Executor, window: int, allow_missing: bool = False
+) -> EdgeTable:
     """Compare the strips of all tiles that share a face, an edge or a corner.
 
     Raises
     ------
     StageError
-        If a tile is not staged.
+        If a tile is not staged and that is not allowed.
     """
-    stage.complete_counts()
-    outcomes = map_tiles(_PairTask(stage), stage.grid.blocks(), executor=executor, window=window)
+    stage.settled_counts(allow_missing=allow_missing)
+    missing = frozenset(np.flatnonzero(stage.counts().ravel() == NOT_STAGED).tolist())
+    task = _PairTask(stage, missing)
+    outcomes = map_tiles(task, stage.grid.blocks(), executor=executor, window=window)
     return EdgeTable.concatenate(results(outcomes, doing="pairing tiles"))
 
 
-def look_up(stage: Stage, edges: EdgeTable, options: MergeOptions) -> LookupTable:
+def look_up(
+    stage: Stage, edges: EdgeTable, options: MergeOptions, *, allow_missing: bool = False
+) -> LookupTable:
     """Decide which staged labels are one object, and number the objects.
 
     Parameters
     ----------
     stage : Stage
-        Complete; only its counts are read, and the areas where ``options.min_size`` asks for them.
+        Only its counts are read, and the areas where ``options.min_size`` asks for them.
     edges : EdgeTable
         Of that stage.
     options : MergeOptions
         Resolved.
+    allow_missing : bool
+        Take tiles that are not staged for tiles without labels.
     """
-    counts = stage.complete_counts()
+    counts = stage.settled_counts(allow_missing=allow_missing)
     areas = None
     if options.min_size > 1:
-        ordered = _by_tile(
-            stage.grid, ((b, stage.objects(b).area) for b in stage.grid.blocks()), counts
-        )
-        areas = np.concatenate([*ordered, np.zeros(0, dtype=np.int64)])
+        areas = _areas_by_tile(stage)
     return build_lut(
         edges.select(joined_pairs(edges, counts, options)),
         counts,
@@ -203,28 +211,45 @@ def look_up(stage: Stage, edges: EdgeTable, options: MergeOptions) -> LookupTabl
     )
 
 
-def _by_tile(
-    grid: TileGrid,
-    columns: Iterable[tuple[TileBlock, np.ndarray[Any, Any]]],
-    counts: np.ndarray[Any, Any],
-) -> list[np.ndarray[Any, Any]]:
-    """Cut per-block columns into tiles, in row-major order of the tiles."""
-    pieces: list[np.ndarray[Any, Any]] = [np.zeros(0, dtype=np.int64)] * grid.n_tiles
-    for block, values in columns:
+def _areas_by_tile(stage: Stage) -> np.ndarray[Any, Any]:
+    """Return the area of every staged label, tile after tile in row-major order."""
+    counts = stage.counts().ravel()
+    pieces: list[np.ndarray[Any, Any]] = [np.zeros(0, dtype=np.int64)] * stage.grid.n_tiles
+    for block in _staged_blocks(stage):
         numbers = [tile.number for tile in block.tiles]
-        borders = np.cumsum([counts[n] for n in numbers])[:-1]
-        for number, piece in zip(numbers, np.split(values, borders), strict=True):
+        borders = np.cumsum(counts[numbers])[:-1]
+        areas = np.split(stage.objects(block).area, borders)
+        for number, piece in zip(numbers, areas, strict=True):
             pieces[number] = piece
-    return pieces
+    return np.concatenate([*pieces, np.zeros(0, dtype=np.int64)])
+
+
+def _staged_blocks(stage: Stage) -> Iterator[TileBlock]:
+    """Yield the tile blocks that are staged."""
+    counts = stage.counts().ravel()
+    for block in stage.grid.blocks():
+        if counts[block.tiles[0].number] != NOT_STAGED:
+            yield block
 
 
 def measure_objects(stage: Stage, lut: LookupTable) -> ObjectSums:
-    """Add up the object sums of all tiles; the voxels are not read again."""
+    """Add up the object sums of all staged tiles; the voxels are not read again."""
     sums, ids = [], []
-    for block in stage.grid.blocks():
+    for block in _staged_blocks(stage):
         sums.append(stage.objects(block))
         ids.append(np.concatenate([lut.of_tile(tile.number)[1:] for tile in block.tiles]))
     return merge_objects(sums, ids)
+
+
+def ids_are_sequential(lut: LookupTable) -> bool:
+    """Tell whether the merged ids of all tiles together are exactly 1..n_objects."""
+    seen = np.zeros(lut.n_objects + 1, dtype=bool)
+    for number in range(len(lut.offsets) - 1):
+        ids = lut.of_tile(number)
+        if ids.max() > lut.n_objects:
+            return False
+        seen[ids] = True
+    return bool(seen[1:].all())
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +276,6 @@ def write_labels(
     Parameters
     ----------
     stage : Stage
-        Complete.
     lut : LookupTable
         Of that stage.
     target : LabelImage

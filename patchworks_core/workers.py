@@ -67,8 +67,8 @@ class Workers:
 class ProcessPool(Executor):
     """Worker processes that can be started anew when one of them has died.
 
-    loky sends functions defined in notebooks and scripts, needs no ``__main__`` guard, and notices a
-    worker that was killed; the standard pool does none of these.
+    loky sends functions defined in notebooks and scripts, needs no ``__main__`` guard, and notices
+    a worker that was killed; the standard pool does none of these.
     """
 
     def __init__(self, count: int, slots: tuple[str, ...] = ()) -> None:

@@ -1,13 +1,15 @@
 """The command line: ``patchworks run | segment | status | ui | demo``."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Column, Table
 
 from patchworks_core.errors import ImageError, PlanError, SegmentationError, TilesFailedError
 
@@ -55,7 +57,7 @@ MinIou = Annotated[float | None, typer.Option(help="Least IoU for merge=overlap.
 MinSize = Annotated[
     int | None, typer.Option(help="Merged objects of fewer pixels become background.")
 ]
-WorkerCount = Annotated[int | None, typer.Option("--workers", help="Tiles at once.")]
+WorkerCount = Annotated[int | None, typer.Option("--workers", min=1, help="Tiles at once.")]
 Kind = Annotated[str, typer.Option("--worker-kind", help="threads or processes.")]
 
 
@@ -93,36 +95,41 @@ def run(
     }
     if name is not None and len(image) > 1:
         _fail("--name names one image, and several were given", BAD_INPUT)
-    budget = {"workers": workers or 0, "kind": worker_kind}
     codes = [
-        _run_one(url, name, chosen, home=home, resources={"budget": {"config": budget}})
+        _run_one(url, name, chosen, home=home, workers=workers, worker_kind=worker_kind)
         for url in image
     ]
     raise typer.Exit(max(codes))
 
 
 def _run_one(
-    url: str, name: str | None, chosen: dict[str, Any], *, home: Path, resources: dict[str, Any]
+    url: str,
+    name: str | None,
+    chosen: dict[str, Any],
+    *,
+    home: Path,
+    workers: int | None = None,
+    worker_kind: str = "threads",
 ) -> int:
     """Run one image and say what came of it; return the exit code."""
     from patchworks_pipeline.partitions import check_image_key, image_key
     from patchworks_pipeline.progress_bars import progress_bars
-    from patchworks_pipeline.resources import LabelStore, Segmentation
-    from patchworks_pipeline.runs import open_home, register, run_image
+    from patchworks_pipeline.resources import ComputeBudget, LabelStore
+    from patchworks_pipeline.runs import open_home, plan_of, register, run_image
 
     try:
+        budget = ComputeBudget(workers=workers or 0, kind=worker_kind)
         with open_home(home.absolute()) as instance:
             store = LabelStore()
             url = url if "://" in url else str(Path(url).absolute())
             key = check_image_key(name) if name else image_key(url)
             acquisition = _acquisition(store.folder(key), url, chosen)
-            acquisition.open()
-            Segmentation().function_of(acquisition)
+            plan = plan_of(acquisition, budget)
             folder = register(instance, store, key, acquisition)
             with progress_bars(key, console):
-                result = run_image(instance, folder, resources=resources)
+                result = run_image(instance, folder, plan, budget=budget)
     except INPUT_ERRORS as error:
-        errors.print(f"[red]error[/]: {error}", highlight=False, soft_wrap=True)
+        _say_error(str(error))
         return BAD_INPUT
     _say(result, home)
     if result.failures:
@@ -151,31 +158,38 @@ def _say(result: Any, home: Path) -> None:
     """Print what came of an image, and what to do next."""
     folder = result.folder
     if result.failures:
-        table = Table("tile", "error", title=f"{len(result.failures)} tiles failed", expand=False)
+        n = len(result.failures)
+        title = f"{n} tile{'' if n == 1 else 's'} failed"
+        table = Table(Column("tile", overflow="fold"), "error", title=title, expand=False)
         for failure in result.failures:
             message = f"{failure.error_type}: {failure.message}"
-            table.add_row(f"{folder.key}/{failure.block}", message)
+            table.add_row(f"{folder.key}/{failure.block}", escape(message))
         errors.print(table)
-        errors.print(
+        _print(
             "the other tiles are staged; when the cause is mended, retry the failed ones with\n"
-            f"  patchworks run {folder.acquisition().url} --home {home}",
-            highlight=False,
-            soft_wrap=True,
+            f"  {_retry_command(folder, home)}",
+            on=errors,
         )
         return
     if result.error:
-        errors.print(f"[red]error[/]: {result.error}", highlight=False, soft_wrap=True)
+        _say_error(result.error)
         return
     summary = json.loads((folder.report / "summary.json").read_text())
     done = ", ".join(result.steps) or "nothing was missing"
     lines = [
-        f"[bold]{folder.key}[/]: {summary['n_objects']} objects, "
+        f"{folder.key}: {summary['n_objects']} objects, "
         f"{summary['n_objects_across_seams']} of them across seams ({done})",
         f"  labels   {folder.labels(folder.plan()).path}",
         f"  overlay  {folder.report / 'overlay.png'}",
         f"  table    {folder.path / 'objects.csv'}",
     ]
-    console.print("\n".join(lines), highlight=False, soft_wrap=True)
+    _print("\n".join(lines))
+
+
+def _retry_command(folder: Any, home: Path) -> str:
+    """Return the command that runs an image again; what was chosen for it is kept."""
+    url = folder.acquisition().url
+    return shlex.join(["patchworks", "run", url, "--name", folder.key, "--home", str(home)])
 
 
 @app.command()
@@ -201,8 +215,8 @@ def segment(
 ) -> None:
     """Segment one image with the library alone: no Dagster, no home."""
     from patchworks_core import open_image, segment_to_ome_zarr, segmentation_of
-    from patchworks_core.engine import Workers
     from patchworks_core.rules import MergeOptions
+    from patchworks_core.workers import Workers
     from patchworks_pipeline.progress import report
     from patchworks_pipeline.progress_bars import progress_bars
 
@@ -225,7 +239,7 @@ def segment(
         _fail(str(error), BAD_INPUT)
     except TilesFailedError as error:
         _fail(str(error), TILES_FAILED)
-    console.print(f"{written.n_objects} objects\n  labels  {written.path}", highlight=False)
+    _print(f"{written.n_objects} objects\n  labels  {written.path}")
 
 
 @app.command()
@@ -245,13 +259,19 @@ def status(
         keys = known if image is None else [image if image in known else image_key(image)]
         if image is not None and keys[0] not in known:
             _fail(f"no image {image!r} in {home}; its images are {known!r}", BAD_INPUT)
-        table = Table("image", "tiles", "staged", "failed", "missing", "objects", "labels")
+        numbers = ("tiles", "staged", "failed", "missing", "objects")
+        table = Table(Column("image", overflow="fold"), *numbers)
+        labels = []
         for key in keys:
             row = status_of(LabelStore().folder(key))
-            table.add_row(key, *("-" if v is None else str(v) for v in row.values()))
+            table.add_row(key, *("-" if row[n] is None else str(row[n]) for n in numbers))
+            labels += [f"{key}: labels {row['labels']}"] if row["labels"] else []
             for failure in LabelStore().folder(key).failures() if image else ():
-                errors.print(f"{key}/{failure.block}: {failure.error_type}: {failure.message}")
+                failed = f"{key}/{failure.block}: {failure.error_type}: {failure.message}"
+                _print(failed, on=errors)
     console.print(table)
+    for line in labels:
+        _print(line)
 
 
 @app.command()
@@ -285,9 +305,9 @@ def demo(
         "axes": None,
         "merge": {"min_size": 30},
     }
-    code = _run_one(str(path), None, chosen, home=home, resources={})
+    code = _run_one(str(path), None, chosen, home=home)
     if code == 0:
-        console.print(describe(home), highlight=False, soft_wrap=True)
+        _print(describe(home))
     raise typer.Exit(code)
 
 
@@ -327,10 +347,20 @@ def _channel(text: str | None) -> int | str | None:
     return int(text) if text.lstrip("-").isdigit() else text
 
 
-def _fail(message: str, code: int) -> Any:
+def _fail(message: str, code: int) -> NoReturn:
     """End with a message and an exit code."""
-    errors.print(f"[red]error[/]: {message}", highlight=False, soft_wrap=True)
+    _say_error(message)
     sys.exit(code)
+
+
+def _say_error(message: str) -> None:
+    """Print an error as it is: its brackets are no markup."""
+    errors.print(f"[red]error[/]: {escape(message)}", highlight=False, soft_wrap=True)
+
+
+def _print(text: str, *, on: Console = console) -> None:
+    """Print text as it is, and never break a path."""
+    on.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 
 import dagster as dg
 
-from patchworks_pipeline import assets, jobs
+from patchworks_pipeline import alert_sensors, assets, jobs, retention, schedules, sensors
+from patchworks_pipeline.alerts import Alerts
+from patchworks_pipeline.clusters import DaskCluster
 from patchworks_pipeline.resources import (
     AcquisitionSource,
+    Automation,
     ComputeBudget,
     GpuPool,
     LabelStore,
@@ -22,13 +25,24 @@ defs = dg.Definitions(
         assets.object_table,
         assets.quality_report,
     ],
-    jobs=[jobs.plan_image, jobs.stage_tiles, jobs.merge_image],
+    jobs=[jobs.plan_image, jobs.stage_tiles, jobs.merge_image, retention.retire_images],
+    sensors=[
+        sensors.landing_sensor,
+        sensors.staging_sensor,
+        sensors.merging_sensor,
+        alert_sensors.run_failure_alerts,
+        alert_sensors.check_failure_alerts,
+    ],
+    schedules=schedules.SCHEDULES,
     resources={
         "store": LabelStore(),
         "source": AcquisitionSource(),
         "segmentation": Segmentation(),
         "budget": ComputeBudget(),
         "gpus": GpuPool(),
+        "cluster": DaskCluster(),
+        "automation": Automation(),
+        "alerts": Alerts(),
     },
     # Steps are few and short, and staging fans out by itself: a process per step costs seconds.
     executor=dg.in_process_executor,

@@ -8,7 +8,7 @@ import os
 from importlib.resources import files
 from pathlib import Path
 
-from patchworks_core.storage import write_text
+from patchworks_core.storage import as_path, write_text
 
 HOME_VARIABLE = "PATCHWORKS_HOME"
 
@@ -27,7 +27,7 @@ def prepare_home(home: Path) -> Path:
     config = home / "dagster" / "dagster.yaml"
     if not config.exists():
         template = files("patchworks_pipeline").joinpath("dagster.yaml").read_text()
-        write_text(config, template)
+        write_text(as_path(config), template)
     return home
 
 

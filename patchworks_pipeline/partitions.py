@@ -26,7 +26,7 @@ decided by the stage's own counts. Custom mappings would be ignored by the daemo
 
 _LEGAL = re.compile(r"[^A-Za-z0-9._-]+")
 
-_SUFFIXES = (
+SUFFIXES = (
     ".ome.zarr",
     ".ome.tiff",
     ".ome.tif",
@@ -40,6 +40,7 @@ _SUFFIXES = (
     ".bmp",
     ".npy",
 )
+"""Endings of what can be read; the longer ones first."""
 
 
 def image_key(location: str) -> str:
@@ -50,14 +51,25 @@ def image_key(location: str) -> str:
     >>> image_key("landing/plate 1/B03.ome.tif")
     'B03'
     """
-    name = location.rstrip("/").replace("\\", "/").rsplit("/", 1)[-1]
-    suffix = next((s for s in _SUFFIXES if name.lower().endswith(s)), "")
-    stem = name[: len(name) - len(suffix)] if suffix else name
+    name = location.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
+    stem = name.removesuffix(suffix_of(name))
     # Dagster reserves '...' for ranges of keys, and '/' parts image and tile here.
     key = re.sub(r"\.{2,}", ".", _LEGAL.sub("_", stem)).strip("._-")
     if not key:
         raise PlanError(f"no partition key can be made of the name {name!r}; rename the file")
     return key
+
+
+def suffix_of(name: str) -> str:
+    """Return the ending of a file name that says its format, as it is written; else nothing.
+
+    Examples
+    --------
+    >>> suffix_of("B03.OME.tif")
+    '.OME.tif'
+    """
+    suffix = next((s for s in SUFFIXES if name.lower().endswith(s)), "")
+    return name[len(name) - len(suffix) :] if suffix else ""
 
 
 def check_image_key(key: str) -> str:

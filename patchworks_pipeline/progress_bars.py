@@ -21,13 +21,13 @@ from patchworks_pipeline.progress import listen
 def progress_bars(title: str, console: Console) -> Iterator[None]:
     """Show the progress of what runs in this context."""
     bars = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
-        transient=not console.is_terminal,
+        disable=not console.is_terminal,
     )
     tasks: dict[str, TaskID] = {}
 

@@ -27,8 +27,9 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from upath import UPath
 
-from patchworks_core.engine import Failure
+from patchworks_core.engine import Outcome
 from patchworks_core.errors import PlanError, StageError
+from patchworks_core.grid import TileBlock
 from patchworks_core.image import Image, open_image
 from patchworks_core.lut import LookupTable, offsets_of
 from patchworks_core.ngff import LabelImage
@@ -37,6 +38,7 @@ from patchworks_core.plan import Plan
 from patchworks_core.rules import MergeOptions
 from patchworks_core.stage import Stage
 from patchworks_core.statistics import ImageStatistics
+from patchworks_core.steps import StagedBlock
 from patchworks_core.storage import remove, write_bytes, write_text
 
 LABEL_NAME = "labels"
@@ -110,11 +112,35 @@ class TileFailure:
     error_type: str
     message: str
     traceback: str
+    kind: str = "other"
+    """As `patchworks_core.faults` tells them apart."""
+
+    attempts: int = 1
+    """Tries in all."""
+
+    box: str = ""
+    """Pixels of the tile in the image, per axis."""
+
+    @property
+    def is_transient(self) -> bool:
+        """True where the tile may pass at another time."""
+        return self.kind in ("transient", "killed")
 
     @classmethod
-    def of(cls, block: str, failure: Failure) -> "TileFailure":
-        """Record `failure` of `block`."""
-        return cls(block, failure.error_type, failure.message, failure.traceback)
+    def of(cls, outcome: Outcome[TileBlock, StagedBlock], axes: str) -> "TileFailure":
+        """Record why a tile block failed."""
+        block, failure = outcome.item, outcome.failure
+        assert failure is not None
+        bounds = zip(axes, block.core.start, block.core.stop, strict=True)
+        return cls(
+            block=block.key,
+            error_type=failure.error_type,
+            message=failure.message,
+            traceback=failure.traceback,
+            kind=failure.kind,
+            attempts=outcome.attempts,
+            box=", ".join(f"{axis} {start}:{stop}" for axis, start, stop in bounds),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +211,11 @@ class ImageFolder:
         folder = self.path / "failures"
         if not folder.is_dir():
             return []
-        records = (json.loads(path.read_text()) for path in sorted(folder.iterdir(), key=str))
+        records = (
+            json.loads(path.read_text())
+            for path in sorted(folder.iterdir(), key=str)
+            if path.name.endswith(".json")
+        )
         return [TileFailure(**record) for record in records]
 
     def write_failure(self, failure: TileFailure) -> None:
@@ -208,16 +238,24 @@ class ImageFolder:
         table, _ = self._read_table("boundary_pairs.parquet", stage, made_by="boundary_pairs")
         return EdgeTable.from_arrow(table)
 
-    def write_edges(self, edges: EdgeTable, stage_content: str) -> None:
-        """Write the edge table of a stage with that content."""
-        self._write_table("boundary_pairs.parquet", edges.to_arrow(), {"stage": stage_content})
+    def write_edges(
+        self, edges: EdgeTable, stage_content: str, *, allow_missing: bool = False
+    ) -> None:
+        """Write the edge table of a stage with that content, and whether it may have holes."""
+        record = {"stage": stage_content, "allow_missing": json.dumps(allow_missing)}
+        self._write_table("boundary_pairs.parquet", edges.to_arrow(), record)
+
+    def allows_missing(self, stage: Stage) -> bool:
+        """Tell whether the merge that was begun may leave out tiles that are not staged."""
+        _, record = self._read_table("boundary_pairs.parquet", stage, made_by="boundary_pairs")
+        return bool(json.loads(record.get("allow_missing", "false")))
 
     def lut(self, stage: Stage) -> tuple[LookupTable, MergeOptions]:
         """Return the lookup table of the labels as staged now, and the options it was made with."""
         table, record = self._read_table("lut.parquet", stage, made_by="global_lut")
         options = MergeOptions(**json.loads(record["merge"]))
         lut = LookupTable(
-            offsets=offsets_of(stage.complete_counts()),
+            offsets=offsets_of(stage.settled_counts(allow_missing=self.allows_missing(stage))),
             joined=table["joined"].to_numpy(),
             merged=table["merged"].to_numpy(),
             sequential=options.sequential,

@@ -1,10 +1,12 @@
 """Resources: what a deployment decides. Choices of one run are config, facts are records."""
 
-from typing import Any
+import os
+from typing import Any, cast
 
 import dagster as dg
 import numpy as np
 from pydantic import Field
+from upath import UPath
 
 from patchworks_core.budget import (
     WorkerDecision,
@@ -13,16 +15,21 @@ from patchworks_core.budget import (
     granted_cores,
     granted_memory_bytes,
 )
+from patchworks_core.devices import Device, granted_devices, slots_on
 from patchworks_core.errors import ImageError
-from patchworks_core.engine import WorkerKind, Workers
 from patchworks_core.plan import Plan
 from patchworks_core.rules import MergeOptions
 from patchworks_core.segmentation import Segmentation as SegmentationFunction
 from patchworks_core.segmentation import segmentation_of
 from patchworks_core.storage import as_path
+from patchworks_core.workers import WorkerKind, Workers
+from patchworks_pipeline.acquisitions import Layout, find_candidates
 from patchworks_pipeline.home import home_folder
-from patchworks_pipeline.partitions import check_image_key, image_key
+from patchworks_pipeline.partitions import check_image_key
 from patchworks_pipeline.records import Acquisition, ImageFolder
+
+AUTOMATION_VARIABLE = "PATCHWORKS_AUTOMATION"
+"""``off`` switches automation off; read at every tick."""
 
 
 class LabelStore(dg.ConfigurableResource):
@@ -33,18 +40,47 @@ class LabelStore(dg.ConfigurableResource):
         description="Folder or fsspec URL (s3://, memory://); empty is store/ in the home.",
     )
 
+    def path(self) -> UPath:
+        """Return where the folders of images lie."""
+        return as_path(self.root or home_folder() / "store")
+
     def folder(self, image: str) -> ImageFolder:
         """Return the folder of an image."""
-        root = as_path(self.root or home_folder() / "store")
-        return ImageFolder(root / check_image_key(image), image)
+        return ImageFolder(self.path() / check_image_key(image), image)
 
 
 class AcquisitionSource(dg.ConfigurableResource):
-    """Where acquisitions land."""
+    """Where acquisitions land, how the folder is laid out, and when one is complete."""
 
     landing: str = Field(
         default="", description="Folder or fsspec URL; empty is landing/ in the home."
     )
+    patterns: list[str] = Field(
+        default=[],
+        description="Globs below the folder, such as '*.tif' or '*/*.ome.zarr'; none: whatever "
+        "can be read and lies directly in it.",
+    )
+    template: str = Field(
+        default="",
+        description="Instead of patterns, such as '{plate}/{well}/{field}.ome.tif'; the fields "
+        "make the partition key.",
+    )
+    marker: str = Field(
+        default="",
+        description="File that says one is complete, such as '{name}.done' or '{stem}.done' "
+        "beside it; empty: it is complete once it is still.",
+    )
+    settle_seconds: float = Field(
+        default=15, description="One is complete when no file of it changed for so long."
+    )
+    max_per_tick: int = Field(
+        default=100, description="Acquisitions taken by one tick of the landing sensor."
+    )
+
+    def layout(self) -> Layout:
+        """Return how the landing folder is laid out."""
+        landing = self.landing or str(home_folder() / "landing")
+        return Layout(landing, tuple(self.patterns), self.template, self.marker)
 
     def find(self, image: str) -> Acquisition:
         """Return the acquisition in the landing folder whose key is `image`.
@@ -54,15 +90,33 @@ class AcquisitionSource(dg.ConfigurableResource):
         ImageError
             If there is none, or more than one.
         """
-        folder = as_path(self.landing or home_folder() / "landing")
-        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-        found = [name for name in names if not name.startswith(".") and image_key(name) == image]
+        layout = self.layout()
+        found = [each for each in find_candidates(layout) if each.key == image]
         if len(found) != 1:
+            names = [each.name for each in found]
             raise ImageError(
-                f"image {image!r} is not registered and {len(found)} acquisitions in {folder} have "
-                f"that key ({found!r}); copy exactly one there, or register it with 'patchworks run'"
+                f"image {image!r} is not registered and {len(found)} acquisitions in "
+                f"{layout.landing} have that key ({names!r}); copy exactly one there, or register "
+                "it with 'patchworks run'"
             )
-        return Acquisition(url=str(folder / found[0]))
+        return Acquisition(url=found[0].url)
+
+
+class Automation(dg.ConfigurableResource):
+    """Whether sensors and schedules may start runs: the one switch for those who do not want it."""
+
+    enabled: bool = Field(
+        default=True, description="False: no sensor and no schedule starts a run by itself."
+    )
+
+    def why_off(self) -> str | None:
+        """Return why automation is off, in words; None where it is on."""
+        if not self.enabled:
+            return "automation is switched off by the resource 'automation'"
+        value = os.environ.get(AUTOMATION_VARIABLE, "on")
+        if value.lower() in ("off", "0", "false", "no"):
+            return f"automation is switched off by {AUTOMATION_VARIABLE}={value}"
+        return None
 
 
 class Segmentation(dg.ConfigurableResource):
@@ -144,10 +198,14 @@ class ComputeBudget(dg.ConfigurableResource):
         description="threads, or processes for functions that hold the GIL.",
     )
 
-    def decide(self, plan: Plan) -> WorkerDecision:
-        """Decide how many tile blocks of a plan are worked on at once, and say why."""
+    def decide(self, plan: Plan, *, measured_bytes: int = 0) -> WorkerDecision:
+        """Decide how many tile blocks of a plan are worked on at once, and say why.
+
+        `measured_bytes` is what the first tile took; it counts where it is more than expected.
+        """
+        expected = block_bytes(plan.grid, np.dtype(plan.image.dtype))
         return decide_workers(
-            block_bytes(plan.grid, np.dtype(plan.image.dtype)),
+            max(expected, measured_bytes),
             cores=granted_cores(),
             memory=granted_memory_bytes(),
             memory_fraction=self.memory_fraction,
@@ -157,45 +215,21 @@ class ComputeBudget(dg.ConfigurableResource):
 
     def open(self, count: int) -> Workers:
         """Return that many workers of the chosen kind."""
-        kind: WorkerKind = "processes" if self.kind == "processes" else "threads"
-        return Workers(count, kind)
+        return Workers(count, cast(WorkerKind, self.kind))
 
 
 class GpuPool(dg.ConfigurableResource):
-    """The GPUs of this machine that runs may use."""
+    """The GPUs of this machine that runs may use; each running tile has one slot on one device."""
 
     slots_per_device: int = Field(default=1, description="Tiles on one device at once.")
     min_free_bytes: int = Field(
         default=2_000_000_000, description="A device with less free memory is not used."
     )
 
-    def devices(self) -> list[dict[str, Any]]:
-        """Return the devices with enough free memory: index, name, uuid, free bytes.
+    def devices(self) -> list[Device]:
+        """Return the devices that were granted and have enough free memory; may be none."""
+        return [d for d in granted_devices() if d.free_bytes >= self.min_free_bytes]
 
-        Devices are counted as NVML counts them; an empty list means that the CPU is used.
-        """
-        import pynvml
-
-        try:
-            pynvml.nvmlInit()
-        except pynvml.NVMLError:  # no driver, no device: the CPU is used
-            return []
-        try:
-            found = [_device(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
-        finally:
-            pynvml.nvmlShutdown()
-        return [device for device in found if device["free_bytes"] >= self.min_free_bytes]
-
-    def slots(self) -> int:
-        """Return how many tiles may be on devices at once; 0 without a device."""
-        return self.slots_per_device * len(self.devices())
-
-
-def _device(nvml: Any, index: int) -> dict[str, Any]:
-    handle = nvml.nvmlDeviceGetHandleByIndex(index)
-    return {
-        "index": index,
-        "name": nvml.nvmlDeviceGetName(handle),
-        "uuid": nvml.nvmlDeviceGetUUID(handle),
-        "free_bytes": int(nvml.nvmlDeviceGetMemoryInfo(handle).free),
-    }
+    def slots(self) -> tuple[str, ...]:
+        """Return the UUID of the device behind each slot; none where the CPU is used."""
+        return slots_on(self.devices(), self.slots_per_device)

@@ -14,16 +14,14 @@ from typing import Any
 
 import dagster as dg
 
-from patchworks_core.errors import PlanError
+from patchworks_core.errors import PlanError, StageError
 from patchworks_core.plan import Plan, make_plan
 from patchworks_pipeline.definitions import defs
+from patchworks_pipeline.events import RANGE_END, RANGE_START
 from patchworks_pipeline.home import home_environment, prepare_home
 from patchworks_pipeline.partitions import images, tile_keys
 from patchworks_pipeline.records import Acquisition, ImageFolder, TileFailure
-from patchworks_pipeline.resources import LabelStore, Segmentation
-
-RANGE_START = "dagster/asset_partition_range_start"
-RANGE_END = "dagster/asset_partition_range_end"
+from patchworks_pipeline.resources import ComputeBudget, LabelStore, Segmentation
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +52,25 @@ def open_home(home: Path) -> Iterator[dg.DagsterInstance]:
         yield instance
 
 
+def plan_of(acquisition: Acquisition, budget: ComputeBudget) -> Plan:
+    """Return the plan of an acquisition, and refuse choices that a later step would refuse.
+
+    Raises
+    ------
+    ImageError, PlanError, SegmentationError
+        If the image cannot be opened, tiled, segmented or merged as chosen.
+    """
+    segmentation = Segmentation()
+    plan = make_plan(
+        acquisition.open(),
+        segmentation.function_of(acquisition),
+        **segmentation.tiling_of(acquisition),
+    )
+    segmentation.merge_options(acquisition, plan, {})
+    budget.open(budget.decide(plan).count)
+    return plan
+
+
 def register(
     instance: dg.DagsterInstance, store: LabelStore, key: str, acquisition: Acquisition
 ) -> ImageFolder:
@@ -76,7 +93,7 @@ def register(
 
 
 def run_image(
-    instance: dg.DagsterInstance, folder: ImageFolder, *, resources: dict[str, Any]
+    instance: dg.DagsterInstance, folder: ImageFolder, plan: Plan, *, budget: ComputeBudget
 ) -> ImageRun:
     """Materialise whatever of an image is missing, in this process.
 
@@ -85,16 +102,17 @@ def run_image(
     instance : DagsterInstance
     folder : ImageFolder
         Of a registered acquisition.
-    resources : dict
-        Run config of resources, such as ``{"budget": {"config": {"workers": 2}}}``.
+    plan : Plan
+        What the image's plan is to be, as `plan_of` gives it.
+    budget : ComputeBudget
     """
     steps = []
-    if not _is_planned(folder):
+    resources = {"budget": {"config": {"workers": budget.workers, "kind": budget.kind}}}
+    if not _is_planned(folder, plan):
         steps.append("plan_image")
         error = _run(instance, "plan_image", resources, partition_key=folder.key)
         if error:
-            return ImageRun(folder, tuple(steps), (), error)
-    plan = folder.plan()
+            return ImageRun(folder, tuple(steps), (), error.message)
     missing = folder.stage(plan).missing_blocks()
     if missing:
         steps.append("stage_tiles")
@@ -106,14 +124,24 @@ def run_image(
             tags={RANGE_START: keys[0], RANGE_END: keys[-1]},
             ops={"staged_labels": {"config": {"skip_staged": True}}},
         )
-        if folder.stage(plan).missing_blocks():
-            return ImageRun(folder, tuple(steps), tuple(folder.failures()), error)
+        if error:
+            failures = tuple(folder.failures()) if error.is_of_tiles else ()
+            return ImageRun(folder, tuple(steps), failures, error.message)
     if not _is_merged(folder, plan):
         steps.append("merge_image")
         error = _run(instance, "merge_image", resources, partition_key=folder.key)
         if error:
-            return ImageRun(folder, tuple(steps), (), error)
+            return ImageRun(folder, tuple(steps), (), error.message)
     return ImageRun(folder, tuple(steps), (), None)
+
+
+@dataclass(frozen=True, slots=True)
+class _JobError:
+    """Why a job failed."""
+
+    message: str
+    is_of_tiles: bool = False
+    """True where the function failed on tiles, and the image's folder says on which."""
 
 
 def _run(
@@ -124,7 +152,7 @@ def _run(
     partition_key: str | None = None,
     tags: dict[str, str] | None = None,
     ops: dict[str, Any] | None = None,
-) -> str | None:
+) -> _JobError | None:
     """Run a job and return why it failed, or None."""
     result = defs.resolve_job_def(job).execute_in_process(
         instance=instance,
@@ -142,27 +170,28 @@ def _run(
         return None
     failures = [e for e in result.all_events if e.is_step_failure]
     if not failures:
-        return f"job {job!r} failed; see run {result.run_id} in the UI"
+        return _JobError(f"job {job!r} failed; see run {result.run_id} in the UI")
     data = failures[0].step_failure_data
     if data.user_failure_data is not None and data.user_failure_data.description:
-        return str(data.user_failure_data.description)
+        return _JobError(str(data.user_failure_data.description), is_of_tiles=True)
     error = data.error
     while error is not None and error.cause is not None:
         error = error.cause
-    return error.message.strip() if error is not None else f"job {job!r} failed"
+    if error is None:
+        return _JobError(f"job {job!r} failed")
+    # Dagster writes the class with its modules, which say nothing to a person.
+    name, separator, text = error.message.strip().partition(": ")
+    return _JobError(f"{name.rpartition('.')[2]}{separator}{text}")
 
 
-def _is_planned(folder: ImageFolder) -> bool:
-    """Tell whether the plan is what it would be now, and its statistics are there."""
-    if not (folder.has("plan.json") and folder.has("statistics.json")):
+def _is_planned(folder: ImageFolder, plan: Plan) -> bool:
+    """Tell whether the plan is this one, and its stage and its statistics are there."""
+    try:
+        folder.stage(plan)
+        folder.statistics()
+        return folder.plan().fingerprint == plan.fingerprint
+    except (PlanError, StageError):  # missing, or of another plan: it is planned again
         return False
-    acquisition, segmentation = folder.acquisition(), Segmentation()
-    plan = make_plan(
-        acquisition.open(),
-        segmentation.function_of(acquisition),
-        **segmentation.tiling_of(acquisition),
-    )
-    return plan.fingerprint == folder.plan().fingerprint
 
 
 def _is_merged(folder: ImageFolder, plan: Plan) -> bool:
@@ -184,7 +213,7 @@ def status_of(folder: ImageFolder) -> dict[str, Any]:
     if not folder.has("plan.json"):
         return {"tiles": 0, "staged": 0, "failed": 0, "missing": 0, "objects": None, "labels": None}
     plan = folder.plan()
-    missing = set(folder.stage(plan).missing_blocks())
+    missing = _missing_blocks(folder, plan)
     failed = {failure.block for failure in folder.failures()} & missing
     labels = folder.labels(plan).path
     record = labels / "provenance.json"
@@ -196,3 +225,11 @@ def status_of(folder: ImageFolder) -> dict[str, Any]:
         "objects": json.loads(record.read_text())["n_objects"] if record.exists() else None,
         "labels": str(labels) if record.exists() else None,
     }
+
+
+def _missing_blocks(folder: ImageFolder, plan: Plan) -> set[str]:
+    """Return the tile blocks that are not staged; without a stage of the plan, all."""
+    try:
+        return set(folder.stage(plan).missing_blocks())
+    except StageError:
+        return set(plan.grid.block_keys())

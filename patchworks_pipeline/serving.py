@@ -7,12 +7,17 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
+
 from patchworks_pipeline.home import home_environment, prepare_home
 
 MODULE = "patchworks_pipeline.definitions"
 
 SECONDS_TO_STOP = 20
-"""Given to each process to end by itself."""
+"""Given to processes to end when they are told to."""
+
+SECONDS_TO_FOLLOW = 2
+"""Given to what they started to follow by itself."""
 
 
 def serve(home: Path, *, host: str, port: int) -> int:
@@ -35,10 +40,12 @@ def serve(home: Path, *, host: str, port: int) -> int:
         [sys.executable, "-m", "dagster._daemon", "run", "-m", MODULE],
     ]
     print(f"Dagster UI of {home}: http://{host}:{port} (Ctrl-C ends it)", flush=True)
-    processes = [subprocess.Popen(command, env=environment) for command in commands]
     # A terminal sends Ctrl-C to all three; a service manager sends SIGTERM to this one.
     previous = signal.signal(signal.SIGTERM, _interrupt)
+    processes: list[subprocess.Popen[bytes]] = []
     try:
+        for command in commands:
+            processes.append(subprocess.Popen(command, env=environment))
         while all(process.poll() is None for process in processes):
             time.sleep(0.5)
         return next(p.returncode for p in processes if p.returncode is not None)
@@ -46,14 +53,25 @@ def serve(home: Path, *, host: str, port: int) -> int:
         return 0
     finally:
         signal.signal(signal.SIGTERM, previous)
-        for process in processes:
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)
-        for process in processes:
-            try:
-                process.wait(SECONDS_TO_STOP)
-            except subprocess.TimeoutExpired:
-                process.kill()
+        _stop(processes)
+
+
+def _stop(processes: list[subprocess.Popen[bytes]]) -> None:
+    """End processes and all that they started: code servers, and runs that are going on.
+
+    Dagster's own processes leave their code servers to end by themselves, up to a minute later.
+    """
+    running = [psutil.Process(process.pid) for process in processes if process.poll() is None]
+    family = [child for parent in running for child in parent.children(recursive=True)]
+    for process in running:
+        process.send_signal(signal.SIGINT)
+    psutil.wait_procs(running, SECONDS_TO_STOP)
+    _, left = psutil.wait_procs(family, SECONDS_TO_FOLLOW)
+    for process in left:
+        process.terminate()  # a run that gets it records that it was interrupted
+    _, left = psutil.wait_procs([*running, *left], SECONDS_TO_STOP)
+    for process in left:
+        process.kill()
 
 
 def _interrupt(signum: int, frame: object) -> None:

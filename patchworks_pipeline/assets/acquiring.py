@@ -1,5 +1,8 @@
 """The image as it landed: opened, planned, measured."""
 
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
 import dagster as dg
 
 from patchworks_core.engine import WINDOW_PER_WORKER, map_tiles, results
@@ -17,6 +20,9 @@ from patchworks_pipeline.resources import (
     LabelStore,
     Segmentation,
 )
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 OWNERS = ["team:imaging-facility"]
 
@@ -53,7 +59,7 @@ def image(
             "format": record.format,
             "shape": shape_text(grid.axes, grid.shape),
             "dtype": record.dtype,
-            "channel": "all" if record.channel is None else record.channel,
+            "channel": _channel_text(record.channel, grid.axes),
             "level": record.level,
             "pixel_size": size_text(grid.axes, record.pixel_size, record.unit),
             "tile_shape": shape_text(grid.axes, grid.tile_shape),
@@ -71,9 +77,14 @@ def image(
     )
 
 
-def _take_up(
-    context: dg.AssetExecutionContext, folder: ImageFolder, plan: Plan
-) -> tuple[int, int]:
+def _channel_text(channel: int | None, axes: str) -> int | str:
+    """Return the channel that is segmented; an image without such an axis has none to name."""
+    if channel is not None:
+        return channel
+    return "all" if "c" in axes else "the image has one"
+
+
+def _take_up(context: dg.AssetExecutionContext, folder: ImageFolder, plan: Plan) -> tuple[int, int]:
     """Write the plan, make its stage, and bring the tile partitions in line with it."""
     is_same = folder.has("plan.json") and folder.plan().fingerprint == plan.fingerprint
     Stage.open_or_create(folder.path / "stage.zarr", plan)
@@ -81,14 +92,15 @@ def _take_up(
         folder.clear_failures()
     folder.write_plan(plan)
     wanted = tile_keys(folder.key, plan.grid.block_keys())
-    known = set(context.instance.get_dynamic_partitions(str(tiles.name)))
-    stale = {key for key in known if key.rpartition("/")[0] == folder.key} - set(wanted)
-    for key in sorted(stale):
-        context.instance.delete_dynamic_partition(str(tiles.name), key)
-    new = [key for key in wanted if key not in known]
-    # One call, so that the tiles of an image are one contiguous range of keys.
-    context.instance.add_dynamic_partitions(str(tiles.name), new)
-    return len(new), len(stale)
+    known = context.instance.get_dynamic_partitions(str(tiles.name))
+    before = [key for key in known if key.rpartition("/")[0] == folder.key]
+    n_new, n_retired = len(set(wanted) - set(before)), len(set(before) - set(wanted))
+    if n_new or n_retired:
+        # All are added anew in one call, so that the tiles of an image stay one contiguous range.
+        for key in before:
+            context.instance.delete_dynamic_partition(str(tiles.name), key)
+        context.instance.add_dynamic_partitions(str(tiles.name), wanted)
+    return n_new, n_retired
 
 
 @dg.asset(
@@ -111,17 +123,13 @@ def image_statistics(
 
     with budget.open(count).open() as executor:
 
-        def in_parallel(task, items):  # type: ignore[no-untyped-def]
-            outcomes = map_tiles(
-                task, items, executor=executor, window=WINDOW_PER_WORKER * count
-            )
+        def in_parallel(task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+            outcomes = map_tiles(task, items, executor=executor, window=WINDOW_PER_WORKER * count)
             for n, value in enumerate(results(outcomes, doing="measuring the image"), start=1):
                 report("measure", n, len(regions))
                 yield value
 
-        statistics = measure_statistics(
-            opened.read, regions, dtype=opened.dtype, map=in_parallel
-        )
+        statistics = measure_statistics(opened.read, regions, dtype=opened.dtype, map=in_parallel)
     folder.write_statistics(statistics)
     return dg.MaterializeResult(
         metadata={

@@ -1,23 +1,51 @@
 """From staged labels to one label image: pairs, lookup table, apply."""
 
 import time
+from datetime import timedelta
+from math import prod
 from typing import Any
 
 import dagster as dg
+from pydantic import Field
 
 from patchworks_core.apply import output_chunks
 from patchworks_core.engine import WINDOW_PER_WORKER
+from patchworks_core.plan import Plan
 from patchworks_core.process import provenance_of
 from patchworks_core.report import overlay_picture, overview_region, seam_region
 from patchworks_core.rules import joined_pairs
-from patchworks_core.steps import look_up, pair_tiles, write_labels
-from patchworks_core.storage import open_array
+from patchworks_core.steps import (
+    WrittenLabels,
+    ids_are_sequential,
+    look_up,
+    pair_tiles,
+    write_labels,
+)
+from patchworks_core.storage import open_array, write_bytes
 from patchworks_pipeline.assets.acquiring import OWNERS
 from patchworks_pipeline.assets.staging import staged_labels
 from patchworks_pipeline.metadata import picture, shape_text
 from patchworks_pipeline.partitions import NOT_BY_KEY, images
 from patchworks_pipeline.progress import report
 from patchworks_pipeline.resources import ComputeBudget, LabelStore, Segmentation
+
+EVERY_TILE_IS_MERGED = "every_tile_is_merged"
+IDS_ARE_SEQUENTIAL = "ids_are_sequential"
+
+FRESHNESS = dg.FreshnessPolicy.time_window(
+    fail_window=timedelta(days=7), warn_window=timedelta(days=2)
+)
+"""Labels of a facility in use: something is merged every few days, or somebody should look."""
+
+
+class PairingConfig(dg.Config):
+    """Choices of one merge that begin with the pairs."""
+
+    allow_missing_tiles: bool = Field(
+        default=False,
+        description="True merges with holes where tiles are not staged; the result is marked as "
+        "partial, and heals when the tiles arrive.",
+    )
 
 
 @dg.asset(
@@ -29,23 +57,34 @@ from patchworks_pipeline.resources import ComputeBudget, LabelStore, Segmentatio
     code_version="1",
 )
 def boundary_pairs(
-    context: dg.AssetExecutionContext, store: LabelStore, budget: ComputeBudget
+    context: dg.AssetExecutionContext,
+    config: PairingConfig,
+    store: LabelStore,
+    budget: ComputeBudget,
 ) -> dg.MaterializeResult:
     """Every two staged labels that met across a seam, with the evidence that they are one."""
     folder = store.folder(context.partition_key)
     plan = folder.plan()
     stage = folder.stage(plan)
     content = stage.content()
+    allow_missing = config.allow_missing_tiles
     count = budget.decide(plan).count
     with budget.open(count).open() as executor:
-        edges = pair_tiles(stage, executor=executor, window=WINDOW_PER_WORKER * count)
-    folder.write_edges(edges, content)
+        edges = pair_tiles(
+            stage,
+            executor=executor,
+            window=WINDOW_PER_WORKER * count,
+            allow_missing=allow_missing,
+        )
+    folder.write_edges(edges, content, allow_missing=allow_missing)
+    counts = stage.settled_counts(allow_missing=allow_missing)
     return dg.MaterializeResult(
         metadata={
             "n_pairs": len(edges),
             "n_touching": int((edges.connectivity > 0).sum()),
             "n_overlapping": int((edges.intersection > 0).sum()),
-            "n_staged_labels": int(stage.complete_counts().sum()),
+            "n_staged_labels": int(counts.sum()),
+            "n_tiles_missing": len(stage.missing_blocks()),
             "median_iou": round(float(_median(edges.iou)), 4),
         }
     )
@@ -58,17 +97,16 @@ def _median(values: Any) -> float:
 class MergeConfig(dg.Config):
     """Choices of one merge; left out, the image's own or the deployment's apply."""
 
-    merge: str | None = None
-    """auto, touching, overlap or none."""
-
-    connectivity: int | None = None
-    """Contact that counts for touching, 1 to 3."""
-
-    min_iou: float | None = None
-    """Least IoU for overlap, 0 to 1."""
-
-    min_size: int | None = None
-    """Merged objects of fewer pixels become background."""
+    merge: str | None = Field(
+        default=None, description="auto, touching, overlap or none: which labels are one object."
+    )
+    connectivity: int | None = Field(
+        default=None, description="Contact that counts for 'touching', 1 to 3."
+    )
+    min_iou: float | None = Field(default=None, description="Least IoU for 'overlap', 0 to 1.")
+    min_size: int | None = Field(
+        default=None, description="Merged objects of fewer pixels become background."
+    )
 
     def chosen(self) -> dict[str, Any]:
         """Return the fields of `MergeOptions` that were chosen."""
@@ -102,9 +140,10 @@ def global_lut(
     content = stage.content()
     options = segmentation.merge_options(folder.acquisition(), plan, config.chosen())
     edges = folder.edges(stage)
-    lut = look_up(stage, edges, options)
+    allow_missing = folder.allows_missing(stage)
+    lut = look_up(stage, edges, options, allow_missing=allow_missing)
     folder.write_lut(lut, options, content)
-    joined = joined_pairs(edges, stage.complete_counts(), options)
+    joined = joined_pairs(edges, stage.settled_counts(allow_missing=allow_missing), options)
     return dg.MaterializeResult(
         metadata={
             "rule": options.rule,
@@ -125,6 +164,21 @@ def global_lut(
     kinds={"zarr"},
     owners=OWNERS,
     code_version="1",
+    freshness_policy=FRESHNESS,
+    check_specs=[
+        dg.AssetCheckSpec(
+            EVERY_TILE_IS_MERGED,
+            asset="merged_labels",
+            blocking=True,
+            description="No tile is missing; where missing tiles were allowed this only warns.",
+        ),
+        dg.AssetCheckSpec(
+            IDS_ARE_SEQUENTIAL,
+            asset="merged_labels",
+            blocking=True,
+            description="The ids are 1 to the number of objects, each used.",
+        ),
+    ],
 )
 def merged_labels(
     context: dg.AssetExecutionContext, store: LabelStore, budget: ComputeBudget
@@ -157,10 +211,17 @@ def merged_labels(
     seconds = time.perf_counter() - start
     opened = folder.acquisition().open()
     labels = open_array(target.path / "0")
-    pictures = {
+    missing = stage.missing_blocks()
+    regions = {
         "overlay": seam_region(plan.grid, stage.counts()),
         "overview": overview_region(plan.grid.axes, plan.grid.shape),
     }
+    pictures = {
+        name: overlay_picture(opened, labels, plan.grid, region)
+        for name, region in regions.items()
+    }
+    for name, png in pictures.items():
+        write_bytes(folder.report / f"{name}.png", png)
     return dg.MaterializeResult(
         metadata={
             "labels": dg.MetadataValue.path(str(target.path)),
@@ -168,21 +229,37 @@ def merged_labels(
             "shape": shape_text(plan.grid.axes, plan.grid.shape),
             "chunks": shape_text(plan.grid.axes, output_chunks(plan.grid)),
             "dtype": str(lut.dtype),
+            "is_partial": bool(missing),
+            "n_tiles_missing": len(missing),
             "n_tiles_written": written.n_blocks_written,
             "n_tiles_unchanged": written.n_blocks_unchanged,
             "seconds": round(seconds, 3),
             "megapixels_per_second": round(_pixels_written(plan, written) / seconds / 1e6, 2),
-            **{
-                name: picture(overlay_picture(opened, labels, plan.grid, region), name)
-                for name, region in pictures.items()
-            },
-        }
+            **{name: picture(png, name) for name, png in pictures.items()},
+        },
+        check_results=[
+            _every_tile_is_merged(missing, plan),
+            dg.AssetCheckResult(
+                check_name=IDS_ARE_SEQUENTIAL,
+                passed=not options.sequential or ids_are_sequential(lut),
+                severity=dg.AssetCheckSeverity.ERROR,
+                metadata={"n_objects": lut.n_objects, "sequential": options.sequential},
+            ),
+        ],
     )
 
 
-def _pixels_written(plan: Any, written: Any) -> float:
+def _every_tile_is_merged(missing: list[str], plan: Plan) -> dg.AssetCheckResult:
+    """Tell which tiles are holes; they were allowed, or the merge would not have come so far."""
+    return dg.AssetCheckResult(
+        check_name=EVERY_TILE_IS_MERGED,
+        passed=not missing,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"{len(missing)} of {plan.grid.n_blocks} tiles are holes" if missing else None,
+        metadata={"missing": ", ".join(missing[:50]) or "none"},
+    )
+
+
+def _pixels_written(plan: Plan, written: WrittenLabels) -> float:
     """Estimate the pixels written from the share of blocks that were."""
-    total = 1
-    for n in plan.grid.shape:
-        total *= n
-    return total * written.n_blocks_written / plan.grid.n_blocks
+    return prod(plan.grid.shape) * written.n_blocks_written / plan.grid.n_blocks

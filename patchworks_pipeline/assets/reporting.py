@@ -11,12 +11,9 @@ from patchworks_core.objects import object_table as table_of_objects
 from patchworks_core.pictures import png_bytes, size_histogram, tile_map
 from patchworks_core.report import (
     image_picture,
-    overlay_picture,
-    overview_region,
-    seam_region,
 )
 from patchworks_core.steps import measure_objects
-from patchworks_core.storage import open_array, write_bytes, write_text
+from patchworks_core.storage import write_bytes, write_text
 from patchworks_pipeline.assets.acquiring import OWNERS
 from patchworks_pipeline.assets.merging import merged_labels
 from patchworks_pipeline.metadata import picture
@@ -81,20 +78,13 @@ def quality_report(context: dg.AssetExecutionContext, store: LabelStore) -> dg.M
     """Pictures and a table to judge one image by, on disk and here."""
     folder = store.folder(context.partition_key)
     plan = folder.plan()
-    grid = plan.grid
     stage = folder.stage(plan)
     counts = stage.counts()
     table = folder.objects()
     sizes, label = object_sizes(table)
-    opened = folder.acquisition().open()
-    labels = open_array(folder.labels(plan).path / "0")
-    per_tile = counts.sum(axis=tuple(range(max(0, counts.ndim - 2))))
+    per_tile = counts.clip(min=0).sum(axis=tuple(range(max(0, counts.ndim - 2))))
     pictures = {
-        "image": image_picture(opened),
-        "overlay": overlay_picture(opened, labels, grid, seam_region(grid, counts)),
-        "overview": overlay_picture(
-            opened, labels, grid, overview_region(grid.axes, grid.shape)
-        ),
+        "image": image_picture(folder.acquisition().open()),
         "sizes": png_bytes(size_histogram(sizes, label)),
         "objects_per_tile": png_bytes(
             tile_map(np.atleast_2d(per_tile), "staged labels per tile", "labels")
@@ -102,13 +92,16 @@ def quality_report(context: dg.AssetExecutionContext, store: LabelStore) -> dg.M
     }
     for name, png in pictures.items():
         write_bytes(folder.report / f"{name}.png", png)
-    summary = summarize(table, sizes, label, n_staged=int(counts.sum()), plan_url=plan.image.url)
+    summary = summarize(table, sizes, label, n_staged=int(counts.clip(min=0).sum()), plan_url=plan.image.url)
     write_text(folder.report / "summary.json", json.dumps(summary, indent=2) + "\n")
     return dg.MaterializeResult(
         metadata={
             "report": dg.MetadataValue.path(str(folder.report)),
             **{name: value for name, value in summary.items() if value is not None},
-            **{name: picture(png, name) for name, png in pictures.items()},
+            **{
+                name: picture((folder.report / f"{name}.png").read_bytes(), name)
+                for name in ("overlay", "overview", *pictures)
+            },
         }
     )
 

@@ -109,7 +109,7 @@ def test_staging_again_replaces_what_was_staged(tmp_path):
 def test_an_incomplete_stage_is_not_merged_and_names_what_is_missing(tmp_path):
     stage = stage_into(tmp_path / "stage", blobs((8, 8)), keys=["y000x000"])
     with pytest.raises(StageError, match="3 of 4 tile blocks are not staged .*y000x001, y001x000"):
-        stage.complete_counts()
+        stage.settled_counts()
     with ThreadPoolExecutor(1) as executor, pytest.raises(StageError, match="before merging"):
         pair_tiles(stage, executor=executor, window=1)
 

@@ -1,0 +1,97 @@
+"""The Dask cluster that tiles may run on, configured as `dagster_dask.dask_resource` is.
+
+One YAML file says which: an existing scheduler, processes on this machine, SLURM, Kubernetes, ...::
+
+    client: {address: "tcp://head-node:8786"}      # an existing scheduler
+
+    cluster: {slurm: {queue: gpu, cores: 4, memory: 64GB, walltime: "12:00:00"}}
+
+``$PATCHWORKS_DASK`` names the file; without it there is no cluster.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import yaml
+from pydantic import Field
+
+from patchworks_core.errors import PlanError
+
+DASK_VARIABLE = "PATCHWORKS_DASK"
+
+
+class DaskCluster(dg.ConfigurableResource):
+    """The Dask cluster for tiles, if any."""
+
+    config_file: str = Field(
+        default="",
+        description=f"YAML in the form of dagster_dask.dask_resource; empty: ${DASK_VARIABLE}, "
+        "and if that is empty too there is no cluster.",
+    )
+    seconds_to_wait: float = Field(
+        default=600, description="For the first worker, which a batch system may start late."
+    )
+
+    def settings(self) -> dict[str, Any] | None:
+        """Return what the file says; None where no file is named.
+
+        Raises
+        ------
+        PlanError
+            If there is no such file, or it does not describe a cluster.
+        """
+        name = self.config_file or os.environ.get(DASK_VARIABLE, "")
+        if not name:
+            return None
+        if not Path(name).is_file():
+            raise PlanError(
+                f"no cluster configuration at {name!r}; correct {DASK_VARIABLE} or DaskCluster"
+            )
+        found = yaml.safe_load(Path(name).read_text())
+        if not isinstance(found, dict) or not set(found) & {"client", "cluster"}:
+            raise PlanError(
+                f"{name} must have a key 'client' or 'cluster' as dagster_dask.dask_resource has, "
+                f"got {found!r}"
+            )
+        return found
+
+    @contextmanager
+    def open(self) -> Iterator[Any]:
+        """Connect to the cluster, or start it; give the client, or None where there is none.
+
+        Raises
+        ------
+        PlanError
+            If the client's workers are threads of this process.
+        """
+        settings = self.settings()
+        if settings is None:
+            yield None
+            return
+        from dagster_dask import dask_resource
+
+        with dg.build_resources(
+            {"dask": dask_resource}, resource_config={"dask": {"config": settings}}
+        ) as resources:
+            client = resources.dask.client
+            refuse_in_process(client)
+            client.wait_for_workers(1, timeout=self.seconds_to_wait)
+            yield client
+
+
+def refuse_in_process(client: Any) -> None:
+    """Raise PlanError where the workers of a Dask client are threads of this process.
+
+    They share the lock that a segmentation function may hold, so heartbeats stop and the cluster
+    takes its workers for dead; and a function that crashes takes the run along.
+    """
+    address = client.scheduler.address
+    if address.startswith("inproc://"):
+        raise PlanError(
+            f"the Dask client at {address} has its workers in this process; start worker "
+            "processes: cluster: {local: {processes: true}}, or give the address of a scheduler"
+        )

@@ -1,0 +1,88 @@
+"""What the Dagster daemon does with sensors, in this process: ticks, run keys, runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+
+from patchworks_pipeline.alerts import Alerts
+from patchworks_pipeline.definitions import defs
+from patchworks_pipeline.resources import AcquisitionSource, Automation, LabelStore
+from patchworks_pipeline.sensors import landing_sensor, merging_sensor, staging_sensor
+
+DEFAULTS = {
+    "store": LabelStore(),
+    "source": AcquisitionSource(),
+    "automation": Automation(),
+    "alerts": Alerts(),
+}
+
+CHAIN = (landing_sensor, staging_sensor, merging_sensor)
+
+
+@dataclass
+class Daemon:
+    """Ticks of sensors on one instance, and the runs they ask for."""
+
+    instance: dg.DagsterInstance
+    resources: dict[str, Any]
+    cursors: dict[str, str | None] = field(default_factory=dict)
+    runs: list[tuple[str, dg.RunRequest]] = field(default_factory=list)
+    """Runs that were started, with their job."""
+
+    def evaluate(self, sensor: dg.SensorDefinition) -> dg.SensorResult:
+        """Evaluate a tick, and keep nothing of it."""
+        with dg.build_sensor_context(
+            instance=self.instance,
+            cursor=self.cursors.get(sensor.name),
+            resources={**DEFAULTS, **self.resources},
+        ) as context:
+            result = sensor(context)
+        return dg.SensorResult(skip_reason=result) if isinstance(result, dg.SkipReason) else result
+
+    def tick(self, sensor: dg.SensorDefinition, *, run: bool = True) -> list[dg.RunRequest]:
+        """Do what the daemon does with a tick; return the runs that it started."""
+        data = self.evaluate(sensor)
+        for request in data.dynamic_partitions_requests or []:
+            self.instance.add_dynamic_partitions(
+                request.partitions_def_name, list(request.partition_keys)
+            )
+        started = [r for r in data.run_requests or [] if not self.was_run(r.run_key)]
+        for request in started:
+            if request.partition_key is not None:  # a daemon refuses the whole tick otherwise
+                assert self.instance.has_dynamic_partition("images", request.partition_key)
+            job = request.job_name or sensor.job_name
+            self.runs.append((job, request))
+            if run:
+                self.execute(job, request)
+        if data.cursor is not None:
+            self.cursors[sensor.name] = data.cursor
+        return started
+
+    def was_run(self, run_key: str | None) -> bool:
+        filters = dg.RunsFilter(tags={"dagster/run_key": str(run_key)})
+        return bool(self.instance.get_runs(filters, limit=1))
+
+    def execute(self, job: str, request: dg.RunRequest) -> dg.ExecuteInProcessResult:
+        tags = {**request.tags, "dagster/run_key": str(request.run_key)}
+        return defs.resolve_job_def(job).execute_in_process(
+            instance=self.instance,
+            partition_key=request.partition_key,
+            tags=tags,
+            run_config=request.run_config,
+            raise_on_error=False,
+        )
+
+    def until_quiet(self, after_each_round: Callable[[], None] = lambda: None) -> list[str]:
+        """Tick the chain until no sensor asks for a run; return the jobs that ran."""
+        before, quiet = len(self.runs), 0
+        while quiet < 2:
+            n = len(self.runs)
+            for sensor in CHAIN:
+                self.tick(sensor)
+            quiet = quiet + 1 if len(self.runs) == n else 0
+            after_each_round()
+        return [job for job, _ in self.runs[before:]]
