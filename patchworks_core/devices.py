@@ -11,7 +11,10 @@ import importlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from patchworks_core.errors import PlanError
 
 VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 
@@ -116,14 +119,28 @@ def slots_on(devices: Sequence[Device], per_device: int) -> tuple[str, ...]:
     return tuple(device.uuid for device in devices) * per_device
 
 
-def take_slot(slots: Any) -> None:
+def take_slot(folder: str, slots: Sequence[str]) -> None:
     """Bind this worker process to the device of one slot, for as long as it lives.
 
     Called once when the worker starts, before any framework has looked for devices.
 
     Parameters
     ----------
-    slots : queue
-        Holds one UUID per slot, shared by the workers.
+    folder : str
+        Shared by the workers; a taken slot is a file in it, which only one process can create.
+    slots : sequence of str
+        UUID of the device behind each slot.
+
+    Raises
+    ------
+    PlanError
+        If there are more workers than slots.
     """
-    os.environ[VISIBLE_DEVICES] = slots.get(timeout=60)
+    for number, uuid in enumerate(slots):
+        try:
+            Path(folder, str(number)).touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        os.environ[VISIBLE_DEVICES] = uuid
+        return
+    raise PlanError(f"all {len(slots)} GPU slots are taken; start no more workers than slots")

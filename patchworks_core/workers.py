@@ -7,7 +7,7 @@ be given to the engine directly.
 
 from __future__ import annotations
 
-import multiprocessing
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -74,7 +74,7 @@ class ProcessPool(Executor):
     def __init__(self, count: int, slots: tuple[str, ...] = ()) -> None:
         self._count = count
         self._slots = slots
-        self._manager: Any = multiprocessing.Manager() if slots else None
+        self._folders: list[tempfile.TemporaryDirectory[str]] = []
         self._executor = self._start()
 
     def _start(self) -> Any:
@@ -82,12 +82,12 @@ class ProcessPool(Executor):
 
         if not self._slots:
             return ProcessPoolExecutor(self._count)
-        free = self._manager.Queue()
-        for uuid in self._slots:
-            free.put(uuid)
+        # A folder of taken slots per generation of workers: those that died took theirs along.
+        taken = tempfile.TemporaryDirectory(prefix="patchworks-slots-")
+        self._folders.append(taken)
         # No idle timeout: a worker that left would take its slot along.
         return ProcessPoolExecutor(
-            self._count, timeout=None, initializer=take_slot, initargs=(free,)
+            self._count, timeout=None, initializer=take_slot, initargs=(taken.name, self._slots)
         )
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
@@ -102,5 +102,5 @@ class ProcessPool(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Stop the workers."""
         self._executor.shutdown(wait=wait, kill_workers=True)
-        if self._manager is not None:
-            self._manager.shutdown()
+        for folder in self._folders:
+            folder.cleanup()

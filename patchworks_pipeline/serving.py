@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import dagster as dg
 import psutil
 
 from patchworks_pipeline.home import home_environment, prepare_home
@@ -35,6 +36,9 @@ def serve(home: Path, *, host: str, port: int) -> int:
         Exit code: 0 after an interrupt, else that of the process that ended.
     """
     environment = {**os.environ, **home_environment(prepare_home(home))}
+    # Opening an instance makes its tables. Two processes that do so at once trip over each other.
+    with dg.DagsterInstance.from_config(environment["DAGSTER_HOME"]):
+        pass
     commands = [
         [sys.executable, "-m", "dagster_webserver", "-m", MODULE, "-h", host, "-p", str(port)],
         [sys.executable, "-m", "dagster._daemon", "run", "-m", MODULE],

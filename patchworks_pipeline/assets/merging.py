@@ -217,8 +217,7 @@ def merged_labels(
         "overview": overview_region(plan.grid.axes, plan.grid.shape),
     }
     pictures = {
-        name: overlay_picture(opened, labels, plan.grid, region)
-        for name, region in regions.items()
+        name: overlay_picture(opened, labels, plan.grid, region) for name, region in regions.items()
     }
     for name, png in pictures.items():
         write_bytes(folder.report / f"{name}.png", png)

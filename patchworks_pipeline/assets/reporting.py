@@ -92,7 +92,9 @@ def quality_report(context: dg.AssetExecutionContext, store: LabelStore) -> dg.M
     }
     for name, png in pictures.items():
         write_bytes(folder.report / f"{name}.png", png)
-    summary = summarize(table, sizes, label, n_staged=int(counts.clip(min=0).sum()), plan_url=plan.image.url)
+    summary = summarize(
+        table, sizes, label, n_staged=int(counts.clip(min=0).sum()), plan_url=plan.image.url
+    )
     write_text(folder.report / "summary.json", json.dumps(summary, indent=2) + "\n")
     return dg.MaterializeResult(
         metadata={

@@ -1,4 +1,4 @@
-"""A morning in the browser: a tile failed, its cause is mended, and it is materialized by clicks."""
+"""A morning in the browser: a tile failed, its cause is mended, and it is repaired by clicks."""
 
 from __future__ import annotations
 

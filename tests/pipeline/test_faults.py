@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
+import os
+import subprocess
 from itertools import combinations
 from pathlib import Path
-from types import SimpleNamespace
 
 import dagster as dg
 import numpy as np
@@ -13,9 +13,18 @@ import pynvml
 import pytest
 
 from patchworks_core.storage import open_array
+from patchworks_pipeline.home import prepare_home
 from tests.functions import faulty_functions as faulty
 from tests.pipeline.conftest import error_of, metadata_of
-from tests.tissue import MARKED_KEY, files_under, marked_tissue, tissue, write_tiff
+from tests.tissue import (
+    MARKED_KEY,
+    environment_of_functions,
+    files_under,
+    marked_tissue,
+    python_command,
+    tissue,
+    write_tiff,
+)
 
 
 @pytest.fixture
@@ -52,7 +61,7 @@ def test_a_failed_tile_shows_its_traceback_its_pixels_and_its_input(pipeline, ma
     folder = pipeline.register(marked_path, function="tissue_functions:fails_at_mark")
     pipeline.plan(folder)
     metadata = failure_of(pipeline.stage(folder)).step_failure_data.user_failure_data.metadata
-    (row,) = metadata["failed_tiles"].value
+    (row,) = metadata["failed_tiles"].records
     assert row.data["tile"] == f"tissue/{MARKED_KEY}"
     assert row.data["pixels"] == "y 32:64, x 64:96"
     assert row.data["kind"] == "other"
@@ -111,7 +120,9 @@ def test_a_merge_with_a_hole_says_that_it_is_partial_and_heals(pipeline, marked_
     assert files_under(found[0]) == files_under(found[1])
 
 
-def test_what_a_block_left_half_written_is_no_part_of_a_partial_merge(pipeline, marked_path, mended):
+def test_what_a_block_left_half_written_is_no_part_of_a_partial_merge(
+    pipeline, marked_path, mended
+):
     mended.touch()
     folder = pipeline.register(marked_path, function="tissue_functions:fails_at_mark")
     pipeline.plan(folder)
@@ -126,22 +137,17 @@ def test_what_a_block_left_half_written_is_no_part_of_a_partial_merge(pipeline, 
     assert len(folder.objects()) == labels.max()
 
 
-@pytest.fixture
-def two_gpus(monkeypatch, tmp_path):
-    """Two devices, and a folder in which tiles leave marks of the device they were on."""
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
-    monkeypatch.setattr(pynvml, "nvmlShutdown", lambda: None)
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: 2)
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", lambda index: index)
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetName", lambda handle: "counting device")
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetUUID", lambda handle: f"GPU-{handle}")
-    memory = SimpleNamespace(free=40 * 10**9, total=80 * 10**9)
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", lambda handle: memory)
-    folder = tmp_path / "devices"
-    folder.mkdir()
-    monkeypatch.setenv("PATCHWORKS_TEST_DEVICES", str(folder))
-    return folder
+FAKE_NVML = """
+from types import SimpleNamespace
+class NVMLError(Exception): pass
+def nvmlInit(): pass
+def nvmlShutdown(): pass
+def nvmlDeviceGetCount(): return 2
+def nvmlDeviceGetHandleByIndex(index): return index
+def nvmlDeviceGetName(handle): return "counting device"
+def nvmlDeviceGetUUID(handle): return f"GPU-{handle}"
+def nvmlDeviceGetMemoryInfo(handle): return SimpleNamespace(free=40 * 10**9, total=80 * 10**9)
+"""
 
 
 def spans_on_devices(folder: Path) -> dict[str, list[tuple[float, float]]]:
@@ -159,31 +165,25 @@ def most_at_once(spans: list[tuple[float, float]]) -> int:
 
 
 def test_a_device_never_has_more_tiles_than_slots_although_two_images_ask(
-    home, tissue_path, two_gpus
+    tissue_path, tmp_path, monkeypatch
 ):
-    # An instance with a database on disk, because two runs share it from two threads.
-    from tests.pipeline.conftest import Pipeline
-
-    with dg.instance_for_test() as instance:
-        pipeline = Pipeline(instance, {"gpus": {"config": {"slots_per_device": 1}}})
-        folders = [
-            pipeline.register(tissue_path, key=key, function="faulty_functions:on_device")
-            for key in ("first", "second")
+    devices, modules, home = (tmp_path / name for name in ("devices", "modules", "home"))
+    for folder in (devices, modules):
+        folder.mkdir()
+    (modules / "pynvml.py").write_text(FAKE_NVML)
+    path = os.pathsep.join([str(modules), environment_of_functions()["PYTHONPATH"]])
+    environment = {**os.environ, "PYTHONPATH": path, "PATCHWORKS_TEST_DEVICES": str(devices)}
+    environment.pop("CUDA_VISIBLE_DEVICES", None)
+    command = [python_command("patchworks"), "run", str(tissue_path), "--home", str(home)]
+    command += ["--segmentation", "faulty_functions:on_device", "--tile-shape", "32"]
+    prepare_home(home)
+    with (tmp_path / "log").open("wb") as log:
+        runs = [
+            subprocess.Popen([*command, "--name", name], env=environment, stdout=log, stderr=log)
+            for name in ("first", "second")
         ]
-        for folder in folders:
-            assert pipeline.plan(folder).success
-        results: list[dg.ExecuteInProcessResult] = []
-        threads = [
-            threading.Thread(target=lambda f=f: results.append(pipeline.stage(f))) for f in folders
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(150)
-        assert [result.success for result in results] == [True, True]
-        tags = [instance.get_run_by_id(r.run_id).tags["patchworks/workers"] for r in results]
-    assert tags == ["2 slots on 2 GPUs, one worker process each"] * 2
-    spans = spans_on_devices(two_gpus)
+        assert [run.wait(120) for run in runs] == [0, 0], (tmp_path / "log").read_text()
+    spans = spans_on_devices(devices)
     assert set(spans) == {"GPU-0", "GPU-1"}
     assert sum(map(len, spans.values())) == 24
     assert all(most_at_once(found) == 1 for found in spans.values())
