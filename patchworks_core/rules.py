@@ -125,8 +125,10 @@ def joined_pairs(
     mutual = _is_best(edges, edges.id_a, edges.id_b) & _is_best(edges, edges.id_b, edges.id_a)
     # Around an edge or corner two tiles see few pixels of an object, and chance overlaps of those
     # join neighbours; the tiles between them have said more unless the object crosses just there.
-    meets: np.ndarray[Any, Any] = (edges.order == 1) | (edges.contact > 0)
-    return mutual & in_core & meets & (edges.iou >= options.min_iou) & (edges.intersection > 0)
+    meets = (edges.order == 1) | (edges.contact > 0)
+    agrees = (edges.iou >= options.min_iou) & (edges.intersection > 0)
+    joined: np.ndarray[Any, Any] = mutual & in_core & meets & agrees
+    return joined
 
 
 def _is_best(

@@ -1,10 +1,20 @@
 """The demo: a real micrograph, its nuclei stained with haematoxylin, through all assets."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 MICROGRAPH = "immunohistochemistry.ome.tif"
+
+CHOICES: dict[str, Any] = {
+    "function": "watershed",
+    "parameters": {"sigma": 1.5, "min_distance": 5},
+    "tile_shape": (128,),
+    "overlap": (32,),
+    "merge": {"min_size": 30},
+}
+"""Small tiles, so that many nuclei cross seams."""
 
 
 def write_micrograph(folder: Path) -> Path:

@@ -245,6 +245,13 @@ class ImageFolder:
         record = {"stage": stage_content, "allow_missing": json.dumps(allow_missing)}
         self._write_table("boundary_pairs.parquet", edges.to_arrow(), record)
 
+    def has_edges_of(self, stage: Stage, *, allow_missing: bool) -> bool:
+        """Tell whether the edge table is of the labels as staged now, with holes or without."""
+        try:
+            return self.allows_missing(stage) == allow_missing
+        except StageError:  # there is none, or of other labels
+            return False
+
     def allows_missing(self, stage: Stage) -> bool:
         """Tell whether the merge that was begun may leave out tiles that are not staged."""
         _, record = self._read_table("boundary_pairs.parquet", stage, made_by="boundary_pairs")

@@ -6,9 +6,9 @@ redoes what is missing and nothing more.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,29 @@ def plan_of(acquisition: Acquisition, budget: ComputeBudget) -> Plan:
     segmentation.merge_options(acquisition, plan, {})
     budget.open(budget.decide(plan).count)
     return plan
+
+
+def choose(folder: ImageFolder, url: str, chosen: Mapping[str, Any]) -> Acquisition:
+    """Return the record of an image: what is chosen now over what was chosen before.
+
+    Parameters
+    ----------
+    folder : ImageFolder
+    url : str
+        Of the image.
+    chosen : mapping
+        Fields of `Acquisition`; None, or left out, keeps what was chosen before. The channel comes
+        in a tuple of one, because None is a channel too.
+    """
+    known = folder.has("acquisition.json") and folder.acquisition().url == url
+    before = folder.acquisition() if known else Acquisition(url)
+    given = {name: value for name, value in chosen.items() if value is not None}
+    if "channel" in given:
+        (given["channel"],) = given["channel"]
+    if "function" in given:
+        given.setdefault("parameters", None)
+    rule = {name: value for name, value in given.pop("merge", {}).items() if value is not None}
+    return replace(before, **given, merge={**before.merge, **rule})
 
 
 def register(
@@ -135,6 +158,55 @@ def run_image(
     return ImageRun(folder, tuple(steps), (), None)
 
 
+def merge_again(
+    instance: dg.DagsterInstance,
+    folder: ImageFolder,
+    chosen: dict[str, Any],
+    *,
+    allow_missing: bool = False,
+) -> ImageRun:
+    """Merge the staged labels of an image again, by another rule or with holes.
+
+    Parameters
+    ----------
+    instance : DagsterInstance
+    folder : ImageFolder
+        Of an image that was staged.
+    chosen : dict
+        Fields of `MergeOptions`; they are kept for the image.
+    allow_missing : bool
+        Take tiles that are not staged for tiles without labels.
+
+    Raises
+    ------
+    PlanError, StageError
+        If the options are wrong, or tiles are missing and that is not allowed.
+    """
+    plan = folder.plan()
+    stage = folder.stage(plan)
+    before = folder.acquisition()
+    acquisition = replace(before, merge={**before.merge, **chosen})
+    Segmentation().merge_options(acquisition, plan, {})
+    stage.settled_counts(allow_missing=allow_missing)
+    folder.write_acquisition(acquisition)
+    has_pairs = folder.has_edges_of(stage, allow_missing=allow_missing)
+    names = MERGE_ASSETS[1:] if has_pairs else MERGE_ASSETS
+    error = _run(
+        instance,
+        "merge_image",
+        {},
+        partition_key=folder.key,
+        ops={}
+        if has_pairs
+        else {"boundary_pairs": {"config": {"allow_missing_tiles": allow_missing}}},
+        assets=names,
+    )
+    return ImageRun(folder, ("merge_image",), (), error.message if error else None)
+
+
+MERGE_ASSETS = ("boundary_pairs", "global_lut", "merged_labels", "object_table", "quality_report")
+
+
 @dataclass(frozen=True, slots=True)
 class _JobError:
     """Why a job failed."""
@@ -152,6 +224,7 @@ def _run(
     partition_key: str | None = None,
     tags: dict[str, str] | None = None,
     ops: dict[str, Any] | None = None,
+    assets: Sequence[str] | None = None,
 ) -> _JobError | None:
     """Run a job and return why it failed, or None."""
     result = defs.resolve_job_def(job).execute_in_process(
@@ -164,6 +237,7 @@ def _run(
             # The instance keeps every event; the terminal shows progress bars instead.
             "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
         },
+        asset_selection=None if assets is None else [dg.AssetKey(name) for name in assets],
         raise_on_error=False,
     )
     if result.success:

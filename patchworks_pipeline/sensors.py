@@ -263,10 +263,10 @@ def _staging_request(
         return None
     plan = folder.plan()
     missing = folder.stage(plan).missing_blocks()
-    if is_deferred:
-        # The run that it waited for has tried these.
-        failed = {failure.block for failure in folder.failures()}
-        missing = [block for block in missing if block not in failed]
+    # A person decides about what failed and would fail again; and the run that was waited for has
+    # just tried the others.
+    left = {each.block for each in folder.failures() if is_deferred or not each.is_transient}
+    missing = [block for block in missing if block not in left]
     if not missing:
         return None
     keys = tile_keys(folder.key, missing)
@@ -289,7 +289,9 @@ def staging_run(
         run_key=run_key,
         job_name=stage_tiles.name,
         tags={RANGE_START: ends[0], RANGE_END: ends[1], IMAGE: image},
-        run_config={"ops": {"staged_labels": {"config": {"skip_staged": True}}}},
+        run_config={
+            "ops": {"staged_labels": {"config": {"skip_staged": True, "skip_failed": True}}}
+        },
     )
 
 

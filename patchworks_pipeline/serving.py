@@ -11,6 +11,7 @@ import dagster as dg
 import psutil
 
 from patchworks_pipeline.home import home_environment, prepare_home
+from patchworks_pipeline.resources import AUTOMATION_VARIABLE
 
 MODULE = "patchworks_pipeline.definitions"
 
@@ -21,7 +22,7 @@ SECONDS_TO_FOLLOW = 2
 """Given to what they started to follow by itself."""
 
 
-def serve(home: Path, *, host: str, port: int) -> int:
+def serve(home: Path, *, host: str, port: int, automation: bool = True) -> int:
     """Run webserver and daemon until one ends or this process is interrupted.
 
     Parameters
@@ -29,6 +30,8 @@ def serve(home: Path, *, host: str, port: int) -> int:
     home : Path
     host, port
         Of the webserver.
+    automation : bool
+        Whether sensors and schedules may start runs.
 
     Returns
     -------
@@ -36,6 +39,8 @@ def serve(home: Path, *, host: str, port: int) -> int:
         Exit code: 0 after an interrupt, else that of the process that ended.
     """
     environment = {**os.environ, **home_environment(prepare_home(home))}
+    if not automation:
+        environment[AUTOMATION_VARIABLE] = "off"
     # Opening an instance makes its tables. Two processes that do so at once trip over each other.
     with dg.DagsterInstance.from_config(environment["DAGSTER_HOME"]):
         pass

@@ -43,15 +43,15 @@ PIPELINE = """
     # floor 0: names, and what is told
     demo metadata partitions progress home
     # floor 1: what lies on disk, and what is said of it
-    acquisitions events progress_bars records serving alerts retention landing
+    acquisitions events progress_bars records alerts retention landing clusters
     # floor 2: deployment
-    resources
+    resources tile_pool tile_events serving
     # floor 3: assets
     assets.acquiring assets.staging assets.merging assets.reporting assets
     # floor 4: what starts runs
     jobs alert_sensors sensors retention schedules definitions
     # floor 5: the command line
-    runs cli
+    terminal cli_options runs cli
 """
 
 PURE = {

@@ -44,6 +44,10 @@ class StagingConfig(dg.Config):
         default=False,
         description="True leaves tiles alone that the current plan has staged already.",
     )
+    skip_failed: bool = Field(
+        default=False,
+        description="True leaves tiles alone that failed in a way that another try would repeat.",
+    )
     max_failed_fraction: float = Field(
         default=0.5,
         description="A run is stopped once more than this share of an image's tiles, and at least "
@@ -120,6 +124,9 @@ def _stage_image(
     if config.skip_staged:
         missing = set(stage.missing_blocks())
         keys = [key for key in keys if key in missing]
+    if config.skip_failed:
+        final = {failure.block for failure in folder.failures() if not failure.is_transient}
+        keys = [key for key in keys if key not in final]
     blocks = [plan.grid.block_of_key(key) for key in keys]
     progress = Progress(context, folder.key, len(blocks))
     staged = _Staged()
