@@ -7,6 +7,9 @@ For each face, edge and corner that two tiles share:
    the two abutting planes stand in for the pixels they would have shared.
 2. It counts the pixel pairs in contact across the cores (`_contact`), and the smallest connectivity
    at which the two touch.
+3. It counts the pixels of each label in its own core's plane at the face (`_planes`). A label that
+   lies there and met no other is listed with id 0 for its partner: no rule joins it, and whoever
+   judges the seams has to know of it.
 
 Nothing is decided here: a rule reads the table (`patchworks_core.rules`), so another rule needs no
 new pass over the pixels.
@@ -32,7 +35,10 @@ StripReader = Callable[[tuple[int, ...], int, Side], np.ndarray[Any, Any]]
 
 @dataclass(frozen=True, slots=True)
 class EdgeTable:
-    """Boundary pairs, one row per two labels that met across a face; columns of equal length."""
+    """Boundary pairs, one row per two labels that met across a face; columns of equal length.
+
+    A label at a face that met none has a row too, whose other id is 0.
+    """
 
     tile_a: np.ndarray[Any, Any]
     """Number of the tile that comes first, int64."""
@@ -67,6 +73,12 @@ class EdgeTable:
     order: np.ndarray[Any, Any]
     """Axes crossed, int8: 1 for a face, 2 for an edge, 3 for a corner."""
 
+    plane_a: np.ndarray[Any, Any]
+    """Pixels of `id_a` in its core's plane at the face, int64; 0 at edges and corners."""
+
+    plane_b: np.ndarray[Any, Any]
+    """Pixels of `id_b` in its core's plane at the face, int64; 0 at edges and corners."""
+
     def __len__(self) -> int:
         return len(self.tile_a)
 
@@ -76,6 +88,12 @@ class EdgeTable:
         union = self.area_a + self.area_b - self.intersection
         iou: np.ndarray[Any, Any] = self.intersection / np.maximum(union, 1)
         return iou
+
+    @property
+    def is_pair(self) -> np.ndarray[Any, Any]:
+        """Whether a row holds two labels, and not one that met none; bool."""
+        pair: np.ndarray[Any, Any] = (self.id_a > 0) & (self.id_b > 0)
+        return pair
 
     def select(self, rows: np.ndarray[Any, Any]) -> EdgeTable:
         """Return the rows that a mask or index names."""
@@ -136,7 +154,8 @@ def compare_face(grid: TileGrid, face: Face, strips: StripReader) -> EdgeTable:
     Returns
     -------
     EdgeTable
-        One row per pair of labels with pixels in common or in contact, by id.
+        One row per pair of labels with pixels in common or in contact, by id, and one per label
+        in the plane of the face that has neither.
     """
     axis = face.axis
     strip_a = strips(face.low.index, axis, HIGH)
@@ -150,7 +169,8 @@ def compare_face(grid: TileGrid, face: Face, strips: StripReader) -> EdgeTable:
     regions = _regions_seen_by_both(grid, face)
     overlap = _overlap(*views(*regions), width=width) if regions else _Overlap.nothing()
     contact = _contact(grid, face, views, width=width)
-    return _rows(face, overlap, contact, width=width)
+    planes = _planes(face, views, width=width)
+    return _rows(face, overlap, contact, planes, width=width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,11 +288,37 @@ def _abutting_regions(grid: TileGrid, face: Face) -> Iterator[tuple[Region, Regi
             yield _region(low), _region(high), sum(map(abs, shift))
 
 
+def _planes(
+    face: Face,
+    views: Callable[[Region, Region], tuple[np.ndarray, np.ndarray]],
+    *,
+    width: int,
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Count the pixels of each label in its core's plane at the face, background apart."""
+    counts = np.zeros((2, width), dtype=np.int64)
+    if face.is_plane:
+        low, high = (list(zip(c.start, c.stop, strict=True)) for c in (face.low.core, face.high.core))
+        border = face.high.core.start[face.axis]
+        low[face.axis], high[face.axis] = (border - 1, border), (border, border + 1)
+        for row, seen in zip(counts, views(_region(low), _region(high)), strict=True):
+            row[:] = np.bincount(seen.ravel(), minlength=width)
+        counts[:, 0] = 0
+    return counts[0], counts[1]
+
+
 def _rows(
-    face: Face, overlap: _Overlap, contact: dict[str, np.ndarray[Any, Any]], *, width: int
+    face: Face,
+    overlap: _Overlap,
+    contact: dict[str, np.ndarray[Any, Any]],
+    planes: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]],
+    *,
+    width: int,
 ) -> EdgeTable:
-    """Join what overlaps and what touches into one row per pair."""
-    pairs = np.union1d(overlap.pairs, contact["pairs"]).astype(np.int64)
+    """Join what overlaps and what touches into one row per pair, and add who met none."""
+    met = np.union1d(overlap.pairs, contact["pairs"]).astype(np.int64)
+    lone_a = np.setdiff1d(np.flatnonzero(planes[0]), met // width)
+    lone_b = np.setdiff1d(np.flatnonzero(planes[1]), met % width)
+    pairs = np.sort(np.concatenate([met, lone_a * width, lone_b]))
     a, b = pairs // width, pairs % width
     n = len(pairs)
 
@@ -282,7 +328,7 @@ def _rows(
         return filled
 
     def areas(values: np.ndarray, ids: np.ndarray) -> np.ndarray[Any, Any]:
-        return values[ids].astype(np.int64) if len(values) else np.zeros(n, dtype=np.int64)
+        return np.where(ids > 0, values[ids], 0) if len(values) else np.zeros(n, dtype=np.int64)
 
     return EdgeTable(
         tile_a=np.full(n, face.low.number, dtype=np.int64),
@@ -296,4 +342,6 @@ def _rows(
         connectivity=column(contact["pairs"], contact["connectivity"], np.int8),
         axis=np.full(n, face.axis, dtype=np.int8),
         order=np.full(n, sum(map(abs, face.step)), dtype=np.int8),
+        plane_a=planes[0][a],
+        plane_b=planes[1][b],
     )

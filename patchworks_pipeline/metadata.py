@@ -1,4 +1,4 @@
-"""Metadata a person wants to see: pictures inline, tables, sizes in words."""
+"""Metadata a person wants to see: pictures, tables, sizes in words."""
 
 import base64
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ import dagster as dg
 
 
 def picture(png: bytes, title: str) -> dg.MarkdownMetadataValue:
-    """Return a picture that the UI shows inline."""
+    """Return a picture as Markdown; the UI shows it behind "Show Markdown"."""
     return dg.MetadataValue.md(
         f"![{title}](data:image/png;base64,{base64.b64encode(png).decode()})"
     )

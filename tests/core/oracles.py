@@ -5,38 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from patchworks_core.grid import TileGrid
-from patchworks_core.labels import check_labels, number_labels
-from patchworks_core.lut import build_lut
-from patchworks_core.pairs import EdgeTable, compare_face
-from patchworks_core.rules import MergeOptions, joined_pairs
-from patchworks_core.strips import cut_strip
+from patchworks_core.in_memory import TilesInMemory
+from patchworks_core.pairs import EdgeTable
+from patchworks_core.rules import MergeOptions
 
 
 def merge_in_memory(image, function, grid: TileGrid, options: MergeOptions) -> np.ndarray:
     """Stage, pair, look up and apply in memory; function sees the spatial axes of a tile."""
-    numbered = {}
-    for tile in grid.tiles():
-        pixels = image[tile.read.slices]
-        shape = tuple(pixels.shape[axis] for axis in grid.spatial)
-        labels = check_labels(function(pixels.reshape(shape), tile), shape=shape, where="")
-        core = tile.core.relative_to(tile.read.start)
-        numbered[tile.index] = number_labels(labels.reshape(pixels.shape), core, where="")
-
-    def strips(index, axis, side):
-        return cut_strip(grid, grid.tile(index), numbered[index].pixels, axis, side)
-
-    edges = EdgeTable.concatenate(
-        compare_face(grid, face, strips) for tile in grid.tiles() for face in grid.faces_above(tile)
-    )
-    counts = np.array([numbered[tile.index].n_core for tile in grid.tiles()])
-    lut = build_lut(edges.select(joined_pairs(edges, counts, options)), counts)
-    merged = np.zeros(grid.shape, dtype=np.int64)
-    for tile in grid.tiles():
-        core = tile.core.relative_to(tile.read.start)
-        merged[tile.core.slices] = lut.of_tile(tile.number)[
-            numbered[tile.index].pixels[core.slices]
-        ]
-    return merged
+    return TilesInMemory.stage(image, function, grid).merged(options)
 
 
 def edge_table(rows) -> EdgeTable:
@@ -46,7 +22,15 @@ def edge_table(rows) -> EdgeTable:
     columns = np.array([[*row, *(0, 1, 1, 0)[len(row) - 4 :]] for row in rows], dtype=np.int64)
     columns = columns.reshape(len(rows), 8).T
     one = np.ones(len(rows), dtype=np.int8)
-    return EdgeTable(*columns[:7], contact=columns[7], connectivity=columns[7], axis=one, order=one)
+    return EdgeTable(
+        *columns[:7],
+        contact=columns[7],
+        connectivity=columns[7],
+        axis=one,
+        order=one,
+        plane_a=columns[7],
+        plane_b=columns[7],
+    )
 
 
 def assert_same_partition(labels: np.ndarray, truth: np.ndarray) -> None:

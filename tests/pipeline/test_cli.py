@@ -99,7 +99,7 @@ def test_failing_tiles_are_listed_and_only_they_are_staged_again(
     assert "1 tile failed" in printed
     assert f"other/{MARKED_KEY}" in printed
     assert "ValueError: cannot segment [b]marked[/b] object" in printed
-    retry = f"patchworks run {marked_path} --name other --home {home}"
+    retry = f"patchworks retry other --home {home}"
     assert retry in printed
     assert len(staged_tiles(home)) == 11
 
@@ -311,3 +311,63 @@ def test_the_demo_segments_a_real_micrograph(patchworks, home):
     assert "immunohistochemistry: " in printed
     assert "What to look at" in printed
     assert (home / "store" / "immunohistochemistry" / "report" / "overlay.png").exists()
+
+
+def test_another_rule_is_merged_without_staging_again_and_is_kept(patchworks, home, tissue_path):
+    assert patchworks("run", tissue_path, *PERFECT)[0] == 0
+    before = staged_tiles(home), labels_of("tissue").max()
+    code, printed = patchworks("merge", "tissue", "--merge", "none")
+    assert code == 0
+    assert labels_of("tissue").max() > before[1]
+    assert f"tissue: {labels_of('tissue').max()} objects" in printed
+    assert staged_tiles(home) == before[0]
+    assert "(nothing was missing)" in patchworks("run", tissue_path)[1]
+    assert patchworks("merge", "tissue", "--merge", "overlap")[0] == 0
+    assert labels_of("tissue").max() == before[1]
+
+
+def test_changing_the_rule_rewrites_only_tiles_whose_ids_changed(patchworks, home, tissue_path):
+    assert patchworks("run", tissue_path, *PERFECT)[0] == 0
+    with dg.DagsterInstance.from_config(str(home / "dagster")) as instance:
+        assert patchworks("merge", "tissue", "--min-iou", "0.4")[0] == 0
+        event = instance.get_latest_materialization_event(dg.AssetKey("merged_labels"))
+        metadata = event.asset_materialization.metadata
+    assert metadata["n_tiles_written"].value == 0
+    assert metadata["n_tiles_unchanged"].value == 12
+
+
+def test_a_merge_with_holes_must_be_asked_for(patchworks, home, marked_path):
+    assert patchworks("run", marked_path, *FAILS)[0] == 3
+    code, printed = patchworks("merge", "marked")
+    assert code == 2
+    assert f"1 of 12 tile blocks are not staged at {home}" in printed
+    assert patchworks("merge", "marked", "--allow-missing-tiles")[0] == 0
+    hole = LabelStore().folder("marked").plan().grid.block_of_key(MARKED_KEY).core
+    assert not labels_of("marked")[hole.slices].any()
+
+
+def test_a_retry_heals_a_merge_with_holes(patchworks, home, marked_path, mended):
+    patchworks("run", marked_path, *FAILS)
+    patchworks("merge", "marked", "--allow-missing-tiles")
+    mended.touch()
+    assert patchworks("retry", "marked")[0] == 0
+    assert staged_tiles(home).count(f"marked/{MARKED_KEY}") == 1
+    assert_same_partition(labels_of("marked"), marked_tissue())
+
+
+def test_a_merge_by_a_rule_that_there_is_not_changes_nothing(patchworks, home, tissue_path):
+    assert patchworks("run", tissue_path, *PERFECT)[0] == 0
+    before = files_under(home / "store" / "tissue")
+    code, printed = patchworks("merge", "tissue", "--merge", "glue")
+    assert code == 2
+    assert "merge must be one of" in printed
+    assert files_under(home / "store" / "tissue") == before
+
+
+@pytest.mark.parametrize("command", ["retry", "merge"])
+def test_an_image_that_is_not_known_is_refused(patchworks, home, tissue_path, command):
+    assert patchworks("run", tissue_path, *PERFECT)[0] == 0
+    code, printed = patchworks(command, "nothing")
+    assert code == 2
+    assert "no image 'nothing' in" in printed
+    assert "its images are ['tissue']" in printed
