@@ -113,7 +113,7 @@ def open_page(served: Served, stats: dict[str, int]) -> None:
             asked: dict[str, float] = {}
 
             def note(request: Any, asked: dict[str, float] = asked) -> None:
-                if request.url.endswith("/graphql") and request.post_data_json:
+                if "/graphql" in request.url and request.post_data_json:
                     name = request.post_data_json["operationName"]
                     asked[name] = asked.get(name, 0) + request.timing["responseEnd"] / 1000
 

@@ -1,4 +1,4 @@
-"""Tiled against untiled on real images with ground truth: do tiles cost anything in quality?
+"""Tiled against untiled on real images with ground truth: what tiles cost in quality.
 
     python benchmarks/real_images.py [--data FOLDER]
 

@@ -53,8 +53,10 @@ def assert_reads(image: Image, expected: np.ndarray) -> None:
     assert image.dtype.isnative
     for region in [whole(image), *random_regions(image.shape)]:
         block = image.read(region)
-        assert block.flags.c_contiguous and block.flags.writeable
-        assert type(block) is np.ndarray and block.dtype == image.dtype
+        assert block.flags.c_contiguous
+        assert block.flags.writeable
+        assert type(block) is np.ndarray
+        assert block.dtype == image.dtype
         np.testing.assert_array_equal(block, expected[region.slices])
 
 
@@ -294,7 +296,8 @@ def test_pixels_in_one_piece_are_mapped_and_others_chunked(tmp_path):
     tifffile.imwrite(tmp_path / "plain.tif", array)
     tifffile.imwrite(tmp_path / "tiled.tif", array, tile=(32, 16))
     plain, tiled = open_image(tmp_path / "plain.tif"), open_image(tmp_path / "tiled.tif")
-    assert isinstance(plain.pixels, np.memmap) and plain.chunks is None
+    assert isinstance(plain.pixels, np.memmap)
+    assert plain.chunks is None
     assert tiled.chunks == (32, 16)
 
 
@@ -544,7 +547,8 @@ def stored(request, tmp_path):
 def test_the_fingerprint_of_a_stored_image_follows_its_content(stored):
     path, array, write = stored
     first = open_image(path).fingerprint
-    assert len(first) == 32 and int(first, 16) >= 0
+    assert len(first) == 32
+    assert int(first, 16) >= 0
     assert open_image(str(path)).fingerprint == first
     write(array + 1)
     assert open_image(path).fingerprint != first
@@ -598,7 +602,8 @@ def test_the_fingerprint_of_an_array_is_its_content_shape_channel_and_axes():
         open_image(zarr.create_array(zarr.storage.MemoryStore(), data=array), axes="cyx"),
     ]
     prints = [image.fingerprint for image in others]
-    assert len({same, *prints[:-1]}) == len(prints) and prints[-1] != prints[0]
+    assert len({same, *prints[:-1]}) == len(prints)
+    assert prints[-1] != prints[0]
 
 
 def test_the_fingerprint_of_zarr_in_memory_follows_its_content():

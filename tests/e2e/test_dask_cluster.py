@@ -61,9 +61,20 @@ def dask_cluster(folder: Path, n_workers: int = 2) -> Iterator[Path]:
     commands = [
         [dask, "scheduler", "--scheduler-file", scheduler_file, "--port", "0", "--no-dashboard"],
         *[
-            [dask, "worker", "--scheduler-file", scheduler_file, "--nthreads", "1"]
-            + ["--memory-limit", "1.5GB", "--nanny", "--no-dashboard"]
-            + ["--local-directory", folder / f"worker-{n}"]
+            [
+                dask,
+                "worker",
+                "--scheduler-file",
+                scheduler_file,
+                "--nthreads",
+                "1",
+                "--memory-limit",
+                "1.5GB",
+                "--nanny",
+                "--no-dashboard",
+                "--local-directory",
+                folder / f"worker-{n}",
+            ]
             for n in range(n_workers)
         ],
     ]
