@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 from peer_runner import view_key
 
+from patchworks_core.edges import EdgeTable
 from patchworks_core.grid import TileGrid
 from patchworks_core.labels import number_labels
 from patchworks_core.lut import build_lut
-from patchworks_core.pairs import EdgeTable, compare_face
+from patchworks_core.pairs import compare_face
 from patchworks_core.rules import MergeOptions, joined_pairs
 from patchworks_core.segmentation import MergeRule
 from patchworks_core.strips import cut_strip

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from patchworks_core.edges import EdgeTable
 from patchworks_core.grid import Tile, TileGrid
 from patchworks_core.labels import NumberedLabels, check_labels, number_labels
 from patchworks_core.lut import LookupTable, build_lut
-from patchworks_core.pairs import EdgeTable, compare_face
+from patchworks_core.pairs import compare_face
 from patchworks_core.rules import MergeOptions, joined_pairs
 from patchworks_core.strips import Side, cut_strip
 
@@ -60,7 +61,9 @@ class TilesInMemory:
             pixels = image[tile.read.slices]
             shape = tuple(pixels.shape[axis] for axis in grid.spatial)
             # A copy, because a function may write into its input and the next tile shares pixels.
-            seen = check_labels(function(pixels.reshape(shape).copy(), tile), shape=shape, where=name)
+            seen = check_labels(
+                function(pixels.reshape(shape).copy(), tile), shape=shape, where=name
+            )
             core = tile.core.relative_to(tile.read.start)
             labels[tile.index] = number_labels(seen.reshape(pixels.shape), core, where=name)
 

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from patchworks_core.pairs import EdgeTable
+from patchworks_core.edges import EdgeTable
 
 
 @dataclass(frozen=True, slots=True)

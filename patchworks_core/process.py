@@ -6,8 +6,8 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import zarr
@@ -20,7 +20,9 @@ from patchworks_core.errors import PlanError, TilesFailedError
 from patchworks_core.image import Image, open_image
 from patchworks_core.lut import LookupTable
 from patchworks_core.ngff import LabelImage, OmeVersion
+from patchworks_core.pilot import PilotReport, recommend_overlap
 from patchworks_core.plan import Plan, make_plan
+from patchworks_core.provenance import provenance_of
 from patchworks_core.rules import MergeOptions
 from patchworks_core.segmentation import LabelFunction, MergeRule, Segmentation, segmentation_of
 from patchworks_core.stage import Stage
@@ -47,7 +49,7 @@ def tile_process(
     fn: str | LabelFunction | Segmentation,
     *,
     tile_shape: Sequence[int] | int | None = None,
-    overlap: Sequence[int] | int = 0,
+    overlap: Sequence[int] | int | Literal["auto"] = 0,
     channel: int | str | None = 0,
     level: int = 0,
     axes: str | None = None,
@@ -77,7 +79,8 @@ def tile_process(
     tile_shape : int or tuple of int, optional
         Pixels of a tile without halo; as in `plan_grid`. None is the image's own chunks.
     overlap : int or tuple of int
-        Halo on *each side* of a tile, pixels.
+        Halo on *each side* of a tile, pixels. ``auto`` asks a pilot (`patchworks_core.pilot`),
+        which settles the rule too where `merge` is ``auto``.
     channel : int, str or None
         Channel to segment, by position or name; None segments each channel.
     level : int
@@ -147,7 +150,8 @@ def tile_process(
         progress or (lambda step, done, total: None),
         is_temporary=write_to is None,
     )
-    plan = job.plan(_tile_shape(tile_shape, opened), overlap)
+    job, halo = job.settled(tiles := _tile_shape(tile_shape, opened), overlap)
+    plan = job.plan(tiles, halo)
     if write_to is None:
         with tempfile.TemporaryDirectory(prefix="patchworks-") as folder:
             job.write_array(plan, UPath(folder), "labels", resume=False)
@@ -181,7 +185,7 @@ def segment_to_ome_zarr(
     *,
     name: str = "labels",
     tile_shape: Sequence[int] | int,
-    overlap: Sequence[int] | int = 0,
+    overlap: Sequence[int] | int | Literal["auto"] = 0,
     options: MergeOptions | None = None,
     workers: Workers | None = None,
     version: OmeVersion = "0.5",
@@ -223,7 +227,8 @@ def segment_to_ome_zarr(
         workers or Workers(),
         progress or (lambda step, done, total: None),
     )
-    plan = job.plan(tile_shape, overlap)
+    job, halo = job.settled(tile_shape, overlap)
+    plan = job.plan(tile_shape, halo)
     if len(plan.grid.spatial) < 2:
         raise PlanError(f"OME-Zarr needs two or three spatial axes, got {plan.grid.axes!r}")
     target = LabelImage(as_path(container), name, plan, version)
@@ -241,6 +246,17 @@ class _Job:
     workers: Workers
     progress: Progress
     is_temporary: bool = False
+    pilot: PilotReport | None = None
+
+    def settled(self, tile_shape: Sequence[int] | int, overlap: Any) -> tuple[_Job, Any]:
+        """Return the job and the halo as a pilot recommends them, where it is asked."""
+        if not isinstance(overlap, str):
+            return self, overlap
+        report, best = recommend_overlap(
+            self.image, self.segmentation, overlap, tile_shape=tile_shape, options=self.options
+        )
+        options = replace(self.options, rule=best.rule)
+        return replace(self, options=options, pilot=report), best.overlap
 
     def plan(self, tile_shape: Sequence[int] | int, overlap: Sequence[int] | int) -> Plan:
         return make_plan(self.image, self.segmentation, tile_shape=tile_shape, overlap=overlap)
@@ -275,6 +291,7 @@ class _Job:
         """Write the labels as an OME-Zarr label image."""
         target.check_container()
         work = target.container / "labels" / f"{target.name}.work"
+        pilot = None if self.pilot is None else self.pilot.to_dict()
         with self._executor() as (executor, window):
             stage, lut = self._merge(plan, work, executor, window, resume=resume)
             done: list[str] = []
@@ -287,7 +304,7 @@ class _Job:
                 stage,
                 lut,
                 target,
-                provenance=provenance_of(plan, self.resolved(plan), lut),
+                provenance=provenance_of(plan, self.resolved(plan), lut, pilot=pilot),
                 executor=executor,
                 window=window,
                 on_block=count,
@@ -342,18 +359,6 @@ class _Job:
     def _executor(self) -> Iterator[tuple[Executor, int]]:
         with self.workers.open() as executor:
             yield executor, WINDOW_PER_WORKER * self.workers.count
-
-
-def provenance_of(plan: Plan, options: MergeOptions, lut: LookupTable) -> dict[str, Any]:
-    """Return how labels were made, JSON-ready."""
-    return {
-        "plan": plan.fingerprint,
-        "image": {"url": plan.image.url, "fingerprint": plan.image.fingerprint},
-        "segmentation": plan.segmentation,
-        "merge": options.to_dict(),
-        "n_objects": lut.n_objects,
-        "versions": plan.versions,
-    }
 
 
 def _open_group(path: UPath) -> ZarrFormat:

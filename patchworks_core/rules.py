@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from patchworks_core.edges import EdgeTable
 from patchworks_core.errors import PlanError
 from patchworks_core.grid import TileGrid
-from patchworks_core.pairs import EdgeTable
 from patchworks_core.segmentation import MergeRule
 
 RULES: tuple[MergeRule, ...] = ("auto", "touching", "overlap", "none")
@@ -122,13 +122,21 @@ def joined_pairs(
     if options.rule != "overlap":
         raise PlanError(f"merge rule {options.rule!r} must be resolved before it is used")
     in_core = (edges.id_a <= counts[edges.tile_a]) & (edges.id_b <= counts[edges.tile_b])
-    mutual = _is_best(edges, edges.id_a, edges.id_b) & _is_best(edges, edges.id_b, edges.id_a)
+    best_of_a, best_of_b = best_partners(edges)
     # Around an edge or corner two tiles see few pixels of an object, and chance overlaps of those
     # join neighbours; the tiles between them have said more unless the object crosses just there.
     meets = (edges.order == 1) | (edges.contact > 0)
     agrees = (edges.iou >= options.min_iou) & (edges.intersection > 0)
-    joined: np.ndarray[Any, Any] = mutual & in_core & meets & agrees
+    joined: np.ndarray[Any, Any] = best_of_a & best_of_b & in_core & meets & agrees
     return joined
+
+
+def best_partners(edges: EdgeTable) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return the rows that hold the best partner of each label a, and of each label b, as masks.
+
+    One row per label and face; a row in both is two labels that are each other's best partner.
+    """
+    return _is_best(edges, edges.id_a, edges.id_b), _is_best(edges, edges.id_b, edges.id_a)
 
 
 def _is_best(

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from patchworks_core.apply import apply_lut
+from patchworks_core.edges import EdgeTable
 from patchworks_core.engine import Outcome, map_tiles, results
 from patchworks_core.errors import StageError
 from patchworks_core.faults import NO_RETRY, RetryPolicy
@@ -27,7 +28,7 @@ from patchworks_core.labels import check_labels, number_labels
 from patchworks_core.lut import LookupTable, build_lut
 from patchworks_core.ngff import LabelImage
 from patchworks_core.objects import ObjectSums, measure_tile, merge_objects
-from patchworks_core.pairs import EdgeTable, compare_face
+from patchworks_core.pairs import compare_face
 from patchworks_core.peak import PeakMemory
 from patchworks_core.regions import Region
 from patchworks_core.rules import MergeOptions, joined_pairs

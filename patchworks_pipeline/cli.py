@@ -1,4 +1,4 @@
-"""The command line: ``patchworks run | retry | merge | segment | status | ui | demo``."""
+"""The command line: ``patchworks run | retry | merge | segment | pilot | status | ui | demo``."""
 
 import json
 import shlex
@@ -36,8 +36,10 @@ from patchworks_pipeline.cli_options import (
     channel_of,
     numbers_of,
     one_or_all,
+    overlap_of,
     parameters,
 )
+from patchworks_pipeline.pilot_command import pilot
 from patchworks_pipeline.terminal import (
     BAD_INPUT,
     TILES_FAILED,
@@ -84,7 +86,7 @@ def run(
         "function": segmentation,
         "parameters": parameters(param) if param else None,
         "tile_shape": numbers_of("--tile-shape", tile_shape),
-        "overlap": numbers_of("--overlap", overlap),
+        "overlap": overlap if overlap == "auto" else numbers_of("--overlap", overlap),
         "channel": None if channel is None else (channel_of(channel),),
         "level": level,
         "axes": axes,
@@ -111,7 +113,7 @@ def _run_one(
     """Run one image and say what came of it; return the exit code."""
     from patchworks_pipeline.partitions import check_image_key, image_key
     from patchworks_pipeline.progress_bars import progress_bars
-    from patchworks_pipeline.resources import ComputeBudget, LabelStore
+    from patchworks_pipeline.resources import ComputeBudget, LabelStore, Segmentation
     from patchworks_pipeline.runs import choose, open_home, plan_of, register, run_image
 
     try:
@@ -120,7 +122,11 @@ def _run_one(
             store = LabelStore()
             url = url if "://" in url else str(Path(url).absolute())
             key = check_image_key(name) if name else image_key(url)
-            acquisition = choose(store.folder(key), url, chosen)
+            wants_pilot = chosen.get("overlap") == "auto"
+            given = {**chosen, "overlap": None} if wants_pilot else chosen
+            acquisition = choose(store.folder(key), url, given)
+            if wants_pilot:
+                acquisition = Segmentation().piloted(acquisition)
             plan = plan_of(acquisition, budget)
             folder = register(instance, store, key, acquisition)
             with progress_bars(key, console):
@@ -278,7 +284,7 @@ def segment(
                 output,
                 name=name,
                 tile_shape=one_or_all(numbers_of("--tile-shape", tile_shape)),
-                overlap=one_or_all(numbers_of("--overlap", overlap)),
+                overlap=overlap_of(overlap),
                 options=MergeOptions(merge, None, min_iou, min_size),  # type: ignore[arg-type]
                 workers=Workers(workers or 1, worker_kind),  # type: ignore[arg-type]
                 progress=report,
@@ -352,6 +358,8 @@ def demo(
         say(describe(home))
     raise typer.Exit(code)
 
+
+app.command()(pilot)
 
 if __name__ == "__main__":
     app()

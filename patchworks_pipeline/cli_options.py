@@ -24,7 +24,7 @@ TileShape = Annotated[
     str | None, typer.Option(help="Pixels of a tile: 512, or per axis from the last: 16,512,512.")
 ]
 Overlap = Annotated[
-    str | None, typer.Option(help="Halo on each side of a tile: 32, or per axis: 4,32,32.")
+    str | None, typer.Option(help="Halo on each side of a tile: 32, per axis: 4,32,32, or auto.")
 ]
 Channel = Annotated[
     str | None, typer.Option(help="Channel by position or name; 'all' segments each.")
@@ -64,6 +64,11 @@ def numbers_of(option: str, text: str | None) -> tuple[int, ...] | None:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         fail(f"{option} wants whole numbers such as 512 or 16,512,512, got {text!r}", BAD_INPUT)
+
+
+def overlap_of(text: str | None) -> Any:
+    """Read a halo: pixels, or ``auto``."""
+    return text if text == "auto" else one_or_all(numbers_of("--overlap", text))
 
 
 def one_or_all(numbers: tuple[int, ...] | None) -> Any:

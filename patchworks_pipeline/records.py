@@ -27,13 +27,13 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from upath import UPath
 
+from patchworks_core.edges import EdgeTable
 from patchworks_core.engine import Outcome
 from patchworks_core.errors import PlanError, StageError
 from patchworks_core.grid import TileBlock
 from patchworks_core.image import Image, open_image
 from patchworks_core.lut import LookupTable, offsets_of
 from patchworks_core.ngff import LabelImage
-from patchworks_core.pairs import EdgeTable
 from patchworks_core.plan import Plan
 from patchworks_core.rules import MergeOptions
 from patchworks_core.stage import Stage
@@ -75,6 +75,9 @@ class Acquisition:
 
     merge: dict[str, Any] = field(default_factory=dict)
     """Fields of `MergeOptions` that were chosen."""
+
+    pilot: dict[str, Any] | None = None
+    """Report of the pilot that chose overlap and rule, where one did."""
 
     def open(self) -> Image:
         """Open the image."""
@@ -220,10 +223,8 @@ class ImageFolder:
 
     def write_failure(self, failure: TileFailure) -> None:
         """Record why a tile block failed."""
-        write_text(
-            self.path / "failures" / f"{failure.block}.json",
-            json.dumps(asdict(failure), indent=2) + "\n",
-        )
+        record = json.dumps(asdict(failure), indent=2) + "\n"
+        write_text(self.path / "failures" / f"{failure.block}.json", record)
 
     def clear_failure(self, block: str) -> None:
         """Forget that a tile block failed."""
@@ -271,11 +272,9 @@ class ImageFolder:
 
     def write_lut(self, lut: LookupTable, options: MergeOptions, stage_content: str) -> None:
         """Write the lookup table of a stage with that content, and its options."""
-        self._write_table(
-            "lut.parquet",
-            pa.table({"joined": lut.joined, "merged": lut.merged}),
-            {"stage": stage_content, "merge": json.dumps(options.to_dict())},
-        )
+        record = {"stage": stage_content, "merge": json.dumps(options.to_dict())}
+        table = pa.table({"joined": lut.joined, "merged": lut.merged})
+        self._write_table("lut.parquet", table, record)
 
     def labels(self, plan: Plan) -> LabelImage:
         """Return the merged labels."""

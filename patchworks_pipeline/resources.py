@@ -1,6 +1,7 @@
 """Resources: what a deployment decides. Choices of one run are config, facts are records."""
 
 import os
+from dataclasses import replace
 from typing import Any, cast
 
 import dagster as dg
@@ -17,6 +18,7 @@ from patchworks_core.budget import (
 )
 from patchworks_core.devices import Device, granted_devices, slots_on
 from patchworks_core.errors import ImageError
+from patchworks_core.pilot import recommend_overlap
 from patchworks_core.plan import Plan
 from patchworks_core.rules import MergeOptions
 from patchworks_core.segmentation import Segmentation as SegmentationFunction
@@ -166,6 +168,29 @@ class Segmentation(dg.ConfigurableResource):
             "overlap": overlap[0] if len(overlap) == 1 else overlap,
             "max_blocks": self.max_tile_partitions,
         }
+
+    def piloted(self, acquisition: Acquisition) -> Acquisition:
+        """Return the acquisition with the overlap and the rule that a pilot recommends.
+
+        Raises
+        ------
+        PlanError
+            If it has none to recommend.
+        """
+        chosen: dict[str, Any] = {"rule": self.merge, "min_iou": self.min_iou, **acquisition.merge}
+        chosen["connectivity"] = chosen.get("connectivity") or self.connectivity or None
+        report, best = recommend_overlap(
+            acquisition.open(),
+            self.function_of(acquisition),
+            tile_shape=self.tiling_of(acquisition)["tile_shape"],
+            options=MergeOptions(**chosen),
+        )
+        return replace(
+            acquisition,
+            overlap=best.overlap,
+            merge={**acquisition.merge, "rule": best.rule},
+            pilot=report.to_dict(),
+        )
 
     def merge_options(
         self, acquisition: Acquisition, plan: Plan, chosen: dict[str, Any]

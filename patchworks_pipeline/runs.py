@@ -90,6 +90,8 @@ def choose(folder: ImageFolder, url: str, chosen: Mapping[str, Any]) -> Acquisit
         (given["channel"],) = given["channel"]
     if "function" in given:
         given.setdefault("parameters", None)
+    if "overlap" in given:
+        given["pilot"] = None
     rule = {name: value for name, value in given.pop("merge", {}).items() if value is not None}
     return replace(before, **given, merge={**before.merge, **rule})
 

@@ -46,6 +46,9 @@ RUN_KEY = "dagster/run_key"
 IMAGE = "patchworks/image"
 """Tag of every run that a sensor or schedule starts for one image."""
 
+EVERY_ROUND = 1
+"""Seconds between ticks: less than the daemon's round of 5 s, or every other round is missed."""
+
 IMAGES_PER_TICK = 100
 """Images that one tick of the staging sensor looks at."""
 
@@ -69,7 +72,7 @@ def now() -> int:
 
 @dg.sensor(
     job=plan_image,
-    minimum_interval_seconds=10,
+    minimum_interval_seconds=EVERY_ROUND,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Takes up acquisitions that landed: complete ones, each version once.",
 )
@@ -213,7 +216,7 @@ def _nothing_to_take(n_candidates: int, n_waiting: int) -> str:
 
 @dg.sensor(
     job=stage_tiles,
-    minimum_interval_seconds=5,
+    minimum_interval_seconds=EVERY_ROUND,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Stages the missing tiles of every image that was planned and measured.",
 )
@@ -297,7 +300,7 @@ def staging_run(
 
 @dg.sensor(
     job=merge_image,
-    minimum_interval_seconds=5,
+    minimum_interval_seconds=EVERY_ROUND,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Merges every image whose tiles are all staged, also when one was staged again.",
 )

@@ -20,7 +20,8 @@ CORE = """
     # floor 1: the plan of tiles, the function, the machine
     grid segmentation devices faults budget workers peak
     # floor 2: arrays in, arrays out; no disk
-    thresholds bins statistics labels strips pairs rules lut objects pictures agreement
+    thresholds bins statistics labels strips edges pairs rules lut objects pictures agreement
+    in_memory seam_faces seams
     # floor 3: one task over many tiles
     engine
     # floor 4: reading and writing
@@ -30,7 +31,7 @@ CORE = """
     # floor 5: the six steps
     steps
     # floor 6: the façade
-    process merge
+    pilot_samples pilot provenance process merge
 """
 
 PLUGINS = """
@@ -41,7 +42,7 @@ PLUGINS = """
 
 PIPELINE = """
     # floor 0: names, and what is told
-    demo metadata partitions progress home
+    demo metadata partitions progress home launcher
     # floor 1: what lies on disk, and what is said of it
     acquisitions events progress_bars records alerts retention landing clusters
     # floor 2: deployment
@@ -51,12 +52,13 @@ PIPELINE = """
     # floor 4: what starts runs
     jobs alert_sensors sensors retention schedules definitions
     # floor 5: the command line
-    terminal cli_options runs cli
+    terminal cli_options runs pilot_command cli
 """
 
 PURE = {
     *("regions", "errors", "grid", "segmentation", "faults", "thresholds", "bins", "statistics"),
-    *("labels", "strips", "pairs", "rules", "lut", "objects", "pictures", "agreement"),
+    *("labels", "strips", "edges", "pairs", "rules", "lut", "objects", "pictures", "agreement"),
+    *("in_memory", "seam_faces", "seams"),
 }
 """Modules of the core that must not know where anything is kept."""
 

@@ -11,9 +11,10 @@ from pydantic import Field
 from patchworks_core.apply import output_chunks
 from patchworks_core.engine import WINDOW_PER_WORKER
 from patchworks_core.plan import Plan
-from patchworks_core.process import provenance_of
+from patchworks_core.provenance import provenance_of
 from patchworks_core.report import overlay_picture, overview_region, seam_region
 from patchworks_core.rules import joined_pairs
+from patchworks_core.seams import SeamReport, judge_seams
 from patchworks_core.steps import (
     WrittenLabels,
     ids_are_sequential,
@@ -27,10 +28,12 @@ from patchworks_pipeline.assets.staging import staged_labels
 from patchworks_pipeline.metadata import picture, shape_text
 from patchworks_pipeline.partitions import NOT_BY_KEY, images
 from patchworks_pipeline.progress import report
+from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources import ComputeBudget, LabelStore, Segmentation
 
 EVERY_TILE_IS_MERGED = "every_tile_is_merged"
 IDS_ARE_SEQUENTIAL = "ids_are_sequential"
+SEAMS_AGREE = "seams_agree"
 
 FRESHNESS = dg.FreshnessPolicy.time_window(
     fail_window=timedelta(days=7), warn_window=timedelta(days=2)
@@ -54,7 +57,7 @@ class PairingConfig(dg.Config):
     group_name="labels",
     kinds={"parquet"},
     owners=OWNERS,
-    code_version="1",
+    code_version="2",
 )
 def boundary_pairs(
     context: dg.AssetExecutionContext,
@@ -80,12 +83,12 @@ def boundary_pairs(
     counts = stage.settled_counts(allow_missing=allow_missing)
     return dg.MaterializeResult(
         metadata={
-            "n_pairs": len(edges),
+            "n_pairs": int(edges.is_pair.sum()),
             "n_touching": int((edges.connectivity > 0).sum()),
             "n_overlapping": int((edges.intersection > 0).sum()),
             "n_staged_labels": int(counts.sum()),
             "n_tiles_missing": len(stage.missing_blocks()),
-            "median_iou": round(float(_median(edges.iou)), 4),
+            "median_iou": round(float(_median(edges.iou[edges.is_pair])), 4),
         }
     )
 
@@ -178,6 +181,12 @@ def global_lut(
             blocking=True,
             description="The ids are 1 to the number of objects, each used.",
         ),
+        dg.AssetCheckSpec(
+            SEAMS_AGREE,
+            asset="merged_labels",
+            description="No tile or face is at odds with its neighbours as the rest is not, and "
+            "the seams as a whole are good. Warns, and names the worst.",
+        ),
     ],
 )
 def merged_labels(
@@ -203,12 +212,16 @@ def merged_labels(
             stage,
             lut,
             target,
-            provenance={**provenance_of(plan, options, lut), "stage": content},
+            provenance={
+                **provenance_of(plan, options, lut, pilot=folder.acquisition().pilot),
+                "stage": content,
+            },
             executor=executor,
             window=WINDOW_PER_WORKER * decision.count,
             on_block=count,
         )
     seconds = time.perf_counter() - start
+    seams = seams_of(folder)
     opened = folder.acquisition().open()
     labels = open_array(target.path / "0")
     missing = stage.missing_blocks()
@@ -234,10 +247,13 @@ def merged_labels(
             "n_tiles_unchanged": written.n_blocks_unchanged,
             "seconds": round(seconds, 3),
             "megapixels_per_second": round(_pixels_written(plan, written) / seconds / 1e6, 2),
+            **seam_figures(seams),
+            "seams": dg.MetadataValue.json(seams.to_dict()),
             **{name: picture(png, name) for name, png in pictures.items()},
         },
         check_results=[
             _every_tile_is_merged(missing, plan),
+            _seams_agree(seams),
             dg.AssetCheckResult(
                 check_name=IDS_ARE_SEQUENTIAL,
                 passed=not options.sequential or ids_are_sequential(lut),
@@ -256,6 +272,42 @@ def _every_tile_is_merged(missing: list[str], plan: Plan) -> dg.AssetCheckResult
         severity=dg.AssetCheckSeverity.WARN,
         description=f"{len(missing)} of {plan.grid.n_blocks} tiles are holes" if missing else None,
         metadata={"missing": ", ".join(missing[:50]) or "none"},
+    )
+
+
+def seams_of(folder: ImageFolder) -> SeamReport:
+    """Judge the seams of an image as it is merged now."""
+    stage = folder.stage()
+    _, options = folder.lut(stage)
+    counts = stage.settled_counts(allow_missing=folder.allows_missing(stage))
+    return judge_seams(stage.grid, folder.edges(stage), counts, options)
+
+
+def seam_figures(seams: SeamReport) -> dict[str, Any]:
+    """Return the figures of the seams that a person follows from run to run."""
+    figures = {
+        "seam_agreement": None if seams.agreement is None else round(seams.agreement, 4),
+        "n_objects_at_seams": seams.n_objects,
+        "n_orphans_at_seams": int(seams.faces.n_orphans.sum()),
+        "n_straight_cuts": int(seams.faces.n_cuts.sum()),
+        "n_seam_faults": len(seams.faults),
+    }
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def _seams_agree(seams: SeamReport) -> dg.AssetCheckResult:
+    """Say what is wrong with the seams, the worst first."""
+    problems = seams.problems()
+    return dg.AssetCheckResult(
+        check_name=SEAMS_AGREE,
+        passed=not problems,
+        severity=dg.AssetCheckSeverity.WARN,
+        description="; ".join(problems[:5]) or None,
+        metadata={
+            "problems": dg.MetadataValue.md("\n".join(f"- {p}" for p in problems) or "none"),
+            "worst_faces": ", ".join(seams.worst_faces()) or "none",
+            **seam_figures(seams),
+        },
     )
 
 

@@ -9,13 +9,12 @@ import pyarrow as pa
 
 from patchworks_core.objects import object_table as table_of_objects
 from patchworks_core.pictures import png_bytes, size_histogram, tile_map
-from patchworks_core.report import (
-    image_picture,
-)
+from patchworks_core.report import image_picture
+from patchworks_core.seam_faces import judge_sizes
 from patchworks_core.steps import measure_objects
 from patchworks_core.storage import write_bytes, write_text
 from patchworks_pipeline.assets.acquiring import OWNERS
-from patchworks_pipeline.assets.merging import merged_labels
+from patchworks_pipeline.assets.merging import merged_labels, seam_figures, seams_of
 from patchworks_pipeline.metadata import picture
 from patchworks_pipeline.partitions import images
 from patchworks_pipeline.resources import LabelStore
@@ -80,6 +79,7 @@ def quality_report(context: dg.AssetExecutionContext, store: LabelStore) -> dg.M
     plan = folder.plan()
     stage = folder.stage(plan)
     counts = stage.counts()
+    seams = seams_of(folder)
     table = folder.objects()
     sizes, label = object_sizes(table)
     per_tile = counts.clip(min=0).sum(axis=tuple(range(max(0, counts.ndim - 2))))
@@ -89,12 +89,16 @@ def quality_report(context: dg.AssetExecutionContext, store: LabelStore) -> dg.M
         "objects_per_tile": png_bytes(
             tile_map(np.atleast_2d(per_tile), "staged labels per tile", "labels")
         ),
+        "seams": png_bytes(
+            tile_map(flat_mean(seams.of_tiles(plan.grid)), "agreement at seams", "mean IoU")
+        ),
     }
     for name, png in pictures.items():
         write_bytes(folder.report / f"{name}.png", png)
     summary = summarize(
         table, sizes, label, n_staged=int(counts.clip(min=0).sum()), plan_url=plan.image.url
     )
+    summary |= seam_figures(seams)
     write_text(folder.report / "summary.json", json.dumps(summary, indent=2) + "\n")
     return dg.MaterializeResult(
         metadata={
@@ -106,6 +110,13 @@ def quality_report(context: dg.AssetExecutionContext, store: LabelStore) -> dg.M
             },
         }
     )
+
+
+def flat_mean(per_tile: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Average values of tiles over all axes but the last two; NaN is left out."""
+    known = np.ma.masked_invalid(np.atleast_2d(per_tile))
+    mean = np.ma.mean(known, axis=tuple(range(known.ndim - 2)))
+    return np.asarray(np.ma.filled(mean, np.nan))
 
 
 def summarize(
@@ -124,6 +135,7 @@ def summarize(
         "n_objects": table.num_rows,
         "n_staged_labels": n_staged,
         "n_objects_across_seams": int(crossing.sum()),
+        "n_large_across_seams": judge_sizes(sizes, table["n_tiles"].to_numpy()).n_large,
         "n_objects_at_border": int(np.sum(table["touches_border"].to_numpy())),
         "size": size_label,
         "size_percentile_5": float(quantiles[0]),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from patchworks_core.edges import EdgeTable
 from patchworks_core.grid import TileGrid
 from patchworks_core.in_memory import TilesInMemory
-from patchworks_core.pairs import EdgeTable
 from patchworks_core.rules import MergeOptions
 
 
