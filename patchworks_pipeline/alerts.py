@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from email.message import EmailMessage
 from hashlib import blake2b
 from logging import Logger
+from typing import ClassVar
 from urllib.parse import quote
 
-import dagster as dg
 from pydantic import Field
 from upath import UPath
 
 from patchworks_core.storage import write_text
+from patchworks_pipeline.deployed import Deployed
 from patchworks_pipeline.partitions import tile_keys
 from patchworks_pipeline.records import ImageFolder
 
@@ -112,8 +113,10 @@ def alerts_of_tiles(folder: ImageFolder) -> list[Alert]:
     return alerts
 
 
-class Alerts(dg.ConfigurableResource):
+class Alerts(Deployed):
     """Who is told when something fails; without an address and a webhook, nobody is."""
+
+    section: ClassVar[str] = "alerts"
 
     smtp_host: str = Field(default="", description="Mail server; empty: no e-mail.")
     smtp_port: int = Field(default=25, description="Of the mail server.")

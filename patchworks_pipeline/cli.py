@@ -117,16 +117,16 @@ def _run_one(
     from patchworks_pipeline.runs import choose, open_home, plan_of, register, run_image
 
     try:
-        budget = ComputeBudget(workers=workers or 0, kind=worker_kind)
         with open_home(home.absolute()) as instance:
-            store = LabelStore()
+            budget = ComputeBudget(workers=workers or 0, kind=worker_kind).of_home()
+            store = LabelStore().of_home()
             url = url if "://" in url else str(Path(url).absolute())
             key = check_image_key(name) if name else image_key(url)
             wants_pilot = chosen.get("overlap") == "auto"
             given = {**chosen, "overlap": None} if wants_pilot else chosen
             acquisition = choose(store.folder(key), url, given)
             if wants_pilot:
-                acquisition = Segmentation().piloted(acquisition)
+                acquisition = Segmentation().of_home().piloted(acquisition)
             plan = plan_of(acquisition, budget)
             folder = register(instance, store, key, acquisition)
             with progress_bars(key, console):
@@ -244,7 +244,7 @@ def _known_image(image: str, home: Path) -> Iterator[tuple[Any, Any]]:
         key = image if image in known else image_key(image)
         if key not in known:
             fail(f"no image {image!r} in {home}; its images are {known!r}", BAD_INPUT)
-        yield instance, LabelStore().folder(key)
+        yield instance, LabelStore().of_home().folder(key)
 
 
 @app.command()
@@ -318,10 +318,10 @@ def status(
         table = Table(Column("image", overflow="fold"), *numbers)
         labels = []
         for key in keys:
-            row = status_of(LabelStore().folder(key))
+            row = status_of(LabelStore().of_home().folder(key))
             table.add_row(key, *("-" if row[n] is None else str(row[n]) for n in numbers))
             labels += [f"{key}: labels {row['labels']}"] if row["labels"] else []
-            for failure in LabelStore().folder(key).failures() if image else ():
+            for failure in LabelStore().of_home().folder(key).failures() if image else ():
                 failed = f"{key}/{failure.block}: {failure.error_type}: {failure.message}"
                 say(failed, on=errors)
     console.print(table)

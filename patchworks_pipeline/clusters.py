@@ -13,19 +13,22 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import dagster as dg
 import yaml
 from pydantic import Field
 
 from patchworks_core.errors import PlanError
+from patchworks_pipeline.deployed import Deployed
 
 DASK_VARIABLE = "PATCHWORKS_DASK"
 
 
-class DaskCluster(dg.ConfigurableResource):
+class DaskCluster(Deployed):
     """The Dask cluster for tiles, if any."""
+
+    section: ClassVar[str] = "cluster"
 
     config_file: str = Field(
         default="",

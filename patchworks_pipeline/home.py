@@ -1,6 +1,7 @@
-"""The home: one folder with the Dagster instance, the store and the landing folder.
+"""The home: one folder with the Dagster instance, the store, the landing folder and the settings.
 
-``$PATCHWORKS_HOME``, by default ``./.patchworks``, holds ``dagster/``, ``store/`` and ``landing/``.
+``$PATCHWORKS_HOME``, by default ``./.patchworks``, holds ``dagster/``, ``store/``, ``landing/`` and
+``patchworks.yaml``.
 The variable is read when something is opened, never at import.
 """
 
@@ -14,6 +15,9 @@ HOME_VARIABLE = "PATCHWORKS_HOME"
 
 DEFAULT_HOME = ".patchworks"
 
+SETTINGS = "patchworks.yaml"
+"""File in the home with the settings of the deployment."""
+
 
 def home_folder() -> Path:
     """Return the home of this process."""
@@ -21,13 +25,13 @@ def home_folder() -> Path:
 
 
 def prepare_home(home: Path) -> Path:
-    """Make the folders of a home, and its ``dagster.yaml`` if there is none; return the home."""
+    """Make the folders of a home, and its two files of settings if missing; return the home."""
     for name in ("dagster", "store", "landing"):
         (home / name).mkdir(parents=True, exist_ok=True)
-    config = home / "dagster" / "dagster.yaml"
-    if not config.exists():
-        template = files("patchworks_pipeline").joinpath("dagster.yaml").read_text()
-        write_text(as_path(config), template)
+    for path in (home / "dagster" / "dagster.yaml", home / SETTINGS):
+        if not path.exists():
+            template = files("patchworks_pipeline").joinpath(path.name).read_text()
+            write_text(as_path(path), template)
     return home
 
 

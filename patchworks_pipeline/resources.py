@@ -2,9 +2,8 @@
 
 import os
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
-import dagster as dg
 import numpy as np
 from pydantic import Field
 from upath import UPath
@@ -26,6 +25,7 @@ from patchworks_core.segmentation import segmentation_of
 from patchworks_core.storage import as_path
 from patchworks_core.workers import WorkerKind, Workers
 from patchworks_pipeline.acquisitions import Layout, find_candidates
+from patchworks_pipeline.deployed import Deployed
 from patchworks_pipeline.home import home_folder
 from patchworks_pipeline.partitions import check_image_key
 from patchworks_pipeline.records import Acquisition, ImageFolder
@@ -34,8 +34,10 @@ AUTOMATION_VARIABLE = "PATCHWORKS_AUTOMATION"
 """``off`` switches automation off; read at every tick."""
 
 
-class LabelStore(dg.ConfigurableResource):
+class LabelStore(Deployed):
     """Where stages and merged labels are kept, one folder per image."""
+
+    section: ClassVar[str] = "store"
 
     root: str = Field(
         default="",
@@ -51,8 +53,10 @@ class LabelStore(dg.ConfigurableResource):
         return ImageFolder(self.path() / check_image_key(image), image)
 
 
-class AcquisitionSource(dg.ConfigurableResource):
+class AcquisitionSource(Deployed):
     """Where acquisitions land, how the folder is laid out, and when one is complete."""
+
+    section: ClassVar[str] = "source"
 
     landing: str = Field(
         default="", description="Folder or fsspec URL; empty is landing/ in the home."
@@ -104,8 +108,10 @@ class AcquisitionSource(dg.ConfigurableResource):
         return Acquisition(url=found[0].url)
 
 
-class Automation(dg.ConfigurableResource):
+class Automation(Deployed):
     """Whether sensors and schedules may start runs: the one switch for those who do not want it."""
+
+    section: ClassVar[str] = "automation"
 
     enabled: bool = Field(
         default=True, description="False: no sensor and no schedule starts a run by itself."
@@ -121,8 +127,10 @@ class Automation(dg.ConfigurableResource):
         return None
 
 
-class Segmentation(dg.ConfigurableResource):
+class Segmentation(Deployed):
     """The segmentation function of images that do not name their own, and how it is tiled."""
+
+    section: ClassVar[str] = "segmentation"
 
     function: str = Field(
         default="watershed",
@@ -210,8 +218,10 @@ class Segmentation(dg.ConfigurableResource):
         )
 
 
-class ComputeBudget(dg.ConfigurableResource):
+class ComputeBudget(Deployed):
     """How much of the machine a run takes; SLURM, cgroup and affinity limits are honoured."""
+
+    section: ClassVar[str] = "budget"
 
     memory_fraction: float = Field(
         default=0.8, description="Share of the granted memory to use, 0 to 1."
@@ -243,8 +253,10 @@ class ComputeBudget(dg.ConfigurableResource):
         return Workers(count, cast(WorkerKind, self.kind))
 
 
-class GpuPool(dg.ConfigurableResource):
+class GpuPool(Deployed):
     """The GPUs of this machine that runs may use; each running tile has one slot on one device."""
+
+    section: ClassVar[str] = "gpus"
 
     slots_per_device: int = Field(default=1, description="Tiles on one device at once.")
     min_free_bytes: int = Field(

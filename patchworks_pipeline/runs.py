@@ -60,7 +60,7 @@ def plan_of(acquisition: Acquisition, budget: ComputeBudget) -> Plan:
     ImageError, PlanError, SegmentationError
         If the image cannot be opened, tiled, segmented or merged as chosen.
     """
-    segmentation = Segmentation()
+    segmentation = Segmentation().of_home()
     plan = make_plan(
         acquisition.open(),
         segmentation.function_of(acquisition),
@@ -188,7 +188,7 @@ def merge_again(
     stage = folder.stage(plan)
     before = folder.acquisition()
     acquisition = replace(before, merge={**before.merge, **chosen})
-    Segmentation().merge_options(acquisition, plan, {})
+    Segmentation().of_home().merge_options(acquisition, plan, {})
     stage.settled_counts(allow_missing=allow_missing)
     folder.write_acquisition(acquisition)
     has_pairs = folder.has_edges_of(stage, allow_missing=allow_missing)
@@ -277,7 +277,7 @@ def _is_merged(folder: ImageFolder, plan: Plan) -> bool:
     if not (record.exists() and folder.has("objects.parquet") and report.exists()):
         return False
     provenance = json.loads(record.read_text())
-    options = Segmentation().merge_options(folder.acquisition(), plan, {})
+    options = Segmentation().of_home().merge_options(folder.acquisition(), plan, {})
     return bool(
         provenance.get("stage") == folder.stage(plan).content()
         and provenance.get("merge") == options.to_dict()

@@ -44,7 +44,8 @@ PIPELINE = """
     # floor 0: names, and what is told
     demo metadata partitions progress home launcher
     # floor 1: what lies on disk, and what is said of it
-    acquisitions events progress_bars records alerts retention landing clusters
+    deployed acquisitions events progress_bars records
+    alerts retention landing clusters
     # floor 2: deployment
     resources tile_pool tile_events serving
     # floor 3: assets
