@@ -14,7 +14,8 @@ from upath import UPath
 from patchworks_core.errors import PlanError
 from patchworks_core.grid import SPATIAL_AXES
 from patchworks_core.image import open_image
-from patchworks_core.process import Progress, tile_process
+from patchworks_core.job import Progress
+from patchworks_core.process import tile_process
 from patchworks_core.segmentation import MergeRule, declare
 from patchworks_core.storage import Location, as_path, open_array
 

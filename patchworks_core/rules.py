@@ -97,6 +97,26 @@ class MergeOptions:
         return asdict(self)
 
 
+def warning_of(grid: TileGrid, options: MergeOptions) -> str | None:
+    """Return what to say of resolved options that are weaker than they seem, or None.
+
+    Where tiles have no halo on an axis they saw no pixel in common there, and ``overlap`` has to be
+    content with how well their abutting planes agree.
+    """
+    blind = [
+        grid.axes[axis]
+        for axis in grid.spatial
+        if grid.grid_shape[axis] > 1 and not grid.halo[axis]
+    ]
+    if options.rule != "overlap" or not blind or not any(grid.halo):
+        return None
+    return (
+        f"merge='overlap' with no halo on axis {', '.join(map(repr, blind))}: labels are joined "
+        f"there where the planes on the two sides agree by an IoU of {options.min_iou}; give "
+        "overlap on that axis, or merge='touching'"
+    )
+
+
 def joined_pairs(
     edges: EdgeTable, counts: np.ndarray[Any, Any], options: MergeOptions
 ) -> np.ndarray[Any, Any]:

@@ -31,7 +31,7 @@ CORE = """
     # floor 5: the six steps
     steps
     # floor 6: the façade
-    pilot_samples pilot provenance process merge
+    pilot_samples pilot provenance job process merge
 """
 
 PLUGINS = """
@@ -71,7 +71,6 @@ LONGER = {
     "patchworks_core.grid": 400,
     "patchworks_core.objects": 390,
     "patchworks_core.pictures": 400,
-    "patchworks_core.process": 410,
     "patchworks_core.statistics": 340,
     "patchworks_pipeline.cli": 370,
     "patchworks_pipeline.sensors": 400,

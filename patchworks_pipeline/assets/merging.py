@@ -13,7 +13,7 @@ from patchworks_core.engine import WINDOW_PER_WORKER
 from patchworks_core.plan import Plan
 from patchworks_core.provenance import provenance_of
 from patchworks_core.report import overlay_picture, overview_region, seam_region
-from patchworks_core.rules import joined_pairs
+from patchworks_core.rules import joined_pairs, warning_of
 from patchworks_core.seams import SeamReport, judge_seams
 from patchworks_core.steps import (
     WrittenLabels,
@@ -142,6 +142,8 @@ def global_lut(
     stage = folder.stage(plan)
     content = stage.content()
     options = segmentation.merge_options(folder.acquisition(), plan, config.chosen())
+    if (warning := warning_of(plan.grid, options)) is not None:
+        context.log.warning(warning)
     edges = folder.edges(stage)
     allow_missing = folder.allows_missing(stage)
     lut = look_up(stage, edges, options, allow_missing=allow_missing)
