@@ -15,7 +15,7 @@ from patchworks_pipeline.resources import AUTOMATION_VARIABLE
 
 MODULE = "patchworks_pipeline.definitions"
 
-SECONDS_TO_STOP = 20
+SECONDS_TO_STOP = 10
 """Given to processes to end when they are told to."""
 
 SECONDS_TO_FOLLOW = 2

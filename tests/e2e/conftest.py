@@ -22,6 +22,9 @@ from tests.tissue import environment_of_functions, python_command
 
 SECONDS_TO_START = 60
 
+SETTLE_SECONDS = 2
+"""Tests write acquisitions whole; a facility waits longer."""
+
 SECONDS_TO_RUN = 60
 
 
@@ -75,6 +78,7 @@ def serving(home: Path, **environment: str) -> Iterator[Served]:
     command = [python_command("patchworks"), "ui", "--home", str(home), "--port", str(port)]
     # What is repaired by hand must not be repaired by a sensor at the same time.
     environment = {"PATCHWORKS_AUTOMATION": "off", **environment}
+    (home / "patchworks.yaml").write_text(f"source: {{settle_seconds: {SETTLE_SECONDS}}}\n")
     with (home / "ui.log").open("wb") as log:
         process = subprocess.Popen(
             command,

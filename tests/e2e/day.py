@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from patchworks_pipeline.resources import AcquisitionSource
-from tests.e2e.conftest import serving, until
+from tests.e2e.conftest import SETTLE_SECONDS, serving, until
 from tests.e2e.facility import (
     JOBS,
     count_runs,
@@ -49,7 +48,7 @@ def spend_a_day(home: Path, **environment: str) -> Timeline:
             seconds=SECONDS_TO_MERGE,
             what="one run of plan_image, stage_tiles and merge_image",
         )
-        timeline = Timeline.of(landed, runs_of(served), AcquisitionSource().settle_seconds)
+        timeline = Timeline.of(landed, runs_of(served), SETTLE_SECONDS)
         made = label_files(home, KEY)
 
         # Nothing new is there: no later tick asks for anything.

@@ -155,6 +155,11 @@ def clock(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).strftime("%H:%M:%S.%f")[:-5]
 
 
+def is_long() -> bool:
+    """Tell whether tests may take minutes."""
+    return os.environ.get("PATCHWORKS_E2E") in ("long", "full")
+
+
 def is_full() -> bool:
     """Tell whether all of a long test is asked for."""
     return os.environ.get("PATCHWORKS_E2E") == "full"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import pytest
 
 from patchworks_pipeline.home import prepare_home
 from tests.e2e.conftest import Served, serving, until
@@ -18,6 +19,7 @@ from tests.e2e.facility import (
     count_runs,
     in_one_process,
     is_full,
+    is_long,
     is_merged,
     label_files,
     labels_of,
@@ -70,6 +72,9 @@ def undisturbed(home: Path, paths: list[Path]) -> None:
     subprocess.run([*command, *options], env=environment, check=True, capture_output=True)
 
 
+@pytest.mark.skipif(
+    not is_long(), reason="takes minutes of starting over; PATCHWORKS_E2E=long runs it"
+)
 def test_each_image_is_processed_once_though_the_daemon_is_killed_twice(tmp_path):
     n_images = 50 if is_full() else 6
     pictures = {f"night{i:02}": tissue(seed=i) for i in range(n_images)}

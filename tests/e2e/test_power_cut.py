@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from patchworks_pipeline.home import prepare_home
 from tests.e2e.conftest import Served, serving, until
@@ -10,6 +11,7 @@ from tests.e2e.facility import (
     choose,
     count_runs,
     in_one_process,
+    is_long,
     is_merged,
     labels_of,
     land,
@@ -31,6 +33,9 @@ def cut_the_power(served: Served) -> None:
     served.process.wait(60)
 
 
+@pytest.mark.skipif(
+    not is_long(), reason="takes minutes of starting over; PATCHWORKS_E2E=long runs it"
+)
 def test_an_image_whose_run_died_with_the_machine_is_staged_again(tmp_path):
     home, image = prepare_home(tmp_path / "home"), tissue((960, 960), n_cells=2000)
     choose(home, home / "landing" / f"{KEY}.ome.tif", "perfect")
