@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -114,8 +115,8 @@ def write_bytes(path: UPath, content: bytes) -> None:
     if not is_local(path):
         path.write_bytes(content)  # an object appears whole or not at all
         return
-    # The process is part of the name: two processes may write the same record at once.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    # A name of its own: two runs, perhaps on two machines, may write the same record at once.
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     temporary.write_bytes(content)
     os.replace(str(temporary), str(path))
 

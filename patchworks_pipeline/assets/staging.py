@@ -30,6 +30,9 @@ from patchworks_pipeline.tile_events import (
 )
 from patchworks_pipeline.tile_pool import TilePool, TilePools
 
+RESUMED = "dagster/is_resume_retry"
+"""Tag of runs that re-execute another from its failure."""
+
 MIN_FAILURES_TO_STOP = 5
 """The circuit breaker stays closed below this: a few bad tiles are the ordinary case."""
 
@@ -121,7 +124,9 @@ def _stage_image(
     """Stage tile blocks of one image."""
     plan = folder.plan()
     stage = folder.stage(plan)
-    if config.skip_staged:
+    # Taken up from its failure, by a person or after a power cut, a run goes on where it ended.
+    is_resumed = context.run.tags.get(RESUMED) == "true"
+    if config.skip_staged or is_resumed:
         missing = set(stage.missing_blocks())
         keys = [key for key in keys if key in missing]
     if config.skip_failed:

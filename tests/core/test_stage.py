@@ -248,3 +248,16 @@ def test_a_plan_comes_back_from_its_record_and_notices_changes_by_hand(tmp_path)
             Plan.from_json(broken)
     with pytest.raises(PlanError, match="has layout 99, this patchworks reads 1"):
         Plan.from_json(text.replace('"record_version": 1', '"record_version": 99'))
+
+
+def test_two_runs_that_stage_the_same_tiles_at_once_do_no_harm(tmp_path):
+    pixels = blobs((24, 24))
+    _, plan = plan_of(pixels)
+    Stage.create(tmp_path / "stage", plan)
+    with ThreadPoolExecutor(2) as runs:
+        both = [runs.submit(stage_into, tmp_path / "stage", pixels) for _ in range(2)]
+        stages = [run.result() for run in both]
+    quiet = stage_into(tmp_path / "quiet", pixels)
+    assert stages[0].missing_blocks() == []
+    assert stages[0].content() == quiet.content()
+    np.testing.assert_array_equal(merged_of(stages[0]), merged_of(quiet))

@@ -13,7 +13,10 @@ import pynvml
 import pytest
 
 from patchworks_core.storage import open_array
+from patchworks_pipeline.assets.staging import RESUMED
 from patchworks_pipeline.home import prepare_home
+from patchworks_pipeline.partitions import tile_keys
+from patchworks_pipeline.runs import RANGE_END, RANGE_START
 from tests.functions import faulty_functions as faulty
 from tests.pipeline.conftest import error_of, metadata_of
 from tests.tissue import (
@@ -207,6 +210,21 @@ def test_without_a_device_a_gpu_function_runs_on_the_cpu_and_the_run_says_so(
     assert result.success
     run = pipeline.instance.get_run_by_id(result.run_id)
     assert "no GPU found, the function runs on the CPU" in run.tags["patchworks/workers"]
+
+
+def test_a_run_that_is_taken_up_from_its_failure_stages_only_what_is_missing(
+    pipeline, marked_path, mended
+):
+    folder = pipeline.register(marked_path, function="tissue_functions:fails_at_mark")
+    pipeline.plan(folder)
+    assert not pipeline.stage(folder).success
+    mended.touch()
+    keys = tile_keys(folder.key, folder.plan().grid.block_keys())
+    tags = {RANGE_START: keys[0], RANGE_END: keys[-1], RESUMED: "true"}
+    result = pipeline.run("stage_tiles", tags=tags)
+    assert result.success, error_of(result)
+    staged = result.asset_materializations_for_node("staged_labels")
+    assert [event.partition for event in staged] == [f"tissue/{MARKED_KEY}"]
 
 
 def test_tiles_of_one_image_do_not_share_a_key_with_tiles_of_another(pipeline, tissue_path):
