@@ -5,8 +5,6 @@ The file is read when a resource is used, so a change needs no restart.
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
 import dagster as dg
@@ -53,10 +51,9 @@ class Deployed(dg.ConfigurableResource):
                 f"got {first['input']!r}"
             ) from error
 
-    @contextmanager
-    def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[Self]:
+    def create_resource(self, context: dg.InitResourceContext) -> Self:
         """Give assets and sensors the resource with the settings of the home."""
-        yield self.of_home()
+        return self.of_home()
 
 
 def _section(name: str) -> dict[str, Any]:

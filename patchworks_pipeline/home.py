@@ -6,8 +6,12 @@ The variable is read when something is opened, never at import.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
+
+from filelock import FileLock
 
 from patchworks_core.storage import as_path, write_text
 
@@ -33,6 +37,16 @@ def prepare_home(home: Path) -> Path:
             template = files("patchworks_pipeline").joinpath(path.name).read_text()
             write_text(as_path(path), template)
     return home
+
+
+@contextmanager
+def opening(home: Path) -> Iterator[None]:
+    """Keep other processes from opening the instance of a home meanwhile.
+
+    Opening it the first time makes its tables, and two that do so at once trip over each other.
+    """
+    with FileLock(home / "dagster" / "opening.lock"):
+        yield
 
 
 def home_environment(home: Path) -> dict[str, str]:

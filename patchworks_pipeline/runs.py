@@ -18,7 +18,7 @@ from patchworks_core.errors import PlanError, StageError
 from patchworks_core.plan import Plan, make_plan
 from patchworks_pipeline.definitions import defs
 from patchworks_pipeline.events import RANGE_END, RANGE_START
-from patchworks_pipeline.home import home_environment, prepare_home
+from patchworks_pipeline.home import home_environment, opening, prepare_home
 from patchworks_pipeline.partitions import images, tile_keys
 from patchworks_pipeline.records import Acquisition, ImageFolder, TileFailure
 from patchworks_pipeline.resources import ComputeBudget, LabelStore, Segmentation
@@ -48,7 +48,9 @@ class ImageRun:
 def open_home(home: Path) -> Iterator[dg.DagsterInstance]:
     """Open the Dagster instance of a home, making it if needed; this process then uses it."""
     os.environ.update(home_environment(prepare_home(home)))
-    with dg.DagsterInstance.get() as instance:
+    with opening(home):
+        opened = dg.DagsterInstance.get()
+    with opened as instance:
         yield instance
 
 

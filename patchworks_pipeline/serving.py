@@ -10,7 +10,7 @@ from pathlib import Path
 import dagster as dg
 import psutil
 
-from patchworks_pipeline.home import home_environment, prepare_home
+from patchworks_pipeline.home import home_environment, opening, prepare_home
 from patchworks_pipeline.resources import AUTOMATION_VARIABLE
 
 MODULE = "patchworks_pipeline.definitions"
@@ -41,16 +41,16 @@ def serve(home: Path, *, host: str, port: int, automation: bool = True) -> int:
     environment = {**os.environ, **home_environment(prepare_home(home))}
     if not automation:
         environment[AUTOMATION_VARIABLE] = "off"
-    # Opening an instance makes its tables. Two processes that do so at once trip over each other.
-    with dg.DagsterInstance.from_config(environment["DAGSTER_HOME"]):
+    with opening(home), dg.DagsterInstance.from_config(environment["DAGSTER_HOME"]):
         pass
     commands = [
         [sys.executable, "-m", "dagster_webserver", "-m", MODULE, "-h", host, "-p", str(port)],
         [sys.executable, "-m", "dagster._daemon", "run", "-m", MODULE],
     ]
     print(f"Dagster UI of {home}: http://{host}:{port} (Ctrl-C ends it)", flush=True)
-    # A terminal sends Ctrl-C to all three; a service manager sends SIGTERM to this one.
-    previous = signal.signal(signal.SIGTERM, _interrupt)
+    # A terminal sends Ctrl-C to all three; a service manager sends SIGTERM to this one. What was
+    # started in the background of a shell ignores Ctrl-C, and would hand that down.
+    previous = {each: signal.signal(each, _interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for command in commands:
@@ -61,7 +61,8 @@ def serve(home: Path, *, host: str, port: int, automation: bool = True) -> int:
     except KeyboardInterrupt:
         return 0
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for each, handler in previous.items():
+            signal.signal(each, handler)
         _stop(processes)
 
 

@@ -65,6 +65,7 @@ def test_an_oblique_line_is_one_object_where_the_function_uses_full_connectivity
 
 
 # 5 and 25
+@pytest.mark.filterwarnings("ignore:merge='overlap' with no halo")
 @pytest.mark.parametrize(
     ("tile_shape", "overlap", "seen"),
     [((1, 8, 8), 3, (1, 14, 14)), ((2, 8, 8), 1, (4, 10, 10)), ((2, 8, 8), (0, 2, 3), (2, 12, 14))],
