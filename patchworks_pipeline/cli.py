@@ -233,6 +233,13 @@ def merge(
 @contextmanager
 def _known_image(image: str, home: Path) -> Iterator[tuple[Any, Any]]:
     """Give the instance of a home and the folder of an image in it, or end with what is known."""
+    with _known_images(image, home) as (instance, (folder,)):
+        yield instance, folder
+
+
+@contextmanager
+def _known_images(image: str | None, home: Path) -> Iterator[tuple[Any, list[Any]]]:
+    """Give the instance of a home and the folders of one image or all; end where there are none."""
     from patchworks_pipeline.partitions import image_key, images
     from patchworks_pipeline.resources import LabelStore
     from patchworks_pipeline.runs import open_home
@@ -241,10 +248,11 @@ def _known_image(image: str, home: Path) -> Iterator[tuple[Any, Any]]:
         fail(f"no patchworks home at {home}; make one with 'patchworks run IMAGE'", BAD_INPUT)
     with open_home(home.absolute()) as instance:
         known = sorted(instance.get_dynamic_partitions(str(images.name)))
-        key = image if image in known else image_key(image)
-        if key not in known:
+        keys = known if image is None else [image if image in known else image_key(image)]
+        if image is not None and keys[0] not in known:
             fail(f"no image {image!r} in {home}; its images are {known!r}", BAD_INPUT)
-        yield instance, LabelStore().of_home().folder(key)
+        store = LabelStore().of_home()
+        yield instance, [store.folder(key) for key in keys]
 
 
 @app.command()
@@ -303,26 +311,18 @@ def status(
     home: Home = Path(".patchworks"),
 ) -> None:
     """Show how far images are: tiles staged, failed and missing, objects, where the labels are."""
-    from patchworks_pipeline.partitions import image_key, images
-    from patchworks_pipeline.resources import LabelStore
-    from patchworks_pipeline.runs import open_home, status_of
+    from patchworks_pipeline.runs import status_of
 
-    if not (home / "dagster").is_dir():
-        fail(f"no patchworks home at {home}; make one with 'patchworks run IMAGE'", BAD_INPUT)
-    with open_home(home.absolute()) as instance:
-        known = sorted(instance.get_dynamic_partitions(str(images.name)))
-        keys = known if image is None else [image if image in known else image_key(image)]
-        if image is not None and keys[0] not in known:
-            fail(f"no image {image!r} in {home}; its images are {known!r}", BAD_INPUT)
+    with _known_images(image, home) as (_, folders):
         numbers = ("tiles", "staged", "failed", "missing", "objects")
         table = Table(Column("image", overflow="fold"), *numbers)
         labels = []
-        for key in keys:
-            row = status_of(LabelStore().of_home().folder(key))
-            table.add_row(key, *("-" if row[n] is None else str(row[n]) for n in numbers))
-            labels += [f"{key}: labels {row['labels']}"] if row["labels"] else []
-            for failure in LabelStore().of_home().folder(key).failures() if image else ():
-                failed = f"{key}/{failure.block}: {failure.error_type}: {failure.message}"
+        for folder in folders:
+            row = status_of(folder)
+            table.add_row(folder.key, *("-" if row[n] is None else str(row[n]) for n in numbers))
+            labels += [f"{folder.key}: labels {row['labels']}"] if row["labels"] else []
+            for failure in folder.failures() if image else ():
+                failed = f"{folder.key}/{failure.block}: {failure.error_type}: {failure.message}"
                 say(failed, on=errors)
     console.print(table)
     for line in labels:
