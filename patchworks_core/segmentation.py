@@ -11,7 +11,7 @@ import hashlib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
@@ -28,8 +28,10 @@ LabelFunction = Callable[..., "np.ndarray[Any, Any]"]
 BUILT_IN = {
     "threshold": "patchworks_core.plugins.threshold:threshold",
     "watershed": "patchworks_core.plugins.watershed:watershed",
+    "cellpose": "patchworks_core.plugins.cellpose:cellpose",
+    "stardist": "patchworks_core.plugins.stardist:stardist",
 }
-"""Names of the functions that need no further package."""
+"""Names of the functions that come with patchworks; each says what package it needs."""
 
 ENTRY_POINT_GROUP = "patchworks.segmentations"
 """Entry-point group through which other packages add names."""
@@ -48,11 +50,20 @@ class Declaration:
     gpu: bool = False
     """True if it runs on a GPU where there is one."""
 
+    prepare: Callable[[Mapping[str, Any]], str] | None = None
+    """Called with the parameters when the function is planned, long before the first tile: raises
+    SegmentationError where it could not run with them, and returns what else its version depends
+    on, such as the weights of a model."""
+
 
 def declare(
-    *, merge: MergeRule = "auto", version: str = "", gpu: bool = False
+    *,
+    merge: MergeRule = "auto",
+    version: str = "",
+    gpu: bool = False,
+    prepare: Callable[[Mapping[str, Any]], str] | None = None,
 ) -> Callable[[LabelFunction], LabelFunction]:
-    """Declare the merge rule and version of a segmentation function.
+    """Declare the merge rule and version of a segmentation function; fields as in `Declaration`.
 
     Examples
     --------
@@ -64,7 +75,7 @@ def declare(
     """
 
     def mark(function: LabelFunction) -> LabelFunction:
-        function.patchworks = Declaration(merge, version, gpu)  # type: ignore[attr-defined]
+        function.patchworks = Declaration(merge, version, gpu, prepare)  # type: ignore[attr-defined]
         return function
 
     return mark
@@ -109,7 +120,8 @@ class Segmentation:
     @property
     def wants_gpu(self) -> bool:
         """True if it declares a GPU, or was asked to use one by its parameter ``gpu``."""
-        asked = self.parameters.get("gpu") or self.parameters.get("use_gpu")
+        given = {**_bound_keywords(self.function), **self.parameters}
+        asked = given.get("gpu") or given.get("use_gpu")
         return declaration_of(self.function).gpu or bool(asked)
 
     @property
@@ -125,6 +137,10 @@ class Segmentation:
         default = inspect.signature(self.function).parameters["connectivity"].default
         value = self.parameters.get("connectivity", default)
         return value if isinstance(value, int) else None
+
+    def __call__(self, tile: np.ndarray[Any, Any], **known: Any) -> np.ndarray[Any, Any]:
+        """Label one tile; `known` is what the function asks for, such as ``statistics``."""
+        return self.function(tile, **{**known, **self.parameters})
 
     def bind(self, statistics: object | None) -> LabelFunction:
         """Return a function of the tile alone, the parameters and what it asks for filled in."""
@@ -148,16 +164,17 @@ def segmentation_of(
     Parameters
     ----------
     function : str, callable or Segmentation
-        A built-in name (``threshold``, ``watershed``), a name that an installed package added
-        to the entry-point group ``patchworks.segmentations``, an import path
-        ``module:function``, or a function of one tile.
+        A built-in name (``threshold``, ``watershed``, ``cellpose``, ``stardist``), a name that an
+        installed package added to the entry-point group ``patchworks.segmentations``, an import
+        path ``module:function``, or a function of one tile.
     parameters : mapping, optional
         Keyword arguments of every call.
 
     Raises
     ------
     SegmentationError
-        If there is no such function, or it has no such parameter.
+        If there is no such function, it has no such parameter, or it could not run: a package
+        or the weights of its model are missing.
 
     Examples
     --------
@@ -165,14 +182,24 @@ def segmentation_of(
     'patchworks_core.plugins.threshold:threshold'
     """
     if isinstance(function, Segmentation):
-        return function
+        if not parameters:
+            return function
+        parameters = {**function.parameters, **parameters}
+        function = function.function
     if isinstance(function, str):
         function = _import(function)
     if not callable(function):
         raise SegmentationError(
             f"a segmentation function must be callable or a name, got {function!r}"
         )
-    return Segmentation(function, _name_of(function), dict(parameters or {}), _version_of(function))
+    found = Segmentation(
+        function, _name_of(function), dict(parameters or {}), _version_of(function)
+    )
+    prepare = declaration_of(function).prepare
+    if prepare is None:
+        return found
+    prepared = prepare({**_bound_keywords(function), **found.parameters})
+    return replace(found, version=f"{found.version} {prepared}")
 
 
 def segmentation_names() -> tuple[str, ...]:
@@ -200,6 +227,13 @@ def _import(name: str) -> LabelFunction:
             "or its folder on PYTHONPATH"
         ) from error
     return found  # type: ignore[no-any-return]
+
+
+def _bound_keywords(function: LabelFunction) -> dict[str, Any]:
+    """Return the keyword arguments that `functools.partial` already fills in."""
+    if not isinstance(function, partial):
+        return {}
+    return {**_bound_keywords(function.func), **function.keywords}
 
 
 def _name_of(function: LabelFunction) -> str:
