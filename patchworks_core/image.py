@@ -6,8 +6,6 @@ read, and how an image is recognised and travels to another process.
 
 from __future__ import annotations
 
-import operator
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -20,8 +18,9 @@ import zarr
 
 from patchworks_core.errors import ImageError
 from patchworks_core.grid import AXES
-from patchworks_core.readers.locations import is_remote
-from patchworks_core.readers.opened import DROPPED, Opened
+from patchworks_core.readers.locations import changed_at
+from patchworks_core.readers.memory import MappedArray
+from patchworks_core.readers.opened import choose_channel
 from patchworks_core.readers.sources import open_source, source_url
 from patchworks_core.regions import Region
 
@@ -117,7 +116,11 @@ class Image:
 
     @property
     def chunks(self) -> tuple[int, ...] | None:
-        """Pixels of a storage chunk per axis of `axes`, None where the source has no chunks."""
+        """Pixels of a storage chunk per axis of `axes`, None where the source has no chunks.
+
+        Of a sharded Zarr these are the chunks within a shard: what is decoded at once, and so
+        what a tile is best aligned with for reading.
+        """
         if self.file_chunks is None:
             return None
         return tuple(int(self.file_chunks[i]) for i in self._order)
@@ -153,7 +156,7 @@ class Image:
                 f"shape {shape!r} in {self._where}"
             )
         index: list[slice | int] = [slice(0, 1)] * len(self.file_axes)
-        if self.channel is not None:
+        if self.channel is not None and "c" in self.file_axes:
             index[self.file_axes.index("c")] = slice(self.channel, self.channel + 1)
         for position, part in zip(self._order, region.slices, strict=True):
             index[position] = part
@@ -161,7 +164,8 @@ class Image:
         single = [i for i in range(block.ndim) if i not in self._order]
         block = block.transpose(single + list(self._order))[(0,) * len(single)]
         # Zarr gives fresh arrays; any other may be a view that the caller must not write to.
-        copy = None if isinstance(self.pixels, zarr.Array) else True
+        is_new = isinstance(self.pixels, zarr.Array)
+        copy = None if is_new or getattr(self.pixels, "makes_new_arrays", False) else True
         return np.array(block, dtype=self.dtype, order="C", copy=copy)
 
     @cached_property
@@ -178,6 +182,18 @@ class Image:
             digest.update(part)
         return digest.hexdigest()
 
+    def mapped_from(self, path: str) -> Image:
+        """Put an image in memory into a ``.npy`` file, so that other processes map its pixels.
+
+        An image that is not a NumPy array is returned as it is: its pixels travel otherwise.
+        """
+        if self.url is not None or not isinstance(self.pixels, np.ndarray):
+            return self
+        np.save(path, self.pixels)
+        image = replace(self, source=MappedArray(path))
+        image.__dict__["fingerprint"] = self.fingerprint  # the same pixels; not read again for it
+        return image
+
     @property
     def _where(self) -> str:
         """The image, for messages."""
@@ -185,8 +201,10 @@ class Image:
 
     def __reduce__(self) -> tuple[Callable[..., Image], tuple[Any, ...]]:
         """Pickle what opens the image, not the open files."""
-        reopen = _open_again if self.url is None else _open_url_again
-        return reopen, (self.source, self.channel, self.level, self.requested_axes)
+        chosen = (self.source, self.channel, self.level, self.requested_axes)
+        if self.url is None:
+            return _open_again, chosen
+        return _open_url_again, (*chosen, self.__dict__.get("fingerprint"))
 
 
 def open_image(
@@ -196,11 +214,13 @@ def open_image(
 
     Parameters
     ----------
-    source : str, os.PathLike, UPath, ndarray, dask array, zarr.Array or zarr.Group
+    source : str, os.PathLike, UPath, ndarray, dask array, zarr.Array, zarr.Group or Image
         A path, a URL (``s3://``, ``https://``, ``memory://``), or an object in memory. By path:
-        OME-Zarr 0.4 and 0.5, Zarr v2 and v3, TIFF with its dialects, PNG, JPEG, BMP, ``.npy``.
-        PNG, JPEG and BMP are decoded whole, into memory. Of a TIFF with several images the first
-        is opened.
+        OME-Zarr 0.4 and 0.5 (also in a zip file, ``.ome.zarr.zip`` or ``.ozx``), Zarr v2 and v3,
+        TIFF with its dialects, PNG, JPEG, BMP, ``.npy``; LIF, ND2 and others with the extra
+        ``bioio``. PNG, JPEG and BMP are decoded whole, into memory. Of a TIFF with several images
+        the first is opened; of a plate the field that the path names, ``a.zarr/B/03/0``; of a
+        file with scenes the first, or the one after ``#``, ``a.lif#2``.
     channel : int or str, optional
         Number or name of the channel to read, None for all. Matters only where the image has a
         channel axis.
@@ -233,11 +253,13 @@ def open_image(
     >>> open_image(volume, axes="cyx", channel=1).shape
     (5, 6)
     """
+    if isinstance(source, Image):
+        return source
     url = source_url(source)
     opened = open_source(source, level, axes)
     where = repr(url) if url else f"a {opened.format}"
     _check_dtype(opened.pixels.dtype, where)
-    chosen = _choose_channel(channel, opened, where)
+    chosen = choose_channel(channel, opened, where)
     return Image(
         pixels=opened.pixels,
         file_axes=opened.axes,
@@ -265,47 +287,30 @@ def _check_dtype(dtype: Any, where: str) -> None:
         )
 
 
-def _choose_channel(channel: int | str | None, opened: Opened, where: str) -> int | None:
-    """Return the number of the channel to read, None where there is no choice or it is all."""
-    if "c" not in opened.axes:
-        if channel is None or (channel == 0 and not isinstance(channel, str)):
-            return None
-        raise ImageError(
-            f"channel={channel!r} needs a channel axis, got axes "
-            f"{opened.axes.replace(DROPPED, '')!r} in {where}; leave channel out, or say with "
-            "axes= which axis is 'c'"
-        )
-    if channel is None:
-        return None
-    names = opened.channel_names
-    n_channels = int(opened.pixels.shape[opened.axes.index("c")])
-    available = f"0 to {n_channels - 1}" + (f", named {list(names)!r}" if names else ", unnamed")
-    if isinstance(channel, str):
-        if names.count(channel) == 1:
-            return names.index(channel)
-        count = "no" if channel not in names else "more than one"
-        raise ImageError(f"{count} channel {channel!r} in {where}; its channels are {available}")
-    number = operator.index(channel)
-    if not 0 <= number < n_channels:
-        raise ImageError(f"no channel {number} in {where}; its channels are {available}")
-    return number
-
-
 def _open_again(source: Any, channel: int | None, level: int, axes: str | None) -> Image:
     """Open an image from memory in another process."""
     return open_image(source, channel=channel, level=level, axes=axes)
 
 
-def _open_url_again(url: str, channel: int | None, level: int, axes: str | None) -> Image:
+def _open_url_again(
+    url: str, channel: int | None, level: int, axes: str | None, known: str | None
+) -> Image:
     """Open an image in another process, sharing the open files with its earlier tasks."""
-    changed = None if is_remote(url) or not os.path.exists(url) else os.stat(url).st_mtime_ns
     # A copy, because a fingerprint taken for an earlier task may be out of date.
-    return replace(_open_once(url, channel, level, axes, changed))
+    return replace(_open_once(url, channel, level, axes, changed_at(url), known))
 
 
 @lru_cache(maxsize=8)
 def _open_once(
-    url: str, channel: int | None, level: int, axes: str | None, changed: int | None
+    url: str,
+    channel: int | None,
+    level: int,
+    axes: str | None,
+    changed: int | None,
+    known: str | None,
 ) -> Image:
-    """Open an image, once per process for as long as its file is not replaced (`changed`)."""
+    """Open an image, once per process for as long as its content is not replaced.
+
+    `changed` is when its file was, `known` the fingerprint of the image that was sent.
+    """
     return open_image(url, channel=channel, level=level, axes=axes)

@@ -38,7 +38,8 @@ from patchworks_core.storage import (
 
 OmeVersion = Literal["0.4", "0.5"]
 
-_ZARR_FORMAT: dict[OmeVersion, ZarrFormat] = {"0.4": 2, "0.5": 3}
+ZARR_FORMATS: dict[OmeVersion, ZarrFormat] = {"0.4": 2, "0.5": 3}
+"""Zarr format that each OME-NGFF version asks for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class LabelImage:
     @property
     def zarr_format(self) -> ZarrFormat:
         """Zarr format that the OME-NGFF version asks for."""
-        return _ZARR_FORMAT[self.version]
+        return ZARR_FORMATS[self.version]
 
     @property
     def _layout(self) -> dict[str, Any]:
@@ -86,7 +87,7 @@ class LabelImage:
         """
         found = group_format(self.container)
         if found not in (None, self.zarr_format):
-            fitting = next(v for v, zarr_format in _ZARR_FORMAT.items() if zarr_format == found)
+            fitting = next(v for v, zarr_format in ZARR_FORMATS.items() if zarr_format == found)
             raise PlanError(
                 f"{self.container} is Zarr v{found}, which labels of OME-NGFF {self.version!r} "
                 f"cannot be part of; write version {fitting!r}, or into another container"
@@ -227,7 +228,7 @@ def label_attributes(
             scale = scale * np.array(steps[level])
     multiscale = {
         "name": name,
-        "axes": [_axis(axis, unit) for axis in axes],
+        "axes": [axis_attributes(axis, unit) for axis in axes],
         "datasets": datasets,
         "type": "every second pixel",
     }
@@ -241,7 +242,8 @@ def label_attributes(
     return attributes
 
 
-def _axis(axis: str, unit: Mapping[str, str]) -> dict[str, str]:
+def axis_attributes(axis: str, unit: Mapping[str, str]) -> dict[str, str]:
+    """Return what OME-NGFF says of one axis: name, type and unit."""
     kind = "space" if axis in SPATIAL_AXES else {"t": "time", "c": "channel"}[axis]
     return {"name": axis, "type": kind, **({"unit": unit[axis]} if axis in unit else {})}
 

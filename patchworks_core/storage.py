@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,9 @@ from upath import UPath
 from zarr.abc.store import Store
 from zarr.codecs import ZstdCodec
 from zarr.storage import FsspecStore, LocalStore
+
+from patchworks_core.errors import PlanError
+from patchworks_core.readers.locations import FRESH
 
 Location = str | os.PathLike[str] | UPath
 
@@ -37,7 +41,10 @@ def as_path(location: Location) -> UPath:
     'plate'
     """
     path = location if isinstance(location, UPath) else UPath(os.fspath(location))
-    return UPath(os.path.abspath(path.path)) if is_local(path) else path
+    if is_local(path):
+        return UPath(os.path.abspath(path.path))
+    remote: UPath = UPath(str(path).rstrip("/"), **{**path.storage_options, **FRESH})
+    return remote
 
 
 def is_local(path: UPath) -> bool:
@@ -79,12 +86,13 @@ def create_array(
     *,
     shape: Sequence[int],
     chunks: Sequence[int],
+    shards: Sequence[int] | None = None,
     dtype: np.dtype[Any] | type,
     fill_value: int = 0,
     axes: str | None = None,
     zarr_format: ZarrFormat = 3,
 ) -> zarr.Array[Any]:
-    """Create an array at `path`, replacing what is there; one chunk is one file.
+    """Create an array at `path`, replacing what is there; one chunk, or one shard, is one file.
 
     Chunks that hold only the fill value are not stored.
     """
@@ -99,6 +107,7 @@ def create_array(
         zarr_store(path),
         shape=tuple(shape),
         chunks=tuple(min(c, max(n, 1)) for c, n in zip(chunks, shape, strict=True)),
+        shards=None if shards is None else tuple(shards),
         dtype=dtype,
         fill_value=fill_value,
         compressors=compressor,
@@ -126,6 +135,38 @@ def write_text(path: UPath, content: str) -> None:
     write_bytes(path, content.encode())
 
 
+@contextmanager
+def claimed(path: UPath, *, doing: str) -> Iterator[None]:
+    """Keep other processes, and other threads, from working on a local place at the same time.
+
+    Object stores have no locks: there nothing is kept out.
+
+    Raises
+    ------
+    PlanError
+        If someone else has claimed it.
+    """
+    if not is_local(path):
+        yield
+        return
+    from filelock import FileLock, Timeout
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{path}.lock", timeout=0, is_singleton=False, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise PlanError(
+            f"one call at a time is {doing} {path}, and another one is at it; wait for it, or name "
+            "another place"
+        ) from error
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
 def remove(path: UPath) -> None:
     """Remove a file or a whole folder, if it is there."""
     if not path.is_dir():
@@ -137,8 +178,22 @@ def remove(path: UPath) -> None:
 
 
 def move(source: UPath, target: UPath) -> None:
-    """Give a folder another name; on object stores this copies and then deletes."""
+    """Give a folder another name; on object stores this copies and then deletes.
+
+    The records at the top of the folder, which make it a Zarr node, are copied last and deleted
+    first: what a killed move leaves half there does not look whole.
+    """
     if is_local(source):
         os.rename(str(source), str(target))
-    else:
-        source.fs.mv(source.path, target.path, recursive=True)
+        return
+    fs, start = source.fs, source.path.rstrip("/")
+    paths = [path[len(start) :] for path in fs.find(start) if path.startswith(f"{start}/")]
+    records = [path for path in paths if path.count("/") == 1]
+    for part in ([path for path in paths if path.count("/") > 1], records):
+        if part:
+            end = target.path.rstrip("/")
+            fs.copy([f"{start}{path}" for path in part], [f"{end}{path}" for path in part])
+    if records:
+        fs.rm([f"{start}{path}" for path in records])
+    if len(paths) > len(records):
+        fs.rm(start, recursive=True)

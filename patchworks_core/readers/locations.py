@@ -11,6 +11,16 @@ from upath import UPath
 
 from patchworks_core.errors import ImageError
 
+FRESH: dict[str, Any] = {"use_listings_cache": False}
+"""Storage options of every remote filesystem.
+
+fsspec keeps listings, one set per filesystem object, and Zarr has an object of its own: what one
+wrote, the other would not see.
+"""
+
+ZIP_SUFFIXES = (".zarr.zip", ".ozx")
+"""How the names of zip files end that hold a Zarr node."""
+
 _IDENTIFYING = ("ETag", "etag", "size", "mtime", "LastModified", "last_modified", "created")
 
 
@@ -20,13 +30,14 @@ def locate(source: str | os.PathLike[str] | UPath) -> str:
     Absolute, so that another process with another working directory finds the same image.
     """
     if isinstance(source, UPath) and source.protocol not in ("", "file", "local"):
-        if source.storage_options:
+        options = sorted(set(source.storage_options) - set(FRESH))
+        if options:
             raise ImageError(
                 "an image is known by its URL alone, got storage options "
-                f"{sorted(source.storage_options)!r} with {str(source)!r}; put them in the fsspec "
+                f"{options!r} with {str(source)!r}; put them in the fsspec "
                 "configuration, such as FSSPEC_S3_ANON=true in the environment"
             )
-        return str(source)
+        return str(source).rstrip("/")
     path = str(source) if isinstance(source, UPath) else os.fspath(source)
     if is_remote(path):
         return path.rstrip("/")
@@ -38,6 +49,49 @@ def is_remote(url: str) -> bool:
     return "://" in url and not url.startswith("file://")
 
 
+def split_zip(url: str) -> tuple[str, str] | None:
+    """Return the zip file that a path leads into, and the path within; None where it does not.
+
+    Examples
+    --------
+    >>> split_zip("/data/plate.ome.zarr.zip/B/03/0")
+    ('/data/plate.ome.zarr.zip', 'B/03/0')
+    >>> split_zip("/data/a.ozx"), split_zip("/data/a.ome.zarr")
+    (('/data/a.ozx', ''), None)
+    """
+    parts = url.split("/")
+    for i, part in enumerate(parts):
+        if part.lower().endswith(ZIP_SUFFIXES):
+            return "/".join(parts[: i + 1]), "/".join(parts[i + 1 :])
+    return None
+
+
+def split_scene(url: str) -> tuple[str, str | None]:
+    """Return the file that a path names, and the scene after its last ``#``.
+
+    Examples
+    --------
+    >>> split_scene("slides.czi#2")
+    ('slides.czi', '2')
+    """
+    file, mark, scene = url.rpartition("#")
+    if not mark or is_remote(url) or os.path.exists(url):
+        return url, None
+    return file, scene
+
+
+def changed_at(url: str) -> int | None:
+    """Return when the local file that a path leads to was changed, nanoseconds since 1970.
+
+    None for URLs, and where nothing is there.
+    """
+    if is_remote(url):
+        return None
+    zipped = split_zip(url)
+    file = zipped[0] if zipped else split_scene(url)[0]
+    return os.stat(file).st_mtime_ns if os.path.exists(file) else None
+
+
 def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
     """Return the filesystem of a URL and the path in it.
 
@@ -47,7 +101,7 @@ def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
         If nothing installed reads this kind of URL.
     """
     try:
-        path = UPath(url)
+        path = UPath(url, **FRESH) if is_remote(url) else UPath(url)
         return path.fs, path.path
     except (ImportError, ValueError) as error:
         raise ImageError(f"no reader for the URL {url!r}: {error}") from error

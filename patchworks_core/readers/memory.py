@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
 
 import dask.array
 import dask.base
@@ -13,6 +15,39 @@ import numpy.typing as npt
 from patchworks_core.errors import ImageError
 from patchworks_core.readers.locations import file_stamp, is_remote
 from patchworks_core.readers.opened import Opened, check_level, file_axes
+
+
+@dataclass(frozen=True)
+class MappedArray:
+    """An array in memory that was also put into a file, which other processes map."""
+
+    path: str
+    """Of a ``.npy`` file on this machine."""
+
+    @cached_property
+    def _array(self) -> npt.NDArray[Any]:
+        return np.asarray(np.load(self.path, mmap_mode="r", allow_pickle=False))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MappedArray, (self.path,)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Pixels per axis."""
+        return self._array.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the pixels."""
+        return self._array.dtype
+
+    def __getitem__(self, index: Any) -> npt.NDArray[Any]:
+        return np.asarray(self._array[index])
+
+
+def open_mapped(mapped: MappedArray, level: int, axes: str | None) -> Opened:
+    """Open an array that another process put into a file."""
+    return open_numpy(mapped[...], level, axes)
 
 
 def open_numpy(array: npt.NDArray[np.generic], level: int, axes: str | None) -> Opened:

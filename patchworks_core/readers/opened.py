@@ -1,4 +1,4 @@
-"""What every reader returns, and the two questions every reader must answer: axes and level.
+"""What every reader returns, and the questions asked of all: axes, level and channel.
 
 The letters of a file axis are those of `patchworks_core.grid.AXES`, or ``-`` for an axis of size 1
 that has no such name and is left out of the image.
@@ -6,6 +6,7 @@ that has no such name and is left out of the image.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -159,3 +160,35 @@ def check_level(level: int, shapes: Sequence[tuple[int, ...]], where: str) -> No
         count = f"{len(shapes)} level" + "s" * (len(shapes) > 1)
         listed = ", ".join(f"{i}: {tuple(shape)!r}" for i, shape in enumerate(shapes))
         raise ImageError(f"no level {level!r} in {where}, which has {count} ({listed})")
+
+
+def choose_channel(channel: int | str | None, opened: Opened, where: str) -> int | None:
+    """Return the number of the channel to read, None where there is no choice or it is all.
+
+    Raises
+    ------
+    ImageError
+        If there is no such channel.
+    """
+    if "c" not in opened.axes:
+        if channel is None or (channel == 0 and not isinstance(channel, str)):
+            return None
+        raise ImageError(
+            f"channel={channel!r} needs a channel axis, got axes "
+            f"{opened.axes.replace(DROPPED, '')!r} in {where}; leave channel out, or say with "
+            "axes= which axis is 'c'"
+        )
+    if channel is None:
+        return None
+    names = opened.channel_names
+    n_channels = int(opened.pixels.shape[opened.axes.index("c")])
+    available = f"0 to {n_channels - 1}" + (f", named {list(names)!r}" if names else ", unnamed")
+    if isinstance(channel, str):
+        if names.count(channel) == 1:
+            return names.index(channel)
+        count = "no" if channel not in names else "more than one"
+        raise ImageError(f"{count} channel {channel!r} in {where}; its channels are {available}")
+    number = operator.index(channel)
+    if not 0 <= number < n_channels:
+        raise ImageError(f"no channel {number} in {where}; its channels are {available}")
+    return number

@@ -1,4 +1,7 @@
-"""Zarr v2 and v3: finding the array or group, plain arrays, and what identifies their content."""
+"""Zarr v2 and v3: finding the array or group, plain arrays, and what identifies their content.
+
+A folder, a URL, or a local zip file that holds one (``.ozx``, ``.ome.zarr.zip``, ``.zarr.zip``).
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,28 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import product
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import zarr
 import zarr.errors
-from zarr.storage import FsspecStore, LocalStore
+from upath import UPath
+from zarr.storage import FsspecStore, LocalStore, ZipStore
 
 from patchworks_core.errors import ImageError
 from patchworks_core.grid import AXES
-from patchworks_core.readers.locations import folder_stamp, is_remote, remote_folder_stamp
+from patchworks_core.readers.locations import (
+    FRESH,
+    file_stamp,
+    folder_stamp,
+    is_remote,
+    locate,
+    remote_folder_stamp,
+    split_zip,
+)
 from patchworks_core.readers.ome_zarr import is_multiscale, open_multiscale
 from patchworks_core.readers.opened import Opened, check_level, file_axes
+from patchworks_core.readers.plate import check_no_plate, is_plate, plate_fields
 
 METADATA_FILES = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 """Names that make a folder a Zarr node."""
@@ -27,20 +41,69 @@ _MAX_LISTED = 10
 
 
 def open_zarr(url: str, level: int, axes: str | None) -> Opened:
-    """Open a Zarr array, or a group that is OME-Zarr, from a local path or a URL."""
-    store: Any = url
+    """Open a Zarr array, or a group that is OME-Zarr, from a path, a URL, or within a zip file."""
+    return open_node(_node_at(url), level, axes, repr(url))
+
+
+def fields_of_plate(location: str | os.PathLike[str] | UPath) -> list[str]:
+    """Return the path of every field of an OME-Zarr plate.
+
+    Parameters
+    ----------
+    location : str, os.PathLike or UPath
+        Path or URL of the plate, 0.4 or 0.5; within a zip file too.
+
+    Returns
+    -------
+    list of str
+        Such as ``B/03/0``, in the order of the metadata; open one as ``<plate>/B/03/0``. A well
+        that is not written yet has none.
+
+    Raises
+    ------
+    ImageError
+        If there is no plate, or its metadata are not valid.
+    """
+    url = locate(location)
+    node = _node_at(url)
+    if not isinstance(node, zarr.Group) or not is_plate(node):
+        raise ImageError(f"a plate is an OME-Zarr group with 'plate' metadata, got none at {url!r}")
+    return plate_fields(node, repr(url))
+
+
+def _node_at(url: str) -> zarr.Array[Any] | zarr.Group:
+    """Open the Zarr node at a path or URL."""
     try:
         if is_remote(url):
-            store = FsspecStore.from_url(url, read_only=True)
-        node = zarr.open(store, mode="r")
+            return zarr.open(
+                FsspecStore.from_url(url, storage_options=dict(FRESH), read_only=True), mode="r"
+            )
+        found = split_zip(url)
+        if found is not None and os.path.isfile(found[0]):
+            return _node_in_zip(*found)
+        return zarr.open(url, mode="r")
     except zarr.errors.NodeNotFoundError as error:
         raise ImageError(
             f"no Zarr array or group at {url!r}; check the path, and that zarr.json, .zarray or "
             ".zgroup is there"
         ) from error
-    except (ImportError, ValueError, OSError) as error:
+    except (ImportError, ValueError, OSError, BadZipFile) as error:
         raise ImageError(f"cannot open Zarr at {url!r}: {error}") from error
-    return open_node(node, level, axes, repr(url))
+
+
+def _node_in_zip(file: str, inner: str) -> zarr.Array[Any] | zarr.Group:
+    """Open a Zarr node in a zip file, at its root or below the one folder that it holds."""
+    store = ZipStore(file, mode="r")
+    try:
+        with ZipFile(file) as archive:
+            names = archive.namelist()
+        tops = {name.partition("/")[0] for name in names}
+        top = "" if tops & set(METADATA_FILES) or len(tops) != 1 else tops.pop()
+        return zarr.open(store, path="/".join(part for part in (top, inner) if part), mode="r")
+    except BaseException:
+        if store._is_open:
+            store.close()
+        raise
 
 
 def open_node(
@@ -51,6 +114,7 @@ def open_node(
         return _open_array(node, level, axes, where)
     if is_multiscale(node):
         return open_multiscale(node, level, axes, where, lambda array: partial(zarr_stamp, array))
+    check_no_plate(node, where)
     arrays = sorted(name for name, member in node.members(max_depth=3) if _is_array(member))
     if not arrays:
         raise ImageError(f"a Zarr group needs an array to be an image, got none in {where}")
@@ -92,12 +156,15 @@ def _dimension_names(array: zarr.Array[Any]) -> list[str] | None:
 def zarr_stamp(array: zarr.Array[Any]) -> Iterator[bytes]:
     """Yield what identifies the content of an array, metadata files included.
 
-    Files and remote objects by size and time of change or ETag; what has neither, such as an
-    array in memory or in a zip file, by its pixels.
+    Files and remote objects by size and time of change or ETag, a zip file as one file; what has
+    neither, such as an array in memory, by its pixels.
     """
     store = array.store
     if isinstance(store, LocalStore):
         yield from folder_stamp(os.path.join(store.root, array.path))
+    elif isinstance(store, ZipStore):
+        yield from file_stamp(os.path.abspath(store.path))
+        yield array.path.encode()
     elif isinstance(store, FsspecStore):
         folder = "/".join(part for part in (store.path.rstrip("/"), array.path) if part)
         yield from remote_folder_stamp(_blocking(store.fs), folder, METADATA_FILES)

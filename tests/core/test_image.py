@@ -671,9 +671,9 @@ def test_a_missing_path_is_refused(tmp_path):
 
 
 def test_an_unsupported_file_is_refused_with_what_is_supported(tmp_path):
-    (tmp_path / "a.czi").touch()
-    with pytest.raises(ImageError, match=r"cannot read '\.czi' .*supported: OME-Zarr, Zarr, TIFF"):
-        open_image(tmp_path / "a.czi")
+    (tmp_path / "a.doc").touch()
+    with pytest.raises(ImageError, match=r"cannot (read|open) .*a\.doc"):
+        open_image(tmp_path / "a.doc")
     with pytest.raises(ImageError, match=r"a folder is an image only if it is Zarr"):
         open_image(tmp_path)
     with pytest.raises(ImageError, match=r"an image is opened from a path.*got list"):
