@@ -1,7 +1,8 @@
 """The budget: what this process was granted, and what a tile block needs of it.
 
-Limits are read where they bind: the SLURM allocation, the cgroup (v2, then v1), the CPU affinity,
-and last the machine. The smallest wins, and each says where it came from.
+Limits are read where they bind: the SLURM allocation, the cgroups this process is in (v2, then v1),
+the address space it may use, the CPU affinity, and last the machine. The smallest wins, and each
+says where it came from.
 """
 
 from __future__ import annotations
@@ -35,15 +36,22 @@ class Limit:
     """Where it was read."""
 
 
+CGROUP = Path("/sys/fs/cgroup")
+"""Where the kernel shows control groups."""
+
+PROCESS = Path("/proc/self")
+"""Where the kernel shows this process."""
+
+
 def granted_cores(
-    *, environ: Mapping[str, str] | None = None, cgroup: Path = Path("/sys/fs/cgroup")
+    *, environ: Mapping[str, str] | None = None, cgroup: Path = CGROUP, process: Path = PROCESS
 ) -> Limit:
     """Return the cores this process may use, at least 1."""
-    limits = list(_core_limits(os.environ if environ is None else environ, cgroup))
+    limits = list(_core_limits(os.environ if environ is None else environ, cgroup, process))
     return min(limits, key=lambda limit: limit.value)
 
 
-def _core_limits(environ: Mapping[str, str], cgroup: Path) -> Iterator[Limit]:
+def _core_limits(environ: Mapping[str, str], cgroup: Path, process: Path) -> Iterator[Limit]:
     if hasattr(os, "sched_getaffinity"):
         yield Limit(len(os.sched_getaffinity(0)), "CPU affinity")
     else:
@@ -51,27 +59,32 @@ def _core_limits(environ: Mapping[str, str], cgroup: Path) -> Iterator[Limit]:
     slurm = environ.get("SLURM_CPUS_PER_TASK") or environ.get("SLURM_CPUS_ON_NODE")
     if slurm and slurm.isdigit():
         yield Limit(max(1, int(slurm)), "SLURM")
-    quota, _, period = _content(cgroup / "cpu.max").partition(" ")
-    if quota.isdigit() and period.isdigit():
-        yield Limit(max(1, int(quota) // int(period)), "cgroup v2")
-    quota = _content(cgroup / "cpu" / "cpu.cfs_quota_us")
-    period = _content(cgroup / "cpu" / "cpu.cfs_period_us")
-    if quota.isdigit() and period.isdigit() and int(period):
-        yield Limit(max(1, int(quota) // int(period)), "cgroup v1")
+    for folder in _own_cgroups(cgroup, process):
+        quota, _, period = _content(folder / "cpu.max").partition(" ")
+        if quota.isdigit() and period.isdigit():
+            yield Limit(max(1, int(quota) // int(period)), "cgroup v2")
+    for folder in _own_cgroups(cgroup, process, controller="cpu"):
+        quota, period = (_content(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+        if quota.isdigit() and period.isdigit() and int(period):
+            yield Limit(max(1, int(quota) // int(period)), "cgroup v1")
 
 
 def granted_memory_bytes(
-    *, environ: Mapping[str, str] | None = None, cgroup: Path = Path("/sys/fs/cgroup")
+    *, environ: Mapping[str, str] | None = None, cgroup: Path = CGROUP, process: Path = PROCESS
 ) -> Limit:
     """Return the memory this process may still take, in bytes."""
-    limits = list(_memory_limits(os.environ if environ is None else environ, cgroup))
+    limits = list(_memory_limits(os.environ if environ is None else environ, cgroup, process))
     return min(limits, key=lambda limit: limit.value)
 
 
-def _memory_limits(environ: Mapping[str, str], cgroup: Path) -> Iterator[Limit]:
+def _memory_limits(environ: Mapping[str, str], cgroup: Path, process: Path) -> Iterator[Limit]:
     import psutil
 
     yield Limit(psutil.virtual_memory().available, "free memory")
+    space = address_space_limit()
+    if space is not None:
+        left = space - psutil.Process().memory_info().vms
+        yield Limit(max(0, left), "address space limit")
     per_node = environ.get("SLURM_MEM_PER_NODE", "")
     if per_node.isdigit() and int(per_node):
         yield Limit(int(per_node) << 20, "SLURM")
@@ -80,14 +93,49 @@ def _memory_limits(environ: Mapping[str, str], cgroup: Path) -> Iterator[Limit]:
         cores = environ.get("SLURM_CPUS_PER_TASK", "1")
         yield Limit(int(per_core) * int(cores if cores.isdigit() else 1) << 20, "SLURM")
     files = (
-        ("memory.max", "memory.current", "cgroup v2"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "cgroup v1"),
+        ("", "memory.max", "memory.current", "cgroup v2"),
+        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "cgroup v1"),
     )
-    for limit, used, source in files:
-        allowed, taken = _content(cgroup / limit), _content(cgroup / used)
-        if allowed.isdigit():
-            left = int(allowed) - int(taken if taken.isdigit() else 0)
-            yield Limit(max(0, left), source)
+    for controller, limit, used, source in files:
+        for folder in _own_cgroups(cgroup, process, controller=controller):
+            allowed, taken = _content(folder / limit), _content(folder / used)
+            if allowed.isdigit():
+                held = int(taken) - _reclaimable(folder) if taken.isdigit() else 0
+                yield Limit(max(0, int(allowed) - max(0, held)), source)
+
+
+def _reclaimable(folder: Path) -> int:
+    """Return the bytes of a control group that only cache files; the kernel gives them up first."""
+    lines = (line.partition(" ") for line in _content(folder / "memory.stat").splitlines())
+    known = {name: int(value) for name, _, value in lines if value.isdigit()}
+    return known.get("total_inactive_file", known.get("inactive_file", 0))
+
+
+def address_space_limit() -> int | None:
+    """Return the bytes of address space this process may use (``ulimit -v``), None if no limit."""
+    try:
+        import resource
+    except ImportError:  # not a Unix
+        return None
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if soft == resource.RLIM_INFINITY else int(soft)
+
+
+def _own_cgroups(cgroup: Path, process: Path, *, controller: str = "") -> Iterator[Path]:
+    """Yield the folders of the control group this process is in, and of those around it.
+
+    In a container the group is mounted as the root; on a node of a batch system it lies below, and
+    the root itself sets no limit.
+    """
+    root = cgroup / controller
+    for line in _content(process / "cgroup").splitlines():
+        # hierarchy:controllers:path, see cgroups(7); the v2 hierarchy names no controller.
+        _, controllers, path = line.split(":", 2)
+        if controller in controllers.split(","):
+            group = root / path.strip("/")
+            yield from (g for g in (group, *group.parents) if g != root and root in g.parents)
+            break
+    yield root
 
 
 def _content(path: Path) -> str:

@@ -247,6 +247,28 @@ def _failed(item: Item, error: BaseException, seconds: float = 0.0) -> Outcome[I
     return Outcome(item, None, failure, seconds)
 
 
+def in_order(
+    outcomes: Iterable[Outcome[Item, Result]], items: Iterable[Item]
+) -> Iterator[Outcome[Item, Result]]:
+    """Yield outcomes in the order of the items; one that comes early waits for those before it.
+
+    Parameters
+    ----------
+    outcomes : iterable of Outcome
+        One per item, in any order.
+    items : iterable
+        Hashable, no two the same.
+    """
+    wanted = iter(items)
+    early: dict[Item, Outcome[Item, Result]] = {}
+    item = next(wanted, None)
+    for outcome in outcomes:
+        early[outcome.item] = outcome
+        while item in early:
+            yield early.pop(item)
+            item = next(wanted, None)
+
+
 def results(outcomes: Iterable[Outcome[Any, Result]], *, doing: str) -> Iterator[Result]:
     """Yield the values of outcomes of which none may fail.
 

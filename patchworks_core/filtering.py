@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 from upath import UPath
 
 from patchworks_core.apply import output_chunks
@@ -37,8 +36,8 @@ from patchworks_core.storage import (
     move,
     open_array,
     remove,
-    zarr_store,
 )
+from patchworks_core.targets import check_target
 from patchworks_core.workers import WorkerKind, Workers
 
 TILE_BYTES = 1 << 29
@@ -284,24 +283,9 @@ def _replacing(target: UPath) -> Iterator[UPath]:
 
 def _check_target(image: Image, target: UPath) -> None:
     """Raise PlanError where writing would replace the image, or what is no array."""
-    if group_format(target) and isinstance(zarr.open(zarr_store(target), mode="r"), zarr.Group):
-        raise PlanError(
-            f"one filtered array does not replace a whole Zarr group, and {target} is one; name "
-            "another write_to, such as a path within it"
-        )
+    check_target(image, target, what="filtered image", another="write_to")
     if target.exists() and not group_format(target):
         raise PlanError(
             f"a filtered image replaces nothing but a Zarr array, and {target} is none; name "
             "another write_to"
-        )
-    source = image.source
-    if isinstance(source, zarr.Array | zarr.Group):
-        source = str(source.store_path)
-    if not isinstance(source, str):
-        return
-    read, written = str(as_path(source)), str(target)
-    if read == written or read.startswith(written + "/"):
-        raise PlanError(
-            f"a filtered image is never written over what it is made of, got {written} for both; "
-            "name another write_to"
         )

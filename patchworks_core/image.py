@@ -20,11 +20,9 @@ from patchworks_core.errors import ImageError
 from patchworks_core.grid import AXES
 from patchworks_core.readers.locations import changed_at
 from patchworks_core.readers.memory import MappedArray
-from patchworks_core.readers.opened import choose_channel
+from patchworks_core.readers.opened import Opened, check_dtype, choose_channel
 from patchworks_core.readers.sources import open_source, source_url
 from patchworks_core.regions import Region
-
-_PIXEL_KINDS = "buif"
 
 
 # eq=False: comparing pixels would read them; `fingerprint` is what tells images apart.
@@ -182,11 +180,26 @@ class Image:
             digest.update(part)
         return digest.hexdigest()
 
-    def mapped_from(self, path: str) -> Image:
-        """Put an image in memory into a ``.npy`` file, so that other processes map its pixels.
+    def other_channel(self, channel: int | str) -> Image:
+        """Return another channel of the same image.
 
-        An image that is not a NumPy array is returned as it is: its pixels travel otherwise.
+        Raises
+        ------
+        ImageError
+            If there is no such channel, or every channel is read.
         """
+        if self.channel is None:
+            raise ImageError(
+                f"channel {channel!r} is read beside one other, and {self._where} has one or is "
+                "read with all; choose one with channel="
+            )
+        known = Opened(
+            self.pixels, self.file_axes, self.format, self.stamp, channel_names=self.channel_names
+        )
+        return replace(self, channel=choose_channel(channel, known, self._where))
+
+    def mapped_from(self, path: str) -> Image:
+        """Put a NumPy array into a ``.npy`` file that other processes map; other images stay."""
         if self.url is not None or not isinstance(self.pixels, np.ndarray):
             return self
         np.save(path, self.pixels)
@@ -258,7 +271,7 @@ def open_image(
     url = source_url(source)
     opened = open_source(source, level, axes)
     where = repr(url) if url else f"a {opened.format}"
-    _check_dtype(opened.pixels.dtype, where)
+    check_dtype(opened.pixels.dtype, where)
     chosen = choose_channel(channel, opened, where)
     return Image(
         pixels=opened.pixels,
@@ -279,16 +292,7 @@ def open_image(
     )
 
 
-def _check_dtype(dtype: Any, where: str) -> None:
-    """Raise ImageError unless pixels are numbers or booleans."""
-    if getattr(dtype, "kind", "?") not in _PIXEL_KINDS or dtype.fields is not None:
-        raise ImageError(
-            f"pixels must be bool, integers or floats, got {str(dtype)!r} in {where}; convert them"
-        )
-
-
 def _open_again(source: Any, channel: int | None, level: int, axes: str | None) -> Image:
-    """Open an image from memory in another process."""
     return open_image(source, channel=channel, level=level, axes=axes)
 
 

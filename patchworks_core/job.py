@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,29 +14,37 @@ import zarr.errors
 from upath import UPath
 
 from patchworks_core.apply import apply_lut, create_apply_records, create_label_array
-from patchworks_core.engine import WINDOW_PER_WORKER, results
-from patchworks_core.errors import PlanError, TilesFailedError
+from patchworks_core.budget import human_bytes
+from patchworks_core.compute import Compute, TilePool
+from patchworks_core.engine import Outcome, results
+from patchworks_core.errors import PlanError, StageError
+from patchworks_core.grid import TileBlock, TileGrid, plan_grid
 from patchworks_core.image import Image
 from patchworks_core.lut import LookupTable
 from patchworks_core.ngff import LabelImage
+from patchworks_core.occupancy import EmptyTiles, find_empty_tiles
 from patchworks_core.pilot import PilotReport, recommend_overlap
 from patchworks_core.plan import Plan, make_plan
+from patchworks_core.progress_bars import Progress, no_progress
 from patchworks_core.provenance import provenance_of
 from patchworks_core.rules import MergeOptions, warning_of
-from patchworks_core.segmentation import Segmentation
+from patchworks_core.segmentation import LabelFunction, Segmentation
 from patchworks_core.stage import Stage
+from patchworks_core.staging import StagedBlock, companions_of, stage_blocks
 from patchworks_core.statistics import ImageStatistics, measure_statistics
-from patchworks_core.steps import look_up, pair_tiles, stage_blocks, write_labels
+from patchworks_core.steps import look_up, pair_tiles, write_labels
 from patchworks_core.storage import (
     ZarrFormat,
+    claimed,
+    is_local,
     move,
     remove,
     zarr_store,
 )
-from patchworks_core.workers import Workers
+from patchworks_core.tile_count import Say, TileCount
 
-Progress = Callable[[str, int, int], None]
-"""Called with the name of a step, how much of it is done, and how much there is."""
+MAPPED = "image.npy"
+"""Where worker processes find an image that was in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,24 +54,56 @@ class Job:
     image: Image
     segmentation: Segmentation
     options: MergeOptions
-    workers: Workers
-    progress: Progress
+    compute: Compute
+    progress: Progress = no_progress
+    say: Say = logging.getLogger(__name__).info
+
+    skip_empty: bool = False
+    """Leave tiles without signal unsegmented."""
+
+    empty_threshold: float | None = None
+    """Brightest value that is background; None asks the image."""
+
+    stage_dir: UPath | None = None
+    """Where the stage is kept; None is beside the labels."""
+
+    keep_stage: bool = False
+    """Leave the stage there when the work is complete."""
+
     is_temporary: bool = False
     pilot: PilotReport | None = None
+    empty: EmptyTiles | None = None
 
-    def settled(self, tile_shape: Sequence[int] | int, overlap: Any) -> tuple[Job, Any]:
-        """Return the job and the halo as a pilot recommends them, where it is asked."""
-        if not isinstance(overlap, str):
-            return self, overlap
-        report, best = recommend_overlap(
-            self.image, self.segmentation, overlap, tile_shape=tile_shape, options=self.options
+    def planned(self, tile_shape: Sequence[int] | int, overlap: Any) -> tuple[Job, Plan]:
+        """Plan the tiles; return the job with what a pilot and the image settled.
+
+        Parameters
+        ----------
+        tile_shape, overlap
+            As in `patchworks_core.grid.plan_grid`; an overlap in words asks a pilot.
+        """
+        companions_of(self.segmentation, self.image)
+        job, halo = self, overlap
+        if isinstance(overlap, str):
+            report, best = recommend_overlap(
+                self.image, self.segmentation, overlap, tile_shape=tile_shape, options=self.options
+            )
+            options = replace(self.options, rule=best.rule)
+            job, halo = replace(self, options=options, pilot=report), best.overlap
+        threshold = None
+        if self.skip_empty:
+            grid = plan_grid(self.image.axes, self.image.shape, tile_shape=tile_shape, overlap=halo)
+            empty = find_empty_tiles(self.image, grid, threshold=self.empty_threshold)
+            job, threshold = replace(job, empty=empty), empty.threshold
+            self.say(str(empty))
+        plan = make_plan(
+            self.image,
+            self.segmentation,
+            tile_shape=tile_shape,
+            overlap=halo,
+            empty_threshold=threshold,
         )
-        options = replace(self.options, rule=best.rule)
-        return replace(self, options=options, pilot=report), best.overlap
-
-    def plan(self, tile_shape: Sequence[int] | int, overlap: Sequence[int] | int) -> Plan:
-        """Plan the tiles of the image."""
-        return make_plan(self.image, self.segmentation, tile_shape=tile_shape, overlap=overlap)
+        return job, plan
 
     def resolved(self, plan: Plan) -> MergeOptions:
         """Return the merge options with everything decided."""
@@ -77,28 +117,33 @@ class Job:
         """Write the labels as one array of a Zarr group."""
         work = group / f"{component}.work"
         zarr_format = _open_group(group)
-        with self._executor() as (executor, window):
-            stage, lut = self._merge(plan, work, executor, window, resume=resume)
+        with claimed(work, doing="writing to"), self._merged(plan, work, resume=resume) as merged:
+            stage, lut, pool = merged
             labels, records = work / "merged", work / "applied"
             create_label_array(labels, plan.grid, lut.dtype, zarr_format=zarr_format)
             create_apply_records(records, plan.grid)
             outcomes = apply_lut(
-                stage, lut, labels=labels, records=records, executor=executor, window=window
+                stage,
+                lut,
+                labels=labels,
+                records=records,
+                executor=pool.executor,
+                window=pool.window,
             )
             n_blocks = plan.grid.n_blocks
             for n, _ in enumerate(results(outcomes, doing="writing merged labels"), start=1):
                 self.progress("apply", n, n_blocks)
-        remove(group / component)
-        move(labels, group / component)
-        remove(work)
+            remove(group / component)
+            move(labels, group / component)
+            self._clear(work)
 
     def write_ome(self, plan: Plan, target: LabelImage, *, resume: bool) -> LookupTable:
         """Write the labels as an OME-Zarr label image."""
         target.check_container()
         work = target.container / "labels" / f"{target.name}.work"
         pilot = None if self.pilot is None else self.pilot.to_dict()
-        with self._executor() as (executor, window):
-            stage, lut = self._merge(plan, work, executor, window, resume=resume)
+        with claimed(work, doing="writing to"), self._merged(plan, work, resume=resume) as merged:
+            stage, lut, pool = merged
             done: list[str] = []
 
             def count(key: str) -> None:
@@ -110,62 +155,139 @@ class Job:
                 lut,
                 target,
                 provenance=provenance_of(plan, self.resolved(plan), lut, pilot=pilot),
-                executor=executor,
-                window=window,
+                executor=pool.executor,
+                window=pool.window,
                 on_block=count,
             )
-        remove(work)
+            self._clear(work)
         return lut
 
-    def _merge(
-        self, plan: Plan, work: UPath, executor: Executor, window: int, *, resume: bool
-    ) -> tuple[Stage, LookupTable]:
-        """Stage what is missing, pair, and look up."""
+    @contextmanager
+    def _merged(
+        self, plan: Plan, work: UPath, *, resume: bool
+    ) -> Iterator[tuple[Stage, LookupTable, TilePool]]:
+        """Stage what is missing, pair, and look up; the workers stay for what comes then."""
         options = self.resolved(plan)
         if (warning := warning_of(plan.grid, options)) is not None:
-            warnings.warn(warning, stacklevel=5)
-        staged = work / "stage.zarr"
-        found = resume and (staged / "plan.json").exists()
-        stage = Stage.open(staged, plan) if found else Stage.create(staged, plan)
+            warnings.warn(warning, stacklevel=6)
+        stage = self._open_stage(plan, work, resume=resume)
+        image = self._reachable(stage)
         missing = [plan.grid.block_of_key(key) for key in stage.missing_blocks()]
-        function = self.segmentation.bind(self._statistics(plan))
-        failures = {}
-        outcomes = stage_blocks(
-            self.image, stage, function, missing, executor=executor, window=window
-        )
-        for n, outcome in enumerate(outcomes, start=1):
-            if outcome.failure is not None:
-                failures[outcome.item.key] = outcome.failure
-            self.progress("stage", n, len(missing))
-        if failures:
-            key, first = min(failures.items())
-            raise TilesFailedError(
-                f"{len(failures)} of {plan.grid.n_blocks} tiles failed, the first is {key!r}: "
-                f"{first}\n{first.traceback}\n{self._way_out(work)}",
-                {key: str(failure) for key, failure in failures.items()},
+        function = self.bound(plan)
+        tiles = TileCount(self.progress, self.say, len(missing))
+        measured = 0
+        if not self.compute.is_decided and len(missing) > 1:
+            # The first tile alone says what the function takes, and so how many may run at once.
+            alone = replace(self.compute, max_workers=1)
+            with alone.open(plan.grid, self.image.dtype) as pool:
+                for outcome in self._staged(image, stage, function, missing[:1], pool):
+                    tiles.count(outcome)
+                    measured = outcome.value.peak_bytes if outcome.value else 0
+            missing = missing[1:]
+        with self.compute.open(plan.grid, self.image.dtype, measured_bytes=measured) as pool:
+            self.say(
+                f"{pool.reason}; a tile took {human_bytes(measured)}" if measured else pool.reason
             )
-        edges = pair_tiles(stage, executor=executor, window=window)
-        self.progress("pair", 1, 1)
-        return stage, look_up(stage, edges, options)
+            if pool.dashboard:
+                self.say(f"dashboard at {pool.dashboard}")
+            for outcome in self._staged(image, stage, function, missing, pool):
+                tiles.count(outcome)
+            tiles.check(plan.grid.n_blocks, way_out=self._way_out(work))
+            edges = pair_tiles(stage, executor=pool.executor, window=pool.window)
+            self.progress("pair", 1, 1)
+            lut = look_up(stage, edges, options)
+            self.say(
+                f"{lut.n_staged} labels in {plan.grid.n_tiles} tiles are {lut.n_objects} objects "
+                f"by rule {options.rule!r}"
+            )
+            yield stage, lut, pool
+
+    def _open_stage(self, plan: Plan, work: UPath, *, resume: bool) -> Stage:
+        """Open the stage that an earlier call left, or start one."""
+        staged = self._stage_path(work)
+        record = staged / "plan.json"
+        if resume and record.exists():
+            return Stage.open(staged, plan)
+        if self.stage_dir is not None and record.exists():
+            found = Plan.read(record)
+            if found.fingerprint != plan.fingerprint and not resume:
+                raise StageError(
+                    f"stage_dir={str(self.stage_dir)!r} holds the stage of another plan "
+                    f"({plan.difference(found)}); name another folder, or delete it"
+                )
+        return Stage.create(staged, plan)
+
+    def _stage_path(self, work: UPath) -> UPath:
+        return (self.stage_dir or work) / "stage.zarr"
+
+    def _clear(self, work: UPath) -> None:
+        """Remove what the work left, but for a stage that is to be kept."""
+        remove(self._stage_path(work) / MAPPED)
+        if self.stage_dir is not None and not self.keep_stage:
+            remove(self.stage_dir / "stage.zarr")
+        if self.keep_stage and self.stage_dir is None:
+            for name in ("merged", "applied"):
+                remove(work / name)
+            return
+        remove(work)
+
+    def _reachable(self, stage: Stage) -> Image:
+        """Return the image as worker processes of this machine are given it: not pixel by pixel."""
+        if self.compute.kind != "processes" or not is_local(stage.path):
+            return self.image
+        return self.image.mapped_from(str(stage.path / MAPPED))
+
+    def _staged(
+        self,
+        image: Image,
+        stage: Stage,
+        function: LabelFunction,
+        blocks: Sequence[TileBlock],
+        pool: TilePool,
+    ) -> Iterator[Outcome[TileBlock, StagedBlock]]:
+        yield from stage_blocks(
+            image,
+            stage,
+            function,
+            blocks,
+            executor=pool.executor,
+            window=pool.window,
+            retry=pool.retry,
+            empty=self.empty.empty_tiles if self.empty else (),
+            companions=companions_of(self.segmentation, image),
+        )
 
     def _way_out(self, work: UPath) -> str:
-        if self.is_temporary:
+        """Say what to do when tiles failed."""
+        if self.is_temporary and self.stage_dir is None:
             return "mend the function and call again; write_to= keeps the tiles that went well"
         return (
-            f"the others are staged at {work}; mend the function and call again, with resume=True "
-            "if it is unchanged"
+            f"the others are staged at {self.stage_dir or work}; mend the function and call again, "
+            "with resume=True if it is unchanged"
         )
 
+    def bound(self, plan: Plan) -> LabelFunction:
+        """Return the function of a tile, with what it asks for of the whole image."""
+        others = companions_of(self.segmentation, self.image)
+        measured = {
+            name: measure_image(others[name], plan.grid)
+            for name in self.segmentation.measured_companions
+        }
+        return self.segmentation.bind(self._statistics(plan), measured)
+
     def _statistics(self, plan: Plan) -> ImageStatistics | None:
+        """Return the statistics of the image, where the function asks for them."""
         if not self.segmentation.wants_statistics or "statistics" in self.segmentation.parameters:
             return None
-        regions = [block.core for block in plan.grid.blocks()]
-        return measure_statistics(self.image.read, regions, dtype=self.image.dtype)
+        if self.empty is not None:
+            return self.empty.statistics
+        return measure_image(self.image, plan.grid)
 
-    @contextmanager
-    def _executor(self) -> Iterator[tuple[Executor, int]]:
-        with self.workers.open() as executor:
-            yield executor, WINDOW_PER_WORKER * self.workers.count
+
+def measure_image(image: Image, grid: TileGrid) -> ImageStatistics:
+    """Measure an image, tile block by tile block."""
+    regions = [block.core for block in grid.blocks()]
+    return measure_statistics(image.read, regions, dtype=image.dtype)
 
 
 def _open_group(path: UPath) -> ZarrFormat:

@@ -106,6 +106,7 @@ def build_lut(
     *,
     areas: np.ndarray[Any, Any] | None = None,
     min_size: int = 0,
+    max_size: int | None = None,
     sequential: bool = True,
 ) -> LookupTable:
     """Join staged labels and number the objects.
@@ -117,9 +118,9 @@ def build_lut(
     counts : ndarray of int64, shape (n_tiles,)
         Labels of each tile, in row-major order.
     areas : ndarray of int64, shape (sum of counts,), optional
-        Pixels of every staged label in order; needed for `min_size`.
-    min_size : int
-        Objects of fewer pixels become background.
+        Pixels of every staged label in order; needed for `min_size` and `max_size`.
+    min_size, max_size : int
+        Objects of fewer, or of more, pixels become background.
     sequential : bool
         Number the objects 1..N in order of first appearance; otherwise an object keeps the staged
         id of its first label, which leaves gaps.
@@ -134,7 +135,7 @@ def build_lut(
     nodes, first = _components(ids_a, ids_b)
     follows = nodes != first
     joined, stands = nodes[follows], first[follows]
-    dropped = _too_small(areas, nodes, first, min_size)
+    dropped = _of_wrong_size(areas, nodes, first, min_size, max_size)
     if len(dropped):
         gone = np.isin(stands, dropped)
         leaving = np.setdiff1d(dropped, joined)
@@ -160,20 +161,23 @@ def _components(
     return nodes, nodes[smallest[component]]
 
 
-def _too_small(
+def _of_wrong_size(
     areas: np.ndarray[Any, Any] | None,
     nodes: np.ndarray[Any, Any],
     first: np.ndarray[Any, Any],
     min_size: int,
+    max_size: int | None,
 ) -> np.ndarray[Any, Any]:
-    """Return the standing ids of objects below `min_size`, and of every label joined to them."""
-    if min_size <= 1:
+    """Return the standing ids of objects to drop, and of every label joined to them."""
+    if min_size <= 1 and max_size is None:
         return np.zeros(0, dtype=np.int64)
     if areas is None:
-        raise ValueError("min_size needs the area of every staged label, got none")
+        raise ValueError("a size filter needs the area of every staged label, got none")
     total = np.array(areas, dtype=np.int64, copy=True)
     follows = nodes != first
     np.add.at(total, first[follows] - 1, total[nodes[follows] - 1])
-    small = total < min_size
-    small[nodes[follows] - 1] = small[first[follows] - 1]
-    return np.flatnonzero(small) + 1
+    wrong = total < min_size
+    if max_size is not None:
+        wrong |= total > max_size
+    wrong[nodes[follows] - 1] = wrong[first[follows] - 1]
+    return np.flatnonzero(wrong) + 1

@@ -14,8 +14,8 @@ from upath import UPath
 from patchworks_core.errors import PlanError
 from patchworks_core.grid import SPATIAL_AXES
 from patchworks_core.image import open_image
-from patchworks_core.job import Progress
 from patchworks_core.process import tile_process
+from patchworks_core.progress_bars import Progress
 from patchworks_core.segmentation import MergeRule, declare
 from patchworks_core.storage import Location, as_path, open_array
 
@@ -32,9 +32,9 @@ def merge_tile_labels(
     connectivity: int | None = None,
     min_iou: float = 0.3,
     sequential_labels: bool = True,
-    max_workers: int = 1,
+    n_workers: int | None = None,
     compute: bool = False,
-    progress: Progress | None = None,
+    progress: bool | Progress = False,
 ) -> Any:
     """Make one label image of labels that were made tile by tile; ids may repeat between tiles.
 
@@ -54,8 +54,10 @@ def merge_tile_labels(
     merge : {"touching", "overlap", "none"}
         ``touching`` joins labels in contact across a seam. ``overlap``, without the halos that the
         tiles read, joins two labels that agree in the planes on the two sides of a seam.
-    connectivity, min_iou, sequential_labels, max_workers, compute, progress
+    connectivity, min_iou, sequential_labels, compute, progress
         As in `tile_process`.
+    n_workers : int, optional
+        Tiles at once; None is as many as cores and memory allow.
 
     Returns
     -------
@@ -80,7 +82,7 @@ def merge_tile_labels(
         connectivity=connectivity,
         min_iou=min_iou,
         sequential_labels=sequential_labels,
-        max_workers=max_workers,
+        max_workers=n_workers,
         write_to=write_to,
         output_component=output_component,
         compute=compute,

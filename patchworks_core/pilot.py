@@ -181,11 +181,12 @@ def pilot(
     start = time.perf_counter()
     opened = image if isinstance(image, Image) else open_image(image)
     found = segmentation_of(segmentation)
+    if found.companions:
+        raise PlanError(f"a pilot tries one channel, not {found.companions!r} too; give overlap")
     grid = pilot_grid(opened, tile_shape, max_pixels)
     regions, probes = sample_regions(opened, grid, n_regions, seed)
     if found.wants_statistics and statistics is None:
-        small = prod(opened.shape) <= 8 * max_pixels
-        places = [tile.core for tile in grid.tiles()] if small else probes
+        places = [t.core for t in grid.tiles()] if prod(opened.shape) <= 8 * max_pixels else probes
         statistics = measure_statistics(opened.read, places, dtype=opened.dtype)
     function = found.bind(statistics)
     samples = []

@@ -23,6 +23,12 @@ from patchworks_core.storage import as_path, write_text
 RECORD_VERSION = 1
 """Of the layout of ``plan.json``."""
 
+EMPTY_THRESHOLD = "empty_threshold"
+"""Key in `Plan.segmentation` of plans that leave empty tiles unsegmented."""
+
+FROM_IMAGE = "from the image"
+"""In place of a number: the brightest that the background of the image gets."""
+
 _RECORDED_PACKAGES = ("patchworks-pipeline", "numpy", "scipy", "scikit-image", "zarr")
 
 
@@ -185,6 +191,7 @@ def make_plan(
     tile_shape: Sequence[int] | int,
     overlap: Sequence[int] | int = 0,
     max_blocks: int | None = None,
+    empty_threshold: float | str | None = None,
 ) -> Plan:
     """Plan the tiles of an image.
 
@@ -194,6 +201,9 @@ def make_plan(
     segmentation : Segmentation
     tile_shape, overlap, max_blocks
         As in `patchworks_core.grid.plan_grid`.
+    empty_threshold : float or str, optional
+        Tiles that read nothing above it are not segmented; `FROM_IMAGE` leaves it to the image's
+        histogram; None segments all.
 
     Returns
     -------
@@ -208,10 +218,11 @@ def make_plan(
         image.axes, image.shape, tile_shape=tile_shape, overlap=overlap, max_blocks=max_blocks
     )
     check_parameters(segmentation.parameters)
+    skipping = {} if empty_threshold is None else {EMPTY_THRESHOLD: empty_threshold}
     return Plan(
         image=ImageRecord.of(image),
         grid=grid,
-        segmentation=segmentation.to_dict(),
+        segmentation=segmentation.to_dict() | skipping,
         versions=package_versions(),
     )
 

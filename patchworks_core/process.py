@@ -2,68 +2,85 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import zarr
-import zarr.errors
 from upath import UPath
 
-from patchworks_core.errors import PlanError
-from patchworks_core.image import Image, open_image
-from patchworks_core.job import Job, Progress
-from patchworks_core.ngff import LabelImage, OmeVersion
+from patchworks_core.choices import (
+    SizeUnit,
+    TileShape,
+    has_gpu,
+    in_pixels,
+    progress_of,
+    say_aloud,
+    shape_of_tiles,
+)
+from patchworks_core.compute import Compute
+from patchworks_core.estimate import estimate
+from patchworks_core.image import open_image
+from patchworks_core.job import Job
 from patchworks_core.plan import Plan
+from patchworks_core.progress_bars import Progress
 from patchworks_core.rules import MergeOptions
 from patchworks_core.segmentation import LabelFunction, MergeRule, Segmentation, segmentation_of
-from patchworks_core.storage import (
-    Location,
-    as_path,
-    group_format,
-    open_array,
-    zarr_store,
-)
-from patchworks_core.workers import WorkerKind, Workers
+from patchworks_core.storage import Location, as_path, open_array
+from patchworks_core.targets import check_target
+from patchworks_core.workers import WorkerKind
+
+log = logging.getLogger(__name__)
 
 
 def tile_process(
     image: Any,
     fn: str | LabelFunction | Segmentation,
     *,
-    tile_shape: Sequence[int] | int | None = None,
+    tile_shape: TileShape = None,
     overlap: Sequence[int] | int | Literal["auto"] = 0,
     channel: int | str | None = 0,
     level: int = 0,
     axes: str | None = None,
     parameters: Mapping[str, Any] | None = None,
+    use_gpu: bool = False,
+    max_workers: int | None = None,
+    workers: WorkerKind = "threads",
+    client: Any = None,
+    compute: bool = False,
+    progress: bool | Progress = False,
+    verbose: bool = False,
+    write_to: Location | None = None,
+    output_component: str = "labels",
+    sequential_labels: bool = True,
+    skip_empty: bool = False,
+    empty_threshold: float | None = None,
+    stage_dir: Location | None = None,
+    keep_stage: bool = False,
     merge: MergeRule = "auto",
     connectivity: int | None = None,
     min_iou: float = 0.3,
-    min_size: int = 0,
-    sequential_labels: bool = True,
-    max_workers: int = 1,
-    workers: WorkerKind = "threads",
-    write_to: Location | None = None,
-    output_component: str = "labels",
-    compute: bool = False,
-    progress: Progress | None = None,
+    min_size: float = 0,
+    max_size: float | None = None,
+    size_unit: SizeUnit = "pixels",
     resume: bool = False,
+    dry_run: bool = False,
 ) -> Any:
     """Segment an image tile by tile; an object has one id however many tiles it crosses.
 
     Parameters
     ----------
-    image : array, path or URL
+    image : array, path, URL or Image
         NumPy, dask or Zarr array, or anything `open_image` opens; axes ``tczyx`` or some of them.
     fn : callable or str
         ``fn(tile) -> labels``: the pixels of one tile (spatial axes only) to whole numbers >= 0 of
         the same shape. Or the name of a built-in function, or ``module:function``.
-    tile_shape : int or tuple of int, optional
-        Pixels of a tile without halo; as in `plan_grid`. None is the image's own chunks.
-    overlap : int or tuple of int
+    tile_shape : None, "auto", int, tuple of int, or callable
+        Pixels of a tile without halo. None is the image's own chunks; ``auto`` what fits the memory
+        of each worker (`auto_tile_shape`); -1 the whole axis; a shorter tuple applies to the last
+        axes; a callable is given ``(shape, dtype)`` of the image and returns any of these.
+    overlap : int, tuple of int, or "auto"
         Halo on *each side* of a tile, pixels. ``auto`` asks a pilot (`patchworks_core.pilot`),
         which settles the rule too where `merge` is ``auto``.
     channel : int, str or None
@@ -74,6 +91,39 @@ def tile_process(
         Axes of the image in its own order, where its metadata does not say.
     parameters : mapping, optional
         Keyword arguments of `fn`.
+    use_gpu : bool
+        One worker process per GPU that this process may use, with a dashboard; the CPU, with a
+        warning, where there is none.
+    max_workers : int, optional
+        Tiles at once. None is as many as the granted cores (less one) and 80 % of the granted
+        memory allow, going by what the first tile was seen to take.
+    workers : {"threads", "processes"}
+        ``processes`` for functions that hold the GIL, or that may crash.
+    client : distributed.Client, optional
+        Dask client whose workers take the tiles; None is the active one, unless `max_workers` is
+        given.
+    compute : bool
+        Return a NumPy array even when it was written.
+    progress : bool or callable
+        True draws progress bars in a terminal; ``progress(step, done, total)`` is called.
+    verbose : bool
+        Say on standard error what was decided, and what became of each tile.
+    write_to : path or URL, optional
+        Zarr group to write the labels into. The stage is kept beside it while the work is not
+        complete.
+    output_component : str
+        Name of the label array in `write_to`.
+    sequential_labels : bool
+        True numbers the objects 1..N; False leaves gaps but keeps ids when other objects change.
+    skip_empty : bool
+        Do not segment tiles that read no pixel above `empty_threshold`.
+    empty_threshold : float, optional
+        Brightest value that is background; by default how bright the noise of the background gets
+        (`patchworks_core.occupancy.background_threshold`).
+    stage_dir : path or URL, optional
+        Folder for the stage, such as a fast local disk; by default beside the labels.
+    keep_stage : bool
+        Leave the stage there, so that `resume` can merge it again by another rule.
     merge : {"auto", "overlap", "touching", "none"}
         Which labels on two sides of a seam are one object. ``touching`` joins whatever touches and
         is exact for functions that label connected components; ``overlap`` joins two labels that
@@ -84,25 +134,15 @@ def tile_process(
         None is the function's own where it says, else 1.
     min_iou : float
         For ``overlap``: least intersection over union.
-    min_size : int
-        Merged objects of fewer pixels become background.
-    sequential_labels : bool
-        True numbers the objects 1..N; False leaves gaps but keeps ids when other objects change.
-    max_workers : int
-        Tiles at once.
-    workers : {"threads", "processes"}
-        ``processes`` for functions that hold the GIL.
-    write_to : path or URL, optional
-        Zarr group to write the labels into. The stage is kept beside it while the work is not
-        complete.
-    output_component : str
-        Name of the label array in `write_to`.
-    compute : bool
-        Return a NumPy array even when it was written.
-    progress : callable, optional
-        ``progress(step, done, total)``.
+    min_size, max_size : float
+        Merged objects that are smaller, or larger, become background.
+    size_unit : {"pixels", "micrometers"}
+        Of these sizes: pixels, or um2 and um3 by the image's calibration.
     resume : bool
         Take up the tiles that an interrupted call with the same image, grid and function left.
+    dry_run : bool
+        Return what it would take instead (`patchworks_core.estimate.Estimate`); a few tiles are
+        segmented to find out, and nothing is left behind.
 
     Returns
     -------
@@ -114,6 +154,8 @@ def tile_process(
     ------
     ImageError, PlanError, SegmentationError
         If the input cannot be used as asked.
+    StageError
+        If `resume` finds the stage of another image, grid or function; it says what differs.
     TilesFailedError
         If tiles failed; all others are staged.
 
@@ -127,134 +169,59 @@ def tile_process(
     >>> int(labels.max()), len(set(labels[2:4, 1:7].ravel()))
     (2, 1)
     """
-    job = Job(
-        opened := open_image(image, channel=channel, level=level, axes=axes),
-        segmentation_of(fn, parameters),
-        MergeOptions(merge, connectivity, min_iou, min_size, sequential_labels),
-        Workers(max_workers, workers),
-        progress or (lambda step, done, total: None),
-        is_temporary=write_to is None,
-    )
-    job, halo = job.settled(tiles := _tile_shape(tile_shape, opened), overlap)
-    plan = job.plan(tiles, halo)
+    opened = open_image(image, channel=channel, level=level, axes=axes)
+    with progress_of(progress) as report:
+        job = Job(
+            opened,
+            segmentation_of(fn, parameters),
+            MergeOptions(
+                merge,
+                connectivity,
+                min_iou,
+                in_pixels(min_size, size_unit, opened) or 0,
+                sequential_labels,
+                in_pixels(max_size, size_unit, opened, round_up=False),
+            ),
+            Compute(max_workers, workers, has_gpu(use_gpu), client),
+            report,
+            say_aloud if verbose else log.info,
+            skip_empty=skip_empty or empty_threshold is not None,
+            empty_threshold=empty_threshold,
+            stage_dir=None if stage_dir is None else as_path(stage_dir),
+            keep_stage=keep_stage,
+            is_temporary=write_to is None,
+        )
+        job, plan = job.planned(shape_of_tiles(tile_shape, opened, overlap, job.compute), overlap)
+        if dry_run:
+            return estimate(job, plan)
+        return _labels_of(job, plan, write_to, output_component, compute=compute, resume=resume)
+
+
+def _labels_of(
+    job: Job,
+    plan: Plan,
+    write_to: Location | None,
+    component: str,
+    *,
+    compute: bool,
+    resume: bool,
+) -> Any:
+    """Run a job, and return the labels in memory or lazily."""
     if write_to is None:
         with tempfile.TemporaryDirectory(prefix="patchworks-") as folder:
-            job.write_array(plan, UPath(folder), "labels", resume=False)
+            job.write_array(plan, UPath(folder), "labels", resume=resume)
             return np.asarray(open_array(UPath(folder) / "labels")[...])
     group = as_path(write_to)
-    _check_target(opened, group / output_component)
-    job.write_array(plan, group, output_component, resume=resume)
-    labels = open_array(group / output_component)
+    check_target(
+        job.image,
+        group / component,
+        what="array of labels",
+        another="output_component or write_to",
+    )
+    job.write_array(plan, group, component, resume=resume)
+    labels = open_array(group / component)
     if compute:
         return np.asarray(labels[...])
     import dask.array as da
 
-    return da.from_zarr(labels)  # type: ignore[no-untyped-call]
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentedImage:
-    """What `segment_to_ome_zarr` wrote."""
-
-    path: UPath
-    """The label image, ``<container>/labels/<name>``."""
-
-    n_objects: int
-    plan: Plan
-
-
-def segment_to_ome_zarr(
-    image: Image,
-    segmentation: Segmentation,
-    container: Location,
-    *,
-    name: str = "labels",
-    tile_shape: Sequence[int] | int,
-    overlap: Sequence[int] | int | Literal["auto"] = 0,
-    options: MergeOptions | None = None,
-    workers: Workers | None = None,
-    version: OmeVersion = "0.5",
-    progress: Progress | None = None,
-    resume: bool = False,
-) -> SegmentedImage:
-    """Segment an image tile by tile into an OME-Zarr label image with pyramid and calibration.
-
-    Parameters
-    ----------
-    image : Image
-    segmentation : Segmentation
-    container : path or URL
-        OME-Zarr to write ``labels/<name>`` into; made if it is not there.
-    name : str
-        Of the label image.
-    tile_shape, overlap, progress, resume
-        As in `tile_process`.
-    options : MergeOptions, optional
-    workers : Workers, optional
-    version : {"0.5", "0.4"}
-        Of OME-NGFF.
-
-    Returns
-    -------
-    SegmentedImage
-
-    Raises
-    ------
-    PlanError
-        If the image has fewer than two spatial axes, which OME-Zarr cannot hold.
-    TilesFailedError
-        If tiles failed; all others are staged.
-    """
-    job = Job(
-        image,
-        segmentation,
-        options or MergeOptions(),
-        workers or Workers(),
-        progress or (lambda step, done, total: None),
-    )
-    job, halo = job.settled(tile_shape, overlap)
-    plan = job.plan(tile_shape, halo)
-    if len(plan.grid.spatial) < 2:
-        raise PlanError(f"OME-Zarr needs two or three spatial axes, got {plan.grid.axes!r}")
-    target = LabelImage(as_path(container), name, plan, version)
-    lut = job.write_ome(plan, target, resume=resume)
-    return SegmentedImage(target.path, lut.n_objects, plan)
-
-
-def _check_target(image: Image, target: UPath) -> None:
-    """Raise PlanError where writing the labels would replace the image, or a whole group."""
-    if group_format(target) and isinstance(zarr.open(zarr_store(target), mode="r"), zarr.Group):
-        raise PlanError(
-            f"one array of labels does not replace a whole Zarr group, and {target} is one; name "
-            "another output_component or write_to"
-        )
-    source = image.source
-    if isinstance(source, zarr.Array | zarr.Group):
-        source = str(source.store_path)
-    if not isinstance(source, str):
-        return
-    read, written = str(as_path(source)), str(target)
-    if read == written or read.startswith(written + "/"):
-        raise PlanError(
-            f"labels are never written over what they are made from, got {written} for both; "
-            "name another output_component or write_to"
-        )
-
-
-def _tile_shape(tile_shape: Sequence[int] | int | None, image: Image) -> Sequence[int] | int:
-    """Return the tile asked for, or the image's chunks where they make sense as tiles."""
-    if tile_shape is not None:
-        return tile_shape
-    chunks = image.chunks
-    if chunks is None:
-        raise PlanError(
-            f"the image of shape {image.shape} has no chunks to take as tiles; "
-            "give tile_shape, for example 1024, or -1 for one tile"
-        )
-    spatial = [n for n, axis in zip(chunks, image.axes, strict=True) if axis in "yx"]
-    if any(n < 32 for n in spatial):
-        raise PlanError(
-            f"the image's chunks {chunks} are too small to be tiles; give tile_shape, a few "
-            "hundred pixels per axis or more"
-        )
-    return tuple(n if axis in "zyx" else 1 for n, axis in zip(chunks, image.axes, strict=True))
+    return da.from_zarr(labels)

@@ -41,6 +41,10 @@ class ProcessedImage(Image):
         """Pixels read on each side of a region to process it, per axis of `axes`."""
         return self._processing.halo
 
+    def other_channel(self, channel: int | str) -> ProcessedImage:
+        """Return another channel of the same image, processed alike."""
+        return process_lazily(self.original.other_channel(channel), *self.operations)
+
     @property
     def _processing(self) -> _ProcessedPixels:
         pixels: _ProcessedPixels = self.pixels

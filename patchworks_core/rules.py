@@ -45,6 +45,9 @@ class MergeOptions:
     sequential: bool = True
     """True gives ids 1..N; False keeps ids that other objects' merging does not shift."""
 
+    max_size: int | None = None
+    """Merged objects of more pixels become background; None is no limit."""
+
     def __post_init__(self) -> None:
         if self.rule not in RULES:
             raise PlanError(f"merge must be one of {RULES!r}, got {self.rule!r}")
@@ -56,6 +59,16 @@ class MergeOptions:
             )
         if self.min_size < 0:
             raise PlanError(f"min_size must be 0 or more pixels, got {self.min_size!r}")
+        if self.max_size is not None and self.max_size < max(1, self.min_size):
+            raise PlanError(
+                f"max_size must be at least 1 and at least min_size={self.min_size!r} pixels, got "
+                f"{self.max_size!r}; every object would be dropped"
+            )
+
+    @property
+    def filters_sizes(self) -> bool:
+        """True where objects may be dropped for their size."""
+        return self.min_size > 1 or self.max_size is not None
 
     def resolve(
         self, grid: TileGrid, *, declared: MergeRule, connectivity: int | None

@@ -7,19 +7,18 @@ by parameter name, for what the pipeline knows about the whole image: ``statisti
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, entry_points, version
-from pathlib import Path
+from importlib.metadata import entry_points
 from typing import Any, Literal
 
 import numpy as np
 
 from patchworks_core.errors import SegmentationError
+from patchworks_core.function_versions import name_of, pickle_digest, source_version
 
 MergeRule = Literal["auto", "touching", "overlap", "none"]
 
@@ -55,6 +54,11 @@ class Declaration:
     SegmentationError where it could not run with them, and returns what else its version depends
     on, such as the weights of a model."""
 
+    companions: Mapping[str, str] = field(default_factory=dict)
+    """Other channels that the function is given beside its tile: the keyword that gets the pixels,
+    and the parameter that names the channel; none where that parameter is None. A parameter
+    ``<keyword>_statistics`` gets the statistics of that channel."""
+
 
 def declare(
     *,
@@ -62,6 +66,7 @@ def declare(
     version: str = "",
     gpu: bool = False,
     prepare: Callable[[Mapping[str, Any]], str] | None = None,
+    companions: Mapping[str, str] | None = None,
 ) -> Callable[[LabelFunction], LabelFunction]:
     """Declare the merge rule and version of a segmentation function; fields as in `Declaration`.
 
@@ -75,7 +80,8 @@ def declare(
     """
 
     def mark(function: LabelFunction) -> LabelFunction:
-        function.patchworks = Declaration(merge, version, gpu, prepare)  # type: ignore[attr-defined]
+        said = Declaration(merge, version, gpu, prepare, dict(companions or {}))
+        function.patchworks = said  # type: ignore[attr-defined]
         return function
 
     return mark
@@ -138,13 +144,37 @@ class Segmentation:
         value = self.parameters.get("connectivity", default)
         return value if isinstance(value, int) else None
 
+    @property
+    def companions(self) -> dict[str, int | str]:
+        """Other channels to read with each tile, by the keyword that gets their pixels."""
+        given = {**_bound_keywords(self.function), **self.parameters}
+        named = declaration_of(self.function).companions.items()
+        return {keyword: given[name] for keyword, name in named if given.get(name) is not None}
+
+    @property
+    def measured_companions(self) -> tuple[str, ...]:
+        """Those of `companions` whose statistics the function asks for."""
+        known = _parameter_names(self.function)
+        return tuple(k for k in self.companions if f"{k}_statistics" in known)
+
     def __call__(self, tile: np.ndarray[Any, Any], **known: Any) -> np.ndarray[Any, Any]:
         """Label one tile; `known` is what the function asks for, such as ``statistics``."""
         return self.function(tile, **{**known, **self.parameters})
 
-    def bind(self, statistics: object | None) -> LabelFunction:
-        """Return a function of the tile alone, the parameters and what it asks for filled in."""
+    def bind(
+        self, statistics: object | None, companions: Mapping[str, object] | None = None
+    ) -> LabelFunction:
+        """Return a function of the tile alone, the parameters and what it asks for filled in.
+
+        Parameters
+        ----------
+        statistics : ImageStatistics or None
+            Of the channel that is segmented.
+        companions : mapping, optional
+            Statistics of `measured_companions`, by keyword.
+        """
         known = {"statistics": statistics} if self.wants_statistics else {}
+        known |= {f"{name}_statistics": found for name, found in (companions or {}).items()}
         return partial(self.function, **{**known, **self.parameters})
 
     def to_dict(self) -> dict[str, Any]:
@@ -192,9 +222,7 @@ def segmentation_of(
         raise SegmentationError(
             f"a segmentation function must be callable or a name, got {function!r}"
         )
-    found = Segmentation(
-        function, _name_of(function), dict(parameters or {}), _version_of(function)
-    )
+    found = Segmentation(function, name_of(function), dict(parameters or {}), _version_of(function))
     prepare = declaration_of(function).prepare
     if prepare is None:
         return found
@@ -236,62 +264,12 @@ def _bound_keywords(function: LabelFunction) -> dict[str, Any]:
     return {**_bound_keywords(function.func), **function.keywords}
 
 
-def _name_of(function: LabelFunction) -> str:
-    """Return the import path of `function`; a partial shows what it wraps."""
-    if isinstance(function, partial):
-        return f"partial({_name_of(function.func)})"
-    qualname = getattr(function, "__qualname__", type(function).__qualname__)
-    return f"{getattr(function, '__module__', type(function).__module__)}:{qualname}"
-
-
 def _version_of(function: LabelFunction) -> str:
     """Return the declared version, else digests of the source and of what the function holds."""
     if isinstance(function, partial):
         bound = (function.args, sorted(function.keywords.items()))
-        return f"{_version_of(function.func)} {_pickle_digest(bound, _name_of(function))}"
-    declared = declaration_of(function).version
-    if declared:
-        return declared
-    parts = []
-    module = inspect.getmodule(function)
-    file = getattr(module, "__file__", None)
-    if module is not None and file:
-        package = _distribution_version(module.__name__)
-        parts.append(f"{package}source:{_digest(Path(str(file)).read_bytes())}")
-    # The file says everything of a plain function only: a closure, a method and an object that can
-    # be called also hold what was captured or set, and a notebook has no file.
-    if not parts or not inspect.isroutine(function) or "<" in _name_of(function):
-        parts.append(_pickle_digest(function, _name_of(function)))
-    elif inspect.ismethod(function):
-        parts.append(_pickle_digest(function.__self__, _name_of(function)))
-    return " ".join(parts)
-
-
-def _pickle_digest(value: object, name: str) -> str:
-    """Return the digest of the code and values that `value` holds."""
-    import cloudpickle
-
-    try:
-        return f"pickle:{_digest(cloudpickle.dumps(value))}"
-    # Pickling raises TypeError, PicklingError, or whatever a captured object's own code raises.
-    except Exception as error:
-        raise SegmentationError(
-            f"segmentation function {name!r} has no version: what it captured cannot be pickled "
-            f"({error}); give it one with patchworks_core.declare(version=...)"
-        ) from error
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=8).hexdigest()
-
-
-def _distribution_version(module_name: str) -> str:
-    """Return ``package==1.2 `` where the module belongs to an installed distribution."""
-    package = module_name.partition(".")[0]
-    try:
-        return f"{package}=={version(package)} "
-    except PackageNotFoundError:
-        return ""
+        return f"{_version_of(function.func)} {pickle_digest(bound, name_of(function))}"
+    return declaration_of(function).version or source_version(function)
 
 
 def _parameter_names(function: LabelFunction) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """The six steps over a whole image, each on any executor; both faces of patchworks call these.
 
 1. plan: `patchworks_core.plan.make_plan`
-2. stage: `stage_blocks`
+2. stage: `patchworks_core.staging.stage_blocks`
 3. pair: `pair_tiles`
 4. look up: `look_up`
 5. apply: `write_labels` (with publishing, step 6) or `patchworks_core.apply.apply_lut` alone
@@ -9,138 +9,25 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from patchworks_core.apply import apply_lut
 from patchworks_core.edges import EdgeTable
-from patchworks_core.engine import Outcome, map_tiles, results
-from patchworks_core.errors import StageError
-from patchworks_core.faults import NO_RETRY, RetryPolicy
-from patchworks_core.grid import Tile, TileBlock
-from patchworks_core.image import Image
-from patchworks_core.labels import check_labels, number_labels
+from patchworks_core.engine import map_tiles, results
+from patchworks_core.grid import TileBlock
 from patchworks_core.lut import LookupTable, build_lut
 from patchworks_core.ngff import LabelImage
-from patchworks_core.objects import ObjectSums, measure_tile, merge_objects
+from patchworks_core.objects import ObjectSums, merge_objects
 from patchworks_core.pairs import compare_face
-from patchworks_core.peak import PeakMemory
 from patchworks_core.regions import Region
 from patchworks_core.rules import MergeOptions, joined_pairs
-from patchworks_core.segmentation import LabelFunction
-from patchworks_core.stage import NOT_STAGED, Stage, StagedTile
+from patchworks_core.stage import NOT_STAGED, Stage
 from patchworks_core.strips import Side
-
-
-@dataclass(frozen=True, slots=True)
-class StagedBlock:
-    """What came of staging one tile block."""
-
-    key: str
-    n_labels: int
-    n_pixels_read: int
-    seconds_reading: float
-    seconds_segmenting: float
-    seconds_writing: float
-    peak_bytes: int
-    """By how much the process grew meanwhile; of this tile alone if none ran beside it."""
-
-
-@dataclass(frozen=True, slots=True)
-class _StageTask:
-    image: Image
-    stage: Stage
-    function: LabelFunction
-
-    def __call__(self, block: TileBlock) -> StagedBlock:
-        with PeakMemory() as peak:
-            staged = self._stage(block)
-        return replace(staged, peak_bytes=peak.bytes)
-
-    def _stage(self, block: TileBlock) -> StagedBlock:
-        start = time.perf_counter()
-        self.stage.forget(block)
-        pixels = self.image.read(block.read)
-        read = time.perf_counter()
-        tiles = [self._segment(block, tile, pixels) for tile in block.tiles]
-        segmented = time.perf_counter()
-        self.stage.write(block, tiles)
-        return StagedBlock(
-            key=block.key,
-            n_labels=sum(tile.labels.n_core for tile in tiles),
-            n_pixels_read=block.read.size,
-            seconds_reading=read - start,
-            seconds_segmenting=segmented - read,
-            seconds_writing=time.perf_counter() - segmented,
-            peak_bytes=0,
-        )
-
-    def _segment(self, block: TileBlock, tile: Tile, pixels: np.ndarray[Any, Any]) -> StagedTile:
-        """Run the function once on what a tile reads; it sees the spatial axes only."""
-        grid = self.stage.grid
-        where = f"image {self.image.url or 'in memory'!r}, tile {tile.index}"
-        seen = pixels[tile.read.relative_to(block.read.start).slices]
-        shape = tuple(seen.shape[axis] for axis in grid.spatial)
-        # A copy, because a function may write into its input and the next tile shares pixels.
-        labels = self.function(seen.reshape(shape).copy())
-        checked = check_labels(labels, shape=shape, where=where).reshape(seen.shape)
-        core = tile.core.relative_to(tile.read.start)
-        numbered = number_labels(checked, core, where=where)
-        objects = measure_tile(
-            numbered.pixels[core.slices],
-            axes=grid.axes,
-            origin=tile.core.start,
-            n_labels=numbered.n_core,
-            pixels=seen[core.slices],
-        )
-        return StagedTile(tile, numbered, objects)
-
-
-def stage_blocks(
-    image: Image,
-    stage: Stage,
-    function: LabelFunction,
-    blocks: Iterable[TileBlock],
-    *,
-    executor: Executor,
-    window: int,
-    retry: RetryPolicy = NO_RETRY,
-) -> Generator[Outcome[TileBlock, StagedBlock], None, None]:
-    """Segment tile blocks and stage what comes out; a block that fails stops no other.
-
-    Parameters
-    ----------
-    image : Image
-        What ``stage.plan`` was made for.
-    stage : Stage
-    function : callable
-        Of one tile, parameters bound (`Segmentation.bind`).
-    blocks : iterable of TileBlock
-    executor, window, retry
-        As in `patchworks_core.engine.map_tiles`.
-
-    Yields
-    ------
-    Outcome
-        One per block, as they complete.
-
-    Raises
-    ------
-    StageError
-        If the image is not the one that was planned.
-    """
-    if image.fingerprint != stage.plan.image.fingerprint:
-        raise StageError(
-            f"image {image.url!r} changed after it was planned (its content had fingerprint "
-            f"{stage.plan.image.fingerprint!r}, now {image.fingerprint!r}); plan it again"
-        )
-    task = _StageTask(image, stage, function)
-    yield from map_tiles(task, blocks, executor=executor, window=window, retry=retry)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +78,7 @@ def look_up(
     Parameters
     ----------
     stage : Stage
-        Only its counts are read, and the areas where ``options.min_size`` asks for them.
+        Only its counts are read, and the areas where sizes are filtered.
     edges : EdgeTable
         Of that stage.
     options : MergeOptions
@@ -201,13 +88,14 @@ def look_up(
     """
     counts = stage.settled_counts(allow_missing=allow_missing)
     areas = None
-    if options.min_size > 1:
+    if options.filters_sizes:
         areas = _areas_by_tile(stage)
     return build_lut(
         edges.select(joined_pairs(edges, counts, options)),
         counts,
         areas=areas,
         min_size=options.min_size,
+        max_size=options.max_size,
         sequential=options.sequential,
     )
 

@@ -7,18 +7,16 @@ it. Pixels are read when they are looked at, level by level.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from patchworks_core.errors import ImageError
 from patchworks_core.grid import TileGrid
 from patchworks_core.image import Image, open_image
 from patchworks_core.image_metadata import contrast
-from patchworks_core.regions import Region
+from patchworks_core.loading import Slices, as_dask
 from patchworks_core.report import overlay_picture, overview_region
 from patchworks_core.storage import as_path
 
@@ -35,29 +33,6 @@ _LENGTHS = ("angstrom", "picometer", "nanometer", "micrometer", "millimeter", "c
 _TIMES = ("microsecond", "millisecond", "second", "minute", "hour", "day")
 _UNITS = frozenset({*_LENGTHS, *_TIMES, "inch"})
 """Units that napari can compare; others are shown as pixels."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Sliced:
-    """An image as an array that is read where it is sliced."""
-
-    image: Image
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.image.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.image.dtype
-
-    @property
-    def ndim(self) -> int:
-        return self.image.ndim
-
-    def __getitem__(self, index: tuple[slice, ...]) -> npt.NDArray[Any]:
-        bounds = [part.indices(n) for part, n in zip(index, self.shape, strict=True)]
-        return self.image.read(Region(tuple(b[0] for b in bounds), tuple(b[1] for b in bounds)))
 
 
 def layers_of(image: Image, labels: Image | None = None, grid: TileGrid | None = None) -> Any:
@@ -131,14 +106,12 @@ def _levels(image: Image, channel: int | None) -> list[Image]:
 
 def _lazy(image: Image) -> Any:
     """Return the pixels as a Dask array of chunks worth a read each."""
-    import dask.array
-
     stored = image.chunks or (1,) * image.ndim
     chunks = tuple(
         c * ceil(LOADED_AT_ONCE / c) if axis in "yx" else c
         for c, axis in zip(stored, image.axes, strict=True)
     )
-    return dask.array.from_array(_Sliced(image), chunks=chunks, name=False, fancy=False)
+    return as_dask(image, chunks)
 
 
 def _place(image: Image, axes: str) -> dict[str, Any]:
@@ -232,7 +205,7 @@ def picture_of(image: Image, labels: Image | None = None, grid: TileGrid | None 
             f"labels over an image need its shape, got {labels.shape!r} over {image.shape!r}; "
             "choose the level they were made at"
         )
-    shown: Any = np.broadcast_to(np.int32(0), image.shape) if labels is None else _Sliced(labels)
+    shown: Any = np.broadcast_to(np.int32(0), image.shape) if labels is None else Slices(labels)
     if grid is None:
         whole = tuple(n if a in "zyx" else 1 for n, a in zip(image.shape, image.axes, strict=True))
         grid = TileGrid(image.axes, image.shape, whole, (0,) * image.ndim)

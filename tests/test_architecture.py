@@ -18,48 +18,62 @@ CORE = """
     # floor 0: values and failures
     regions errors
     # floor 1: the plan of tiles, the function, the machine
-    grid segmentation devices faults budget workers peak
+    grid function_versions segmentation devices faults budget workers peak
+    sizing model_sizing dask_clients progress_bars
     # floor 2: arrays in, arrays out; no disk
-    thresholds bins statistics labels strips edges pairs rules lut objects pictures agreement
-    in_memory seam_faces seams
+    thresholds bins tile_statistics statistics labels strips edges pairs rules lut object_sums
+    objects pictures agreement in_memory seam_faces seams places operations
+    label_filters holes intensities contingency
     # floor 3: one task over many tiles
-    engine
+    engine compute
     # floor 4: reading and writing
-    readers readers.locations readers.opened readers.tiff_metadata
+    readers readers.locations readers.opened readers.tiff_metadata readers.plate readers.bioio
     readers.memory readers.raster readers.tiff readers.ome_zarr readers.zarr_node readers.sources
-    image storage plan stage apply pyramid ngff report
+    storage image targets loading processed occupancy relabel plan stage apply pyramid ngff report
+    image_metadata averaging layout convert viewing
+    label_source
     # floor 5: the six steps
-    steps
+    staging steps
+    tilewise hole_filling size_filter
     # floor 6: the façade
-    pilot_samples pilot provenance job process merge
+    pilot_samples pilot provenance tile_count job choices estimate process to_ome_zarr merge
+    filtering
+    postprocess measurements relations
 """
 
 PLUGINS = """
-    errors segmentation statistics
+    errors segmentation statistics devices faults regions places operations
     plugins plugins.threshold plugins.watershed
+    plugins.neighbourhoods plugins.filters plugins.background
+    plugins.shading plugins.flat_field
+    plugins.normalization plugins.models
+    plugins.cellpose_eval plugins.cellpose_package plugins.cellpose
+    plugins.stardist_package plugins.stardist
 """
-"""Plugins stand beside the house: these three are all they may use of it."""
+"""Plugins stand beside the house: these first eight are all they may use of it."""
 
 PIPELINE = """
     # floor 0: names, and what is told
-    demo metadata partitions progress home launcher
+    demo metadata partitions progress home launcher event_storage event_storage_postgres
     # floor 1: what lies on disk, and what is said of it
     deployed acquisitions events progress_bars records
-    alerts retention landing clusters
+    alerts retention landing clusters stage_reading throughput planned
     # floor 2: deployment
-    resources tile_pool tile_events serving
+    resources tile_pool tile_log tile_events serving
     # floor 3: assets
     assets.acquiring assets.staging assets.merging assets.reporting assets
     # floor 4: what starts runs
     jobs alert_sensors sensors retention schedules definitions
     # floor 5: the command line
-    terminal cli_options runs pilot_command cli
+    status terminal cli_options runs pilot_command segment_command convert_command view_command cli
 """
 
 PURE = {
     *("regions", "errors", "grid", "segmentation", "faults", "thresholds", "bins", "statistics"),
+    *("tile_statistics",),
     *("labels", "strips", "edges", "pairs", "rules", "lut", "objects", "pictures", "agreement"),
-    *("in_memory", "seam_faces", "seams"),
+    *("in_memory", "seam_faces", "seams", "averaging", "places", "operations"),
+    *("object_sums", "label_filters", "holes", "intensities", "contingency"),
 }
 """Modules of the core that must not know where anything is kept."""
 
@@ -69,10 +83,7 @@ MAX_LINES = 320
 
 LONGER = {
     "patchworks_core.grid": 400,
-    "patchworks_core.objects": 390,
     "patchworks_core.pictures": 400,
-    "patchworks_core.statistics": 340,
-    "patchworks_pipeline.cli": 370,
     "patchworks_pipeline.sensors": 400,
 }
 """Modules that wait to be split; none may grow, and one that was split leaves this table."""
@@ -114,12 +125,13 @@ def may_use() -> dict[str, set[str]]:
     """Return, for every module of the tables, what it may import."""
     allowed: dict[str, set[str]] = {}
     core = [f"patchworks_core.{name}" for name in names_of(CORE)]
-    for i, name in enumerate([*core, "patchworks_core"]):
+    for i, name in enumerate(core):
         allowed[name] = set(core[:i])
     plugins = [f"patchworks_core.{name}" for name in names_of(PLUGINS)]
     for i, name in enumerate(plugins):
         if ".plugins" in name:
             allowed[name] = set(plugins[:i])
+    allowed["patchworks_core"] = {*core, *plugins}
     pipeline = [f"patchworks_pipeline.{name}" for name in names_of(PIPELINE)]
     for i, name in enumerate(pipeline):
         allowed[name] = {*core, "patchworks_core", *pipeline[:i]}

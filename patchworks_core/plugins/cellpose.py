@@ -79,7 +79,7 @@ def _prepare(parameters: Mapping[str, Any]) -> str:
             "the segmentation function 'cellpose' needs model=, the path of weights or the name of "
             f"a Cellpose model, got {given.get('model')!r}"
         )
-    _check_channels(given.get("channels"), given.get("nuclei_channel"))
+    _check_channels(given.get("channels"))
     check_normalize(given["normalize"], given["percentiles"])
     for name in ("diameter", "anisotropy", "batch_size"):
         if given.get(name) is not None and not given[name] > 0:
@@ -92,18 +92,18 @@ def _prepare(parameters: Mapping[str, Any]) -> str:
     return f"cellpose=={version} weights:{weights}"
 
 
-def _check_channels(channels: object, nuclei_channel: object) -> None:
-    """Raise SegmentationError where more than the one channel of a tile is asked for."""
-    if nuclei_channel is None and (channels is None or channels in ([0, 0], (0, 0))):
+def _check_channels(channels: object) -> None:
+    """Raise SegmentationError where channels are numbered as within a tile, which holds one."""
+    if channels is None or channels in ([0, 0], (0, 0)):
         return
     raise SegmentationError(
-        f"tiles hold one channel, got channels={channels!r} and nuclei_channel={nuclei_channel!r}; "
-        "choose the channel with channel= of tile_process or of the acquisition, and leave both "
-        "out: Cellpose segments a channel by itself"
+        f"tiles hold one channel, got channels={channels!r}; choose the cells with channel= of "
+        "tile_process or of the acquisition, the nuclei with nuclei_channel=, and leave channels "
+        "out"
     )
 
 
-@declare(merge="overlap", version="1", prepare=_prepare)
+@declare(merge="overlap", version="1", prepare=_prepare, companions={"nuclei": "nuclei_channel"})
 def cellpose(
     tile: Array,
     *,
@@ -121,7 +121,9 @@ def cellpose(
     batch_size: int = 8,
     model_options: Mapping[str, Any] | None = None,
     channels: Sequence[int] | None = None,
-    nuclei_channel: int | None = None,
+    nuclei_channel: int | str | None = None,
+    nuclei: Array | None = None,
+    nuclei_statistics: ImageStatistics | None = None,
     **eval_options: Any,
 ) -> npt.NDArray[np.int32]:
     """Label cells or nuclei with a Cellpose model.
@@ -156,8 +158,15 @@ def cellpose(
         Patches in the network at once; fewer where the memory of the GPU is short.
     model_options : mapping, optional
         Further arguments of `CellposeModel`, such as ``{"use_bfloat16": False}`` in Cellpose 4.
-    channels, nuclei_channel
-        Refused with what to do instead: tiles hold one channel. ``[0, 0]`` is taken for none.
+    channels : sequence of int, optional
+        Refused with what to do instead: channels are chosen when the image is opened. ``[0, 0]`` is
+        taken for none.
+    nuclei_channel : int or str, optional
+        Channel of the image with the nuclei, for models that take cells and nuclei together.
+    nuclei : ndarray, optional
+        Its pixels in this tile, and
+    nuclei_statistics : ImageStatistics, optional
+        its statistics: both are given by what runs the tiles.
     **eval_options
         ``augment``, ``bsize``, ``flow3D_smooth``, ``niter``, ``resample`` or ``tile_overlap``.
 
@@ -175,15 +184,21 @@ def cellpose(
     A process holds one model, loaded with its first tile. Merge with the rule ``overlap`` and a
     halo of about one diameter: Cellpose tells touching cells apart.
     """
-    _check_channels(channels, nuclei_channel)
+    _check_channels(channels)
     volume = _checked_volume(tile, do_3D)
     bounds = value_range(tile, normalize=normalize, percentiles=percentiles, statistics=statistics)
     if bounds is None:  # all pixels are the same
         return np.zeros(tile.shape, np.int32)
-    bounds = bounds[::-1] if invert else bounds
+    seen = [(volume, bounds[::-1] if invert else bounds)]
+    if nuclei is not None:
+        beside = value_range(
+            nuclei, normalize=normalize, percentiles=percentiles, statistics=nuclei_statistics
+        )
+        if beside is not None:  # where all pixels are the same, the channel is blank
+            seen.append((_checked_volume(nuclei, do_3D), beside))
     loaded = _loaded(model, gpu, dict(model_options or {}), batch_size)
     arguments = eval_arguments(
-        bounds,
+        *(found for _, found in seen),
         n_channels=n_channels_of(loaded.model),
         is_volume=volume.ndim == 3,
         diameter=diameter,
@@ -192,7 +207,10 @@ def cellpose(
         cellprob_threshold=cellprob_threshold,
         **eval_options,
     )
-    pixels = padded(finite_pixels(volume, bounds[0]), bounds[0], n_channels_of(loaded.model))
+    pixels = padded(
+        [(finite_pixels(found, low), low) for found, (low, _) in seen],
+        n_channels_of(loaded.model),
+    )
     labels = run_in_memory(
         loaded,
         lambda size: loaded.model.eval(pixels, batch_size=size, **arguments)[0],
@@ -202,7 +220,9 @@ def cellpose(
     return labels.reshape(tile.shape).astype(np.int32)
 
 
-_NAMED = frozenset(inspect.signature(cellpose).parameters) - {"tile", "eval_options"}
+_NAMED = frozenset(inspect.signature(cellpose).parameters) - {
+    *("tile", "nuclei", "nuclei_statistics", "eval_options"),
+}
 """Parameters of `cellpose` that it names."""
 
 
@@ -213,7 +233,7 @@ def cellpose_fn(
     diameter: float | None = None,
     do_3D: bool = False,
     channels: Sequence[int] | None = None,
-    nuclei_channel: int | None = None,
+    nuclei_channel: int | str | None = None,
     anisotropy: float | None = None,
     normalize: Normalize = "global",
     **options: Any,

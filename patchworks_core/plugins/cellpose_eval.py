@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,7 @@ EVAL_OPTIONS = ("augment", "bsize", "flow3D_smooth", "niter", "resample", "tile_
 
 
 def eval_arguments(
-    bounds: tuple[float, float],
-    *,
+    *bounds: tuple[float, float],
     n_channels: int,
     is_volume: bool,
     anisotropy: float | None,
@@ -38,10 +38,10 @@ def eval_arguments(
 
     Parameters
     ----------
-    bounds : (float, float)
-        Values that become 0 and 1.
+    *bounds : (float, float)
+        Values that become 0 and 1, of each channel that is not blank.
     n_channels : int
-        Channels of the pixels, the last axis; all but the first are blank.
+        Channels of the pixels, the last axis; those beyond `bounds` are blank.
     is_volume : bool
         Whether the pixels are (z, y, x, channel) rather than (y, x, channel).
     anisotropy : float, optional
@@ -61,7 +61,7 @@ def eval_arguments(
     [[2, 9], [0.0, 1.0]]
     """
     normalize = {
-        "lowhigh": [list(bounds), *[[0.0, 1.0]] * (n_channels - 1)],
+        "lowhigh": [*map(list, bounds), *[[0.0, 1.0]] * (n_channels - len(bounds))],
         "percentile": None,
         "normalize": True,
         "norm3D": is_volume,
@@ -84,27 +84,26 @@ def eval_arguments(
     return arguments
 
 
-def padded(pixels: npt.NDArray[np.float32], blank: float, n_channels: int) -> Array:
+def padded(channels: Sequence[tuple[npt.NDArray[np.float32], float]], n_channels: int) -> Array:
     """Return the pixels with channels last, no axis 1 wide: Cellpose 3 would squeeze it away.
 
     Parameters
     ----------
-    pixels : ndarray of float32
-        (y, x) or (z, y, x).
-    blank : float
-        Value of pixels that are added.
+    channels : sequence of (ndarray of float32, float)
+        Pixels (y, x) or (z, y, x), and the value of those that are added.
     n_channels : int
-        The first is `pixels`, the others are 0.
+        Those beyond `channels` are 0.
 
     Examples
     --------
-    >>> padded(np.ones((1, 3), "float32"), 0, n_channels=2).shape
+    >>> padded([(np.ones((1, 3), "float32"), 0.0)], n_channels=2).shape
     (2, 3, 2)
     """
-    wide = tuple(max(2, n) for n in pixels.shape)
-    result = np.zeros((*wide, n_channels), np.float32)
-    result[..., 0] = blank
-    result[..., 0][tuple(slice(n) for n in pixels.shape)] = pixels
+    shape = channels[0][0].shape
+    result = np.zeros((*(max(2, n) for n in shape), n_channels), np.float32)
+    for i, (pixels, blank) in enumerate(channels):
+        result[..., i] = blank
+        result[..., i][tuple(slice(n) for n in shape)] = pixels
     return result
 
 

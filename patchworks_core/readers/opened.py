@@ -17,6 +17,8 @@ from patchworks_core.grid import AXES, SPATIAL_AXES
 DROPPED = "-"
 """Stands for a file axis of size 1 that is left out of the image."""
 
+_PIXEL_KINDS = "buif"
+
 _RULE = {1: "x", 2: "yx", 3: "zyx"}
 
 
@@ -160,6 +162,14 @@ def check_level(level: int, shapes: Sequence[tuple[int, ...]], where: str) -> No
         count = f"{len(shapes)} level" + "s" * (len(shapes) > 1)
         listed = ", ".join(f"{i}: {tuple(shape)!r}" for i, shape in enumerate(shapes))
         raise ImageError(f"no level {level!r} in {where}, which has {count} ({listed})")
+
+
+def check_dtype(dtype: Any, where: str) -> None:
+    """Raise ImageError unless pixels are numbers or booleans."""
+    if getattr(dtype, "kind", "?") not in _PIXEL_KINDS or dtype.fields is not None:
+        raise ImageError(
+            f"pixels must be bool, integers or floats, got {str(dtype)!r} in {where}; convert them"
+        )
 
 
 def choose_channel(channel: int | str | None, opened: Opened, where: str) -> int | None:

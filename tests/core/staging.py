@@ -12,7 +12,8 @@ from patchworks_core.plan import make_plan
 from patchworks_core.rules import MergeOptions
 from patchworks_core.segmentation import declare, segmentation_of
 from patchworks_core.stage import Stage
-from patchworks_core.steps import look_up, pair_tiles, stage_blocks
+from patchworks_core.staging import stage_blocks
+from patchworks_core.steps import look_up, pair_tiles
 
 TOUCHING = MergeOptions("touching", 1)
 

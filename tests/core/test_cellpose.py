@@ -261,7 +261,7 @@ def test_it_pickles_without_the_model(recorded, weights):
         ({"diameter": 0}, "diameter must be above 0, got 0"),
         ({"batch_size": 0}, "batch_size must be above 0, got 0"),
         ({"anisotropy": -1}, "anisotropy must be above 0, got -1"),
-        ({"nuclei_channel": 1}, "tiles hold one channel, got channels=None and nuclei_channel=1"),
+        ({"nuclei": 1}, "no parameter 'nuclei'"),
         ({"channels": [2, 3]}, r"tiles hold one channel, got channels=\[2, 3\]"),
         ({"normalize": False}, "normalize must be 'global', 'tile', or two values"),
         ({"normalize": (5, 5)}, r"normalize must be .* got \[5, 5\]"),
@@ -375,6 +375,25 @@ def test_a_plane_is_given_with_its_blank_channels_and_comes_back_in_its_shape(
     assert min(given.shape) > 1
     assert not given[..., 1:].any()
     assert recorded.calls[0]["do_3D"] is False
+
+
+def test_cells_and_nuclei_are_two_channels_each_with_its_own_bounds(recorded, weights):
+    cells, nuclei = np.full((30, 20), 50, np.uint8), np.full((30, 20), 9, np.uint8)
+    nuclei[:5] = 3
+    fn = cellpose_fn(weights, nuclei_channel="DAPI", normalize=(0, 60))
+    assert fn.companions == {"nuclei": "DAPI"}
+    fn(cells, nuclei=nuclei)
+    given = recorded.pixels[0]
+    np.testing.assert_array_equal(given[..., 0], cells)
+    np.testing.assert_array_equal(given[..., 1], nuclei)
+    assert recorded.calls[0]["normalize"]["lowhigh"][:2] == [[0, 60], [0, 60]]
+
+
+def test_each_channel_is_normalised_by_its_own_percentiles(recorded, weights):
+    pixels = np.stack([np.arange(600.0).reshape(30, 20), np.arange(600.0).reshape(30, 20) / 10])
+    fn = cellpose_fn(weights, nuclei_channel=1, percentiles=(0, 100))
+    tile_process(pixels, fn, axes="cyx", tile_shape=-1)
+    assert recorded.calls[0]["normalize"]["lowhigh"][:2] == [[0, 599], [0, pytest.approx(59.9)]]
 
 
 @pytest.mark.parametrize("shape", [(4, 30, 20), (4, 1, 20), (4, 30, 1)])

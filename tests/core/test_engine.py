@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchworks_core.engine import map_tiles, results
+from patchworks_core.engine import Outcome, in_order, map_tiles, results
 from patchworks_core.errors import PlanError
 from patchworks_core.workers import Workers
 
@@ -186,3 +186,10 @@ def test_results_are_values_or_the_first_failure_with_its_traceback():
 def test_workers_that_cannot_be_are_refused(arguments, words):
     with pytest.raises(PlanError, match=words):
         Workers(*arguments)
+
+
+def test_outcomes_come_in_the_order_of_their_items_when_asked():
+    outcomes = [Outcome(item, item * 10, None, 0.0) for item in (2, 0, 3, 1)]
+    assert [o.value for o in in_order(outcomes, range(4))] == [0, 10, 20, 30]
+    waited = in_order(iter(outcomes), range(4))
+    assert next(waited).item == 0

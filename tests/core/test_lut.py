@@ -93,7 +93,7 @@ def test_pieces_that_are_small_one_by_one_are_kept_where_they_are_large_together
 
 
 def test_a_least_size_needs_areas():
-    with pytest.raises(ValueError, match="min_size needs the area of every staged label, got none"):
+    with pytest.raises(ValueError, match="needs the area of every staged label, got none"):
         build([1], [], min_size=5)
 
 

@@ -19,7 +19,8 @@ from patchworks_core.plan import Plan
 from patchworks_core.rules import MergeOptions
 from patchworks_core.segmentation import declare
 from patchworks_core.stage import Stage
-from patchworks_core.steps import pair_tiles, stage_blocks
+from patchworks_core.staging import stage_blocks
+from patchworks_core.steps import pair_tiles
 from patchworks_core.strips import HIGH, LOW, strip_axes
 
 from .oracles import assert_same_partition
@@ -46,7 +47,7 @@ def crash_at(name: str, stage: Stage, monkeypatch) -> None:
 
 def staged_tile(stage, key, image):
     """Run one block as the stage step does, in this thread."""
-    from patchworks_core.steps import _StageTask
+    from patchworks_core.staging import _StageTask
 
     return _StageTask(image, stage, label_components)(stage.grid.block_of_key(key))
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from patchworks_core import declare
+
 MARK = 60_000
 """Value of the object that `fails_at_mark` cannot segment."""
 
@@ -36,3 +38,16 @@ def fails_at_mark(tile):
 def negative(tile):
     """What no segmentation function may return."""
     return np.full(tile.shape, -1)
+
+
+@declare(version="1", companions={"nuclei": "nuclei_channel"})
+def with_nuclei(tile, *, nuclei_channel=None, nuclei=None, nuclei_statistics=None):
+    """The true labels of pixels whose nuclei channel is above its mean over the whole image."""
+    return np.where(nuclei > nuclei_statistics.mean, tile, 0).astype(np.int64)
+
+
+def only_signal(tile):
+    """The true labels; a tile without any is an error."""
+    if not tile.any():
+        raise ValueError("no signal")
+    return tile.astype(np.int64)
