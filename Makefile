@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 
-.PHONY: demo test lint check ui bench clean
+.PHONY: demo test lint check ui docs bench clean
 
 demo: $(VENV)/.installed ## segment a real micrograph through all assets
 	$(BIN)/patchworks demo
@@ -23,6 +23,9 @@ lint: $(VENV)/.installed-dev ## ruff and mypy
 
 check: lint test ## what must be green before anything lands
 
+docs: $(VENV)/.installed-docs ## the documentation site, into build/site; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 bench: $(VENV)/.installed-dev ## figures on the images beside the checkout
 	$(BIN)/python benchmarks/real_images.py
 
@@ -35,5 +38,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
 clean: ## remove the environment and what the demo made
-	rm -rf $(VENV) .patchworks
+	rm -rf $(VENV) .patchworks build
