@@ -16,7 +16,6 @@ from patchworks_core.errors import (
     PlanError,
     SegmentationError,
     StageError,
-    TilesFailedError,
 )
 from patchworks_pipeline.cli_options import (
     Axes,
@@ -35,11 +34,11 @@ from patchworks_pipeline.cli_options import (
     WorkerCount,
     channel_of,
     numbers_of,
-    one_or_all,
-    overlap_of,
     parameters,
 )
+from patchworks_pipeline.convert_command import convert
 from patchworks_pipeline.pilot_command import pilot
+from patchworks_pipeline.segment_command import segment
 from patchworks_pipeline.terminal import (
     BAD_INPUT,
     TILES_FAILED,
@@ -49,6 +48,7 @@ from patchworks_pipeline.terminal import (
     say,
     say_error,
 )
+from patchworks_pipeline.view_command import view
 
 INPUT_ERRORS = (ImageError, PlanError, SegmentationError)
 
@@ -256,62 +256,12 @@ def _known_images(image: str | None, home: Path) -> Iterator[tuple[Any, list[Any
 
 
 @app.command()
-def segment(
-    image: Annotated[str, typer.Argument(help="Path or URL of an image.", show_default=False)],
-    output: Annotated[
-        str, typer.Option("-o", "--output", help="OME-Zarr to write labels/<name> into.")
-    ],
-    segmentation: Annotated[str, typer.Option(help="As for run.")] = "watershed",
-    param: Param = None,
-    tile_shape: TileShape = "1024",
-    overlap: Overlap = "32",
-    channel: Channel = "0",
-    level: Level = 0,
-    axes: Axes = None,
-    merge: Merge = "auto",
-    min_iou: MinIou = 0.3,
-    min_size: MinSize = 0,
-    name: Annotated[str, typer.Option(help="Of the label image.")] = "labels",
-    workers: WorkerCount = 1,
-    worker_kind: Kind = "threads",
-    resume: Annotated[bool, typer.Option(help="Take up an interrupted call.")] = False,
-) -> None:
-    """Segment one image with the library alone: no Dagster, no home."""
-    from patchworks_core import open_image, segment_to_ome_zarr, segmentation_of
-    from patchworks_core.rules import MergeOptions
-    from patchworks_core.workers import Workers
-    from patchworks_pipeline.progress import report
-    from patchworks_pipeline.progress_bars import progress_bars
-
-    try:
-        opened = open_image(image, channel=channel_of(channel), level=level or 0, axes=axes)
-        with progress_bars(image, console):
-            written = segment_to_ome_zarr(
-                opened,
-                segmentation_of(segmentation, parameters(param or [])),
-                output,
-                name=name,
-                tile_shape=one_or_all(numbers_of("--tile-shape", tile_shape)),
-                overlap=overlap_of(overlap),
-                options=MergeOptions(merge, None, min_iou, min_size),  # type: ignore[arg-type]
-                workers=Workers(workers or 1, worker_kind),  # type: ignore[arg-type]
-                progress=report,
-                resume=resume,
-            )
-    except INPUT_ERRORS as error:
-        fail(str(error), BAD_INPUT)
-    except TilesFailedError as error:
-        fail(str(error), TILES_FAILED)
-    say(f"{written.n_objects} objects\n  labels  {written.path}")
-
-
-@app.command()
 def status(
     image: Annotated[str | None, typer.Argument(help="Key or path of one image.")] = None,
     home: Home = Path(".patchworks"),
 ) -> None:
-    """Show how far images are: tiles staged, failed and missing, objects, where the labels are."""
-    from patchworks_pipeline.runs import status_of
+    """Show how far images are: their tiles, objects and labels; and which ones were refused."""
+    from patchworks_pipeline.status import refusals, status_of
 
     with _known_images(image, home) as (_, folders):
         numbers = ("tiles", "staged", "failed", "missing", "objects")
@@ -324,6 +274,8 @@ def status(
             for failure in folder.failures() if image else ():
                 failed = f"{folder.key}/{failure.block}: {failure.error_type}: {failure.message}"
                 say(failed, on=errors)
+        for refusal in () if image else refusals():
+            say(refusal, on=errors)
     console.print(table)
     for line in labels:
         say(line)
@@ -359,7 +311,10 @@ def demo(
     raise typer.Exit(code)
 
 
+app.command()(segment)
 app.command()(pilot)
+app.command()(convert)
+app.command()(view)
 
 if __name__ == "__main__":
     app()

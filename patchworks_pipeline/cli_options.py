@@ -14,7 +14,10 @@ Home = Annotated[
 ]
 SegmentationOption = Annotated[
     str | None,
-    typer.Option("--segmentation", help="threshold, watershed, a plugin, or module:function."),
+    typer.Option(
+        "--segmentation",
+        help="threshold, watershed, cellpose, stardist, a plugin, or module:function.",
+    ),
 ]
 Param = Annotated[
     list[str] | None,

@@ -19,6 +19,7 @@ import dagster as dg
 import yaml
 from pydantic import Field
 
+from patchworks_core.dask_clients import refuse_in_process
 from patchworks_core.errors import PlanError
 from patchworks_pipeline.deployed import Deployed
 
@@ -84,17 +85,3 @@ class DaskCluster(Deployed):
             refuse_in_process(client)
             client.wait_for_workers(1, timeout=self.seconds_to_wait)
             yield client
-
-
-def refuse_in_process(client: Any) -> None:
-    """Raise PlanError where the workers of a Dask client are threads of this process.
-
-    They share the lock that a segmentation function may hold, so heartbeats stop and the cluster
-    takes its workers for dead; and a function that crashes takes the run along.
-    """
-    address = client.scheduler.address
-    if address.startswith("inproc://"):
-        raise PlanError(
-            f"the Dask client at {address} has its workers in this process; start worker "
-            "processes: cluster: {local: {processes: true}}, or give the address of a scheduler"
-        )

@@ -1,4 +1,8 @@
-"""The code location: everything Dagster is to know, named explicitly."""
+"""The code location: everything Dagster is to know, named explicitly.
+
+Dagster loads `deployed`, which heeds what the home says of backfills. What runs in this process
+takes `defs`, for which nothing is looked up.
+"""
 
 import dagster as dg
 
@@ -8,42 +12,56 @@ from patchworks_pipeline.clusters import DaskCluster
 from patchworks_pipeline.resources import (
     AcquisitionSource,
     Automation,
+    Backfills,
     ComputeBudget,
     GpuPool,
     LabelStore,
     Segmentation,
 )
 
-defs = dg.Definitions(
-    assets=[
-        assets.image,
-        assets.image_statistics,
-        assets.staged_labels,
-        assets.boundary_pairs,
-        assets.global_lut,
-        assets.merged_labels,
-        assets.object_table,
-        assets.quality_report,
-    ],
-    jobs=[jobs.plan_image, jobs.stage_tiles, jobs.merge_image, retention.retire_images],
-    sensors=[
-        sensors.landing_sensor,
-        sensors.staging_sensor,
-        sensors.merging_sensor,
-        alert_sensors.run_failure_alerts,
-        alert_sensors.check_failure_alerts,
-    ],
-    schedules=schedules.SCHEDULES,
-    resources={
-        "store": LabelStore(),
-        "source": AcquisitionSource(),
-        "segmentation": Segmentation(),
-        "budget": ComputeBudget(),
-        "gpus": GpuPool(),
-        "cluster": DaskCluster(),
-        "automation": Automation(),
-        "alerts": Alerts(),
-    },
-    # Steps are few and short, and staging fans out by itself: a process per step costs seconds.
-    executor=dg.in_process_executor,
-)
+
+def definitions(backfills: Backfills) -> dg.Definitions:
+    """Return everything Dagster is to know."""
+    staged_labels = assets.staged_labels.with_attributes(backfill_policy=backfills.policy())
+    return dg.Definitions(
+        assets=[
+            assets.image,
+            assets.image_statistics,
+            staged_labels,
+            assets.boundary_pairs,
+            assets.global_lut,
+            assets.merged_labels,
+            assets.object_table,
+            assets.quality_report,
+        ],
+        jobs=[jobs.plan_image, jobs.stage_tiles, jobs.merge_image, retention.retire_images],
+        sensors=[
+            sensors.landing_sensor,
+            sensors.staging_sensor,
+            sensors.merging_sensor,
+            alert_sensors.run_failure_alerts,
+            alert_sensors.check_failure_alerts,
+        ],
+        schedules=schedules.SCHEDULES,
+        resources={
+            "store": LabelStore(),
+            "source": AcquisitionSource(),
+            "segmentation": Segmentation(),
+            "budget": ComputeBudget(),
+            "gpus": GpuPool(),
+            "cluster": DaskCluster(),
+            "automation": Automation(),
+            "alerts": Alerts(),
+        },
+        # Steps are few and short, and staging fans out by itself: a process per step costs seconds.
+        executor=dg.in_process_executor,
+    )
+
+
+defs = definitions(Backfills())
+
+
+@dg.definitions
+def deployed() -> dg.Definitions:
+    """Return the definitions of this home; they are loaded again with the code location."""
+    return definitions(Backfills().of_home())

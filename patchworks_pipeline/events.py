@@ -27,9 +27,9 @@ IN_PROGRESS = [
 BACKFILL_JOB = "__ASSET_JOB"
 """Job of the runs that the UI starts for a selection of assets."""
 
-REREAD = 20
-"""Events before the cursor that are read again: with several writers a database may show one event
-after a later one."""
+REREAD = 250
+"""Events before the cursor that are read again: with several writers a database may show events
+after later ones, as many as each writes together (see `patchworks_pipeline.tile_log`)."""
 
 
 @dataclass(frozen=True, slots=True)

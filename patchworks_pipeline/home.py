@@ -22,6 +22,13 @@ DEFAULT_HOME = ".patchworks"
 SETTINGS = "patchworks.yaml"
 """File in the home with the settings of the deployment."""
 
+BATCH_VARIABLE = "DAGSTER_EVENT_BATCH_SIZE"
+"""Where this is set, Dagster hands what a new run plans, an event per tile, to its storage at once.
+
+`patchworks_pipeline.event_storage` then writes it at once."""
+
+EVENTS_TOGETHER = "1000"
+
 
 def home_folder() -> Path:
     """Return the home of this process."""
@@ -51,4 +58,8 @@ def opening(home: Path) -> Iterator[None]:
 
 def home_environment(home: Path) -> dict[str, str]:
     """Return the variables that point Dagster and patchworks to a home."""
-    return {HOME_VARIABLE: str(home), "DAGSTER_HOME": str(home / "dagster")}
+    return {
+        HOME_VARIABLE: str(home),
+        "DAGSTER_HOME": str(home / "dagster"),
+        BATCH_VARIABLE: os.environ.get(BATCH_VARIABLE, EVENTS_TOGETHER),
+    }

@@ -27,6 +27,9 @@ decided by the stage's own counts. Custom mappings would be ignored by the daemo
 _LEGAL = re.compile(r"[^A-Za-z0-9._-]+")
 
 SUFFIXES = (
+    ".ome.zarr.zip",
+    ".zarr.zip",
+    ".ozx",
     ".ome.zarr",
     ".ome.tiff",
     ".ome.tif",
@@ -39,6 +42,9 @@ SUFFIXES = (
     ".jpg",
     ".bmp",
     ".npy",
+    ".czi",
+    ".lif",
+    ".nd2",
 )
 """Endings of what can be read; the longer ones first."""
 

@@ -37,8 +37,8 @@ from patchworks_core.ngff import LabelImage
 from patchworks_core.plan import Plan
 from patchworks_core.rules import MergeOptions
 from patchworks_core.stage import Stage
+from patchworks_core.staging import StagedBlock
 from patchworks_core.statistics import ImageStatistics
-from patchworks_core.steps import StagedBlock
 from patchworks_core.storage import remove, write_bytes, write_text
 
 LABEL_NAME = "labels"

@@ -4,6 +4,7 @@ import os
 from dataclasses import replace
 from typing import Any, ClassVar, cast
 
+import dagster as dg
 import numpy as np
 from pydantic import Field
 from upath import UPath
@@ -18,7 +19,7 @@ from patchworks_core.budget import (
 from patchworks_core.devices import Device, granted_devices, slots_on
 from patchworks_core.errors import ImageError
 from patchworks_core.pilot import recommend_overlap
-from patchworks_core.plan import Plan
+from patchworks_core.plan import FROM_IMAGE, Plan
 from patchworks_core.rules import MergeOptions
 from patchworks_core.segmentation import Segmentation as SegmentationFunction
 from patchworks_core.segmentation import segmentation_of
@@ -127,6 +128,25 @@ class Automation(Deployed):
         return None
 
 
+class Backfills(Deployed):
+    """How a backfill of tiles is cut into runs; read when the code location is loaded."""
+
+    section: ClassVar[str] = "backfills"
+
+    max_partitions_per_run: int = Field(
+        default=0,
+        ge=0,
+        description="Tiles of one run at most, so that several machines share a backfill, or that "
+        "a run ends within a night; 0 is one run for all.",
+    )
+
+    def policy(self) -> dg.BackfillPolicy:
+        """Return this as Dagster has it."""
+        if self.max_partitions_per_run == 0:
+            return dg.BackfillPolicy.single_run()
+        return dg.BackfillPolicy.multi_run(self.max_partitions_per_run)
+
+
 class Segmentation(Deployed):
     """The segmentation function of images that do not name their own, and how it is tiled."""
 
@@ -157,6 +177,11 @@ class Segmentation(Deployed):
     min_size: int = Field(
         default=0, description="Merged objects of fewer pixels become background."
     )
+    skip_empty: bool = Field(default=False, description="Leave tiles without signal unsegmented.")
+    empty_threshold: float | None = Field(
+        default=None,
+        description="Brightest value that is background; by default the image's histogram says.",
+    )
     max_tile_partitions: int = Field(
         default=5000, description="Tile partitions of one image; more tiles are grouped in blocks."
     )
@@ -175,7 +200,14 @@ class Segmentation(Deployed):
             "tile_shape": tile_shape[0] if len(tile_shape) == 1 else tile_shape,
             "overlap": overlap[0] if len(overlap) == 1 else overlap,
             "max_blocks": self.max_tile_partitions,
+            "empty_threshold": self._empty_threshold(),
         }
+
+    def _empty_threshold(self) -> float | str | None:
+        """Return what a plan says of empty tiles."""
+        if self.empty_threshold is not None:
+            return self.empty_threshold
+        return FROM_IMAGE if self.skip_empty else None
 
     def piloted(self, acquisition: Acquisition) -> Acquisition:
         """Return the acquisition with the overlap and the rule that a pilot recommends.

@@ -22,6 +22,7 @@ from patchworks_pipeline.home import home_environment, opening, prepare_home
 from patchworks_pipeline.partitions import images, tile_keys
 from patchworks_pipeline.records import Acquisition, ImageFolder, TileFailure
 from patchworks_pipeline.resources import ComputeBudget, LabelStore, Segmentation
+from patchworks_pipeline.tile_events import not_logged
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +141,12 @@ def run_image(
         error = _run(instance, "plan_image", resources, partition_key=folder.key)
         if error:
             return ImageRun(folder, tuple(steps), (), error.message)
-    missing = folder.stage(plan).missing_blocks()
-    if missing:
+    blocks = folder.stage(plan).missing_blocks()
+    # What was staged by a run that was ended before it had logged it is staged no second time.
+    blocks = blocks or not_logged(instance, folder.key, plan.grid.block_keys())
+    if blocks:
         steps.append("stage_tiles")
-        keys = tile_keys(folder.key, missing)
+        keys = tile_keys(folder.key, blocks)
         error = _run(
             instance,
             "stage_tiles",
@@ -284,30 +287,3 @@ def _is_merged(folder: ImageFolder, plan: Plan) -> bool:
         provenance.get("stage") == folder.stage(plan).content()
         and provenance.get("merge") == options.to_dict()
     )
-
-
-def status_of(folder: ImageFolder) -> dict[str, Any]:
-    """Return how far an image is: tiles by state, objects, and where its labels are."""
-    if not folder.has("plan.json"):
-        return {"tiles": 0, "staged": 0, "failed": 0, "missing": 0, "objects": None, "labels": None}
-    plan = folder.plan()
-    missing = _missing_blocks(folder, plan)
-    failed = {failure.block for failure in folder.failures()} & missing
-    labels = folder.labels(plan).path
-    record = labels / "provenance.json"
-    return {
-        "tiles": plan.grid.n_blocks,
-        "staged": plan.grid.n_blocks - len(missing),
-        "failed": len(failed),
-        "missing": len(missing) - len(failed),
-        "objects": json.loads(record.read_text())["n_objects"] if record.exists() else None,
-        "labels": str(labels) if record.exists() else None,
-    }
-
-
-def _missing_blocks(folder: ImageFolder, plan: Plan) -> set[str]:
-    """Return the tile blocks that are not staged; without a stage of the plan, all."""
-    try:
-        return set(folder.stage(plan).missing_blocks())
-    except StageError:
-        return set(plan.grid.block_keys())

@@ -41,7 +41,8 @@ def serve(home: Path, *, host: str, port: int, automation: bool = True) -> int:
     environment = {**os.environ, **home_environment(prepare_home(home))}
     if not automation:
         environment[AUTOMATION_VARIABLE] = "off"
-    with opening(home), dg.DagsterInstance.from_config(environment["DAGSTER_HOME"]):
+    os.environ.update(environment)
+    with opening(home), dg.DagsterInstance.get():
         pass
     commands = [
         [sys.executable, "-m", "dagster_webserver", "-m", MODULE, "-h", host, "-p", str(port)],

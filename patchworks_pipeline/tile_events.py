@@ -1,7 +1,7 @@
 """What a staging run tells while it goes and when it ends: tiles, progress, failures."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -11,10 +11,11 @@ from patchworks_core.errors import ImageError
 from patchworks_core.grid import TileBlock
 from patchworks_core.image import Image
 from patchworks_core.pictures import flatten, png_bytes, thumbnail
-from patchworks_core.steps import StagedBlock
+from patchworks_core.staging import StagedBlock
 from patchworks_pipeline.metadata import picture
 from patchworks_pipeline.progress import report
 from patchworks_pipeline.records import ImageFolder, TileFailure
+from patchworks_pipeline.throughput import Work
 
 SECONDS_BETWEEN_LOG_LINES = 10
 """Progress is logged at most this often."""
@@ -28,28 +29,40 @@ SHOWN_PICTURES = 3
 STAGED_LABELS = "staged_labels"
 
 
-def record_tile(
-    context: dg.AssetExecutionContext, image: str, outcome: Outcome[TileBlock, StagedBlock]
-) -> None:
-    """Log one tile as materialized at once, so that the partition bar fills while the run goes."""
+def staged_tile(image: str, outcome: Outcome[TileBlock, StagedBlock]) -> dg.AssetMaterialization:
+    """Return what is logged of a tile that was staged."""
     staged = outcome.value
     assert staged is not None
-    context.log_event(
-        dg.AssetMaterialization(
-            asset_key=STAGED_LABELS,
-            partition=f"{image}/{staged.key}",
-            metadata={
-                "n_labels": staged.n_labels,
-                "n_pixels_read": staged.n_pixels_read,
-                "seconds": round(outcome.seconds, 3),
-                "seconds_reading": round(staged.seconds_reading, 3),
-                "seconds_segmenting": round(staged.seconds_segmenting, 3),
-                "seconds_writing": round(staged.seconds_writing, 3),
-                "peak_megabytes": round(staged.peak_bytes / 1e6, 1),
-                "n_attempts": outcome.attempts,
-            },
-        )
+    return dg.AssetMaterialization(
+        asset_key=STAGED_LABELS,
+        partition=f"{image}/{staged.key}",
+        metadata={
+            "n_labels": staged.n_labels,
+            "n_pixels_read": staged.n_pixels_read,
+            "seconds": round(outcome.seconds, 3),
+            "seconds_reading": round(staged.seconds_reading, 3),
+            "seconds_segmenting": round(staged.seconds_segmenting, 3),
+            "seconds_writing": round(staged.seconds_writing, 3),
+            "peak_megabytes": round(staged.peak_bytes / 1e6, 1),
+            "n_attempts": outcome.attempts,
+        },
     )
+
+
+def found_tile(image: str, block: str) -> dg.AssetMaterialization:
+    """Return what is logged of a tile that was staged by a run that could not log it any more."""
+    return dg.AssetMaterialization(
+        asset_key=STAGED_LABELS,
+        partition=f"{image}/{block}",
+        description="Staged by a run that was ended before it had logged this tile.",
+    )
+
+
+def not_logged(instance: dg.DagsterInstance, image: str, blocks: Iterable[str]) -> list[str]:
+    """Return the tile blocks of an image that were never logged as materialized."""
+    blocks = list(blocks)
+    known = instance.get_materialized_partitions(dg.AssetKey(STAGED_LABELS)) if blocks else set()
+    return [block for block in blocks if f"{image}/{block}" not in known]
 
 
 def tag_run(context: dg.AssetExecutionContext, facts: Mapping[str, object]) -> None:
@@ -96,14 +109,13 @@ class Progress:
             f"{speed['megapixels_per_second']:.1f} Mpx/s, {left:.0f} s left"
         )
 
+    def work(self) -> Work:
+        """Return what was worked on so far."""
+        return Work(self.n_done, self._n_pixels, time.monotonic() - self._start)
+
     def speed(self) -> dict[str, float]:
         """Return how fast it went so far."""
-        seconds = max(time.monotonic() - self._start, 1e-3)
-        return {
-            "seconds": round(seconds, 3),
-            "tiles_per_second": round(self.n_done / seconds, 3),
-            "megapixels_per_second": round(self._n_pixels / seconds / 1e6, 3),
-        }
+        return self.work().speed()
 
 
 def fail_if_any(

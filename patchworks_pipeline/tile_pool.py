@@ -6,10 +6,10 @@
 """
 
 from collections.abc import Iterator
-from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from patchworks_core.compute import TilePool
 from patchworks_core.engine import WINDOW_PER_WORKER
 from patchworks_core.faults import RetryPolicy
 from patchworks_core.plan import Plan
@@ -22,20 +22,6 @@ RETRY = RetryPolicy()
 RETRY_ON_CLUSTER = RetryPolicy(killed_attempts=2)
 """Dask tries a tile on several workers before it blames it, but a tile that shared a dying worker
 is blamed as well: so once more, alone."""
-
-
-@dataclass(frozen=True, slots=True)
-class TilePool:
-    """An executor, and how the engine is to use it."""
-
-    executor: Executor
-    window: int
-    retry: RetryPolicy
-    reason: str
-    """What was decided and why, in words."""
-
-    dashboard: str | None = None
-    """Address of the cluster's dashboard."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,17 @@ from typing import TypeVar
 
 import dagster as dg
 
-from patchworks_core.engine import WINDOW_PER_WORKER, map_tiles, results
-from patchworks_core.plan import Plan, make_plan
+from patchworks_core.engine import WINDOW_PER_WORKER, in_order, map_tiles, results
+from patchworks_core.image import Image
+from patchworks_core.occupancy import Brightest
+from patchworks_core.plan import EMPTY_THRESHOLD, Plan, make_plan
 from patchworks_core.report import image_picture
 from patchworks_core.stage import Stage
-from patchworks_core.statistics import measure_statistics
+from patchworks_core.staging import companions_of
+from patchworks_core.statistics import ImageStatistics, measure_statistics
 from patchworks_pipeline.metadata import picture, shape_text, size_text
 from patchworks_pipeline.partitions import images, tile_keys, tiles
+from patchworks_pipeline.planned import Measured, is_asked_for, planned_function
 from patchworks_pipeline.progress import report
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources import (
@@ -124,12 +128,27 @@ def image_statistics(
     with budget.open(count).open() as executor:
 
         def in_parallel(task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-            outcomes = map_tiles(task, items, executor=executor, window=WINDOW_PER_WORKER * count)
+            items = list(items)
+            window = WINDOW_PER_WORKER * count
+            outcomes = in_order(map_tiles(task, items, executor=executor, window=window), items)
             for n, value in enumerate(results(outcomes, doing="measuring the image"), start=1):
                 report("measure", n, len(regions))
                 yield value
 
-        statistics = measure_statistics(opened.read, regions, dtype=opened.dtype, map=in_parallel)
+        def measured(image: Image) -> ImageStatistics:
+            return measure_statistics(image.read, regions, dtype=image.dtype, map=in_parallel)
+
+        statistics = measured(opened)
+        function = planned_function(plan)
+        if is_asked_for(function, plan):
+            others = companions_of(function, opened)
+            maxima: Iterable[float] = ()
+            if EMPTY_THRESHOLD in plan.segmentation:
+                maxima = in_parallel(Brightest(opened), plan.grid.tiles())
+            Measured(
+                {name: measured(others[name]) for name in function.measured_companions},
+                tuple(maxima),
+            ).write(folder, plan)
     folder.write_statistics(statistics)
     return dg.MaterializeResult(
         metadata={

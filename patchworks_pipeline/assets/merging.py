@@ -15,6 +15,7 @@ from patchworks_core.provenance import provenance_of
 from patchworks_core.report import overlay_picture, overview_region, seam_region
 from patchworks_core.rules import joined_pairs, warning_of
 from patchworks_core.seams import SeamReport, judge_seams
+from patchworks_core.stage import Stage
 from patchworks_core.steps import (
     WrittenLabels,
     ids_are_sequential,
@@ -30,6 +31,7 @@ from patchworks_pipeline.partitions import NOT_BY_KEY, images
 from patchworks_pipeline.progress import report
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources import ComputeBudget, LabelStore, Segmentation
+from patchworks_pipeline.stage_reading import read_once
 
 EVERY_TILE_IS_MERGED = "every_tile_is_merged"
 IDS_ARE_SEQUENTIAL = "ids_are_sequential"
@@ -68,7 +70,7 @@ def boundary_pairs(
     """Every two staged labels that met across a seam, with the evidence that they are one."""
     folder = store.folder(context.partition_key)
     plan = folder.plan()
-    stage = folder.stage(plan)
+    stage = read_once(folder.stage(plan))
     content = stage.content()
     allow_missing = config.allow_missing_tiles
     count = budget.decide(plan).count
@@ -139,7 +141,7 @@ def global_lut(
     """Lookup table that gives every staged label its merged id."""
     folder = store.folder(context.partition_key)
     plan = folder.plan()
-    stage = folder.stage(plan)
+    stage = read_once(folder.stage(plan))
     content = stage.content()
     options = segmentation.merge_options(folder.acquisition(), plan, config.chosen())
     if (warning := warning_of(plan.grid, options)) is not None:
@@ -197,7 +199,7 @@ def merged_labels(
     """The label image: one id per object across all tiles, as OME-Zarr with a pyramid."""
     folder = store.folder(context.partition_key)
     plan = folder.plan()
-    stage = folder.stage(plan)
+    stage = read_once(folder.stage(plan))
     content = stage.content()
     lut, options = folder.lut(stage)
     target = folder.labels(plan)
@@ -223,7 +225,7 @@ def merged_labels(
             on_block=count,
         )
     seconds = time.perf_counter() - start
-    seams = seams_of(folder)
+    seams = seams_of(folder, stage)
     opened = folder.acquisition().open()
     labels = open_array(target.path / "0")
     missing = stage.missing_blocks()
@@ -248,6 +250,7 @@ def merged_labels(
             "n_tiles_written": written.n_blocks_written,
             "n_tiles_unchanged": written.n_blocks_unchanged,
             "seconds": round(seconds, 3),
+            "tiles_per_second": round(written.n_blocks_written / seconds, 2),
             "megapixels_per_second": round(_pixels_written(plan, written) / seconds / 1e6, 2),
             **seam_figures(seams),
             "seams": dg.MetadataValue.json(seams.to_dict()),
@@ -277,9 +280,8 @@ def _every_tile_is_merged(missing: list[str], plan: Plan) -> dg.AssetCheckResult
     )
 
 
-def seams_of(folder: ImageFolder) -> SeamReport:
+def seams_of(folder: ImageFolder, stage: Stage) -> SeamReport:
     """Judge the seams of an image as it is merged now."""
-    stage = folder.stage()
     _, options = folder.lut(stage)
     counts = stage.settled_counts(allow_missing=folder.allows_missing(stage))
     return judge_seams(stage.grid, folder.edges(stage), counts, options)

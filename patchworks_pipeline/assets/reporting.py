@@ -1,6 +1,7 @@
 """What people look at: the object table, and the pictures and figures of one image."""
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
@@ -18,6 +19,8 @@ from patchworks_pipeline.assets.merging import merged_labels, seam_figures, seam
 from patchworks_pipeline.metadata import picture
 from patchworks_pipeline.partitions import images
 from patchworks_pipeline.resources import LabelStore
+from patchworks_pipeline.stage_reading import read_once
+from patchworks_pipeline.throughput import figures_of, finish
 
 
 @dg.asset(
@@ -32,7 +35,7 @@ def object_table(context: dg.AssetExecutionContext, store: LabelStore) -> dg.Mat
     """Size, place and intensity of every object, added up from the tiles."""
     folder = store.folder(context.partition_key)
     plan = folder.plan()
-    stage = folder.stage(plan)
+    stage = read_once(folder.stage(plan))
     lut, _ = folder.lut(stage)
     table = table_of_objects(
         measure_objects(stage, lut),
@@ -77,9 +80,9 @@ def quality_report(context: dg.AssetExecutionContext, store: LabelStore) -> dg.M
     """Pictures and a table to judge one image by, on disk and here."""
     folder = store.folder(context.partition_key)
     plan = folder.plan()
-    stage = folder.stage(plan)
+    stage = read_once(folder.stage(plan))
     counts = stage.counts()
-    seams = seams_of(folder)
+    seams = seams_of(folder, stage)
     table = folder.objects()
     sizes, label = object_sizes(table)
     per_tile = counts.clip(min=0).sum(axis=tuple(range(max(0, counts.ndim - 2))))
@@ -104,6 +107,8 @@ def quality_report(context: dg.AssetExecutionContext, store: LabelStore) -> dg.M
         metadata={
             "report": dg.MetadataValue.path(str(folder.report)),
             **{name: value for name, value in summary.items() if value is not None},
+            **figures_of(folder, plan),
+            **finish(store.path(), folder.key, plan, datetime.now(UTC).date()),
             **{
                 name: picture((folder.report / f"{name}.png").read_bytes(), name)
                 for name in ("overlay", "overview", *pictures)

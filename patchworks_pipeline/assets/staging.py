@@ -6,29 +6,31 @@ from dataclasses import dataclass, field
 import dagster as dg
 from pydantic import Field
 
+from patchworks_core.compute import TilePool
 from patchworks_core.engine import Outcome
-from patchworks_core.errors import StageError
 from patchworks_core.grid import TileBlock
-from patchworks_core.plan import Plan
-from patchworks_core.segmentation import Segmentation as SegmentationFunction
-from patchworks_core.segmentation import segmentation_of
 from patchworks_core.stage import Stage
-from patchworks_core.steps import StagedBlock, stage_blocks
+from patchworks_core.staging import StagedBlock, stage_blocks
 from patchworks_pipeline.assets.acquiring import OWNERS, image_statistics
 from patchworks_pipeline.clusters import DaskCluster
 from patchworks_pipeline.partitions import NOT_BY_KEY, split_tile_key, tiles
+from patchworks_pipeline.planned import Beside, planned_function
 from patchworks_pipeline.records import ImageFolder, TileFailure
 from patchworks_pipeline.resources import ComputeBudget, GpuPool, LabelStore
+from patchworks_pipeline.throughput import add_staging
 from patchworks_pipeline.tile_events import (
     STAGED_LABELS,
     Progress,
     fail_if_any,
+    found_tile,
     input_pictures,
     log_failure,
-    record_tile,
+    not_logged,
+    staged_tile,
     tag_run,
 )
-from patchworks_pipeline.tile_pool import TilePool, TilePools
+from patchworks_pipeline.tile_log import TileLog
+from patchworks_pipeline.tile_pool import TilePools
 
 RESUMED = "dagster/is_resume_retry"
 """Tag of runs that re-execute another from its failure."""
@@ -56,6 +58,22 @@ class StagingConfig(dg.Config):
         description="A run is stopped once more than this share of an image's tiles, and at least "
         f"{MIN_FAILURES_TO_STOP}, have failed; 1 never stops.",
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A staging run, and what it works with."""
+
+    context: dg.AssetExecutionContext
+    config: StagingConfig
+    pools: TilePools
+    log: TileLog
+
+    @property
+    def skips_staged(self) -> bool:
+        """True where tiles that are staged already are left alone."""
+        # Taken up from its failure, by a person or after a power cut, a run goes on where it ended.
+        return self.config.skip_staged or self.context.run.tags.get(RESUMED) == "true"
 
 
 @dataclass(slots=True)
@@ -100,10 +118,12 @@ def staged_labels(
         image, block = split_tile_key(key)
         blocks_of.setdefault(image, []).append(block)
     pools = TilePools(budget, gpus, cluster)
-    staged = {
-        image: _stage_image(context, store.folder(image), blocks, config, pools)
-        for image, blocks in blocks_of.items()
-    }
+    with TileLog(context) as log:
+        run = _Run(context, config, pools, log)
+        staged = {
+            image: _stage_image(run, store.folder(image), blocks)
+            for image, blocks in blocks_of.items()
+        }
     fail_if_any(
         {image: found.failures for image, found in staged.items()},
         n_tiles=len(context.partition_keys),
@@ -114,76 +134,77 @@ def staged_labels(
     yield from ()
 
 
-def _stage_image(
-    context: dg.AssetExecutionContext,
-    folder: ImageFolder,
-    keys: Sequence[str],
-    config: StagingConfig,
-    pools: TilePools,
-) -> _Staged:
+def _stage_image(run: _Run, folder: ImageFolder, keys: Sequence[str]) -> _Staged:
     """Stage tile blocks of one image."""
     plan = folder.plan()
     stage = folder.stage(plan)
-    # Taken up from its failure, by a person or after a power cut, a run goes on where it ended.
-    is_resumed = context.run.tags.get(RESUMED) == "true"
-    if config.skip_staged or is_resumed:
-        missing = set(stage.missing_blocks())
-        keys = [key for key in keys if key in missing]
-    if config.skip_failed:
-        final = {failure.block for failure in folder.failures() if not failure.is_transient}
-        keys = [key for key in keys if key not in final]
+    if run.skips_staged:
+        keys = _missing(run, folder, stage, keys)
+    failed = {failure.block: failure for failure in folder.failures()}
+    if run.config.skip_failed:
+        keys = [key for key in keys if key not in failed or failed[key].is_transient]
     blocks = [plan.grid.block_of_key(key) for key in keys]
-    progress = Progress(context, folder.key, len(blocks))
+    progress = Progress(run.context, folder.key, len(blocks))
     staged = _Staged()
-    outcomes = _outcomes(context, folder, stage, blocks, pools)
+    outcomes = _outcomes(run, folder, stage, blocks)
     for outcome in outcomes:
         progress.count(outcome)
         if outcome.failure is None:
-            folder.clear_failure(outcome.item.key)
-            record_tile(context, folder.key, outcome)
+            if outcome.item.key in failed:
+                folder.clear_failure(outcome.item.key)
+            run.log.add(staged_tile(folder.key, outcome))
             continue
         failure = TileFailure.of(outcome, plan.grid.axes)
         staged.failures.append(failure)
         folder.write_failure(failure)
-        log_failure(context, folder.key, failure)
+        log_failure(run.context, folder.key, failure)
         n = len(staged.failures)
-        if n >= MIN_FAILURES_TO_STOP and n > config.max_failed_fraction * len(blocks):
+        if n >= MIN_FAILURES_TO_STOP and n > run.config.max_failed_fraction * len(blocks):
             staged.stopped = (
                 f"{n} of {len(blocks)} tiles of {folder.key} failed, more than "
-                f"max_failed_fraction={config.max_failed_fraction}; "
+                f"max_failed_fraction={run.config.max_failed_fraction}; "
                 f"{len(blocks) - progress.n_done} were not tried"
             )
             break
     outcomes.close()
-    tag_run(context, progress.speed())
+    tag_run(run.context, progress.speed())
+    add_staging(folder, plan, progress.work())
     if staged.failures:
         opened = folder.acquisition().open()
         staged.pictures = input_pictures(folder, opened, plan.grid.axes, staged.failures)
     return staged
 
 
+def _missing(run: _Run, folder: ImageFolder, stage: Stage, keys: Sequence[str]) -> list[str]:
+    """Return the tile blocks that are not staged; log those that are and were never logged."""
+    missing = set(stage.missing_blocks())
+    there = [key for key in keys if key not in missing]
+    for key in not_logged(run.context.instance, folder.key, there):
+        run.log.add(found_tile(folder.key, key))
+    return [key for key in keys if key in missing]
+
+
 def _outcomes(
-    context: dg.AssetExecutionContext,
-    folder: ImageFolder,
-    stage: Stage,
-    blocks: Sequence[TileBlock],
-    pools: TilePools,
+    run: _Run, folder: ImageFolder, stage: Stage, blocks: Sequence[TileBlock]
 ) -> Outcomes:
     """Stage the first tile alone to see what it takes, then the others side by side."""
-    plan = stage.plan
+    plan, pools = stage.plan, run.pools
     function = planned_function(plan)
     statistics = folder.statistics() if function.wants_statistics else None
     opened = folder.acquisition().open()
+    beside = Beside.of(folder, plan, function, opened)
 
     def staged(pool: TilePool, some: Sequence[TileBlock], window: int) -> Outcomes:
         return stage_blocks(
             opened,
             stage,
-            function.bind(statistics),
+            function.bind(statistics, beside.statistics),
             some,
             executor=pool.executor,
             window=window,
             retry=pool.retry,
+            empty=beside.empty,
+            companions=beside.companions,
         )
 
     measured_bytes = 0
@@ -195,25 +216,6 @@ def _outcomes(
                 yield outcome
         rest = rest[1:]
     with pools.open(plan, wants_gpu=function.wants_gpu, measured_bytes=measured_bytes) as pool:
-        context.log.info(f"{folder.key}: staging {len(blocks)} tiles; {pool.reason}")
-        tag_run(context, {"workers": pool.reason, "dashboard": pool.dashboard})
+        run.context.log.info(f"{folder.key}: staging {len(blocks)} tiles; {pool.reason}")
+        tag_run(run.context, {"workers": pool.reason, "dashboard": pool.dashboard})
         yield from staged(pool, rest, pool.window)
-
-
-def planned_function(plan: Plan) -> SegmentationFunction:
-    """Return the function that was planned, and only that version of it.
-
-    Raises
-    ------
-    StageError
-        If its version is another now.
-    """
-    planned = plan.segmentation
-    function = segmentation_of(planned["function"], planned["parameters"])
-    if function.version != planned["version"]:
-        raise StageError(
-            f"segmentation function {planned['function']!r} was planned at version "
-            f"{planned['version']!r} and is now {function.version!r}; tiles of two versions are "
-            "not mixed: materialize image again"
-        )
-    return function

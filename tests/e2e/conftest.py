@@ -70,15 +70,19 @@ class Served:
 
 
 @contextmanager
-def serving(home: Path, **environment: str) -> Iterator[Served]:
-    """Serve a home on a free port; whatever happens, nothing is left running."""
+def serving(home: Path, settings: str = "", **environment: str) -> Iterator[Served]:
+    """Serve a home on a free port; whatever happens, nothing is left running.
+
+    `settings` are sections for its `patchworks.yaml`.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [python_command("patchworks"), "ui", "--home", str(home), "--port", str(port)]
     # What is repaired by hand must not be repaired by a sensor at the same time.
     environment = {"PATCHWORKS_AUTOMATION": "off", **environment}
-    (home / "patchworks.yaml").write_text(f"source: {{settle_seconds: {SETTLE_SECONDS}}}\n")
+    quick = f"source: {{settle_seconds: {SETTLE_SECONDS}}}\n"
+    (home / "patchworks.yaml").write_text(quick + settings)
     with (home / "ui.log").open("wb") as log:
         process = subprocess.Popen(
             command,

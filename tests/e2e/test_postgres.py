@@ -6,11 +6,13 @@ import importlib.util
 import shutil
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
-from patchworks_pipeline.home import prepare_home
+from patchworks_pipeline.home import BATCH_VARIABLE, prepare_home
 from tests.e2e.day import spend_a_day
 from tests.e2e.postgres import programs, running_postgres
+from tests.pipeline.test_event_storage import KEYS, as_it_is_read, run_tiles
 
 DEPLOYED = Path(__file__).parents[2] / "deploy" / "dagster-postgres.yaml"
 
@@ -32,3 +34,26 @@ def test_an_acquisition_that_lands_becomes_labels_on_postgresql(tmp_path):
         timeline = spend_a_day(home, DAGSTER_PG_URL=url)
     print(f"\n{timeline}")
     assert not list((home / "dagster").rglob("*.db")), "something was kept in SQLite"
+
+
+DAGSTERS_OWN = "storage: {postgres: {postgres_url: {env: DAGSTER_PG_URL}}}\n"
+
+
+def test_what_is_written_together_reads_as_what_is_written_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv(BATCH_VARIABLE, "1000")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "dagster.yaml").write_text(DAGSTERS_OWN)
+    (tmp_path / "ours").mkdir()
+    shutil.copy(DEPLOYED, tmp_path / "ours" / "dagster.yaml")
+    read = {}
+    for name in ("ours", "own"):
+        with running_postgres() as url:
+            monkeypatch.setenv("DAGSTER_PG_URL", url)
+            with dg.DagsterInstance.from_config(str(tmp_path / name)) as instance:
+                storage = type(instance.event_log_storage).__name__
+                assert storage == {"ours": "PostgresEvents", "own": "PostgresEventLogStorage"}[name]
+                result = run_tiles(instance)
+                assert result.success
+                read[name] = as_it_is_read(instance, result.run_id)
+    assert read["ours"] == read["own"]
+    assert read["ours"]["partitions"] == KEYS

@@ -6,11 +6,21 @@ import os
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from tests.e2e.conftest import SECONDS_TO_RUN, serving, until
+from tests.e2e.backfills import (
+    OF_IMAGES,
+    RANGE,
+    launch,
+    partitions_of,
+    request_backfill,
+    runs_of_backfill,
+)
+from tests.e2e.conftest import Served, serving, until
+from tests.e2e.facility import is_long
 from tests.tissue import (
     MARKED_KEY,
     environment_of_functions,
@@ -23,109 +33,14 @@ from tests.tissue import (
 
 BAD = f"marked/{MARKED_KEY}"
 
-# What the UI sends from its "Materialize" button for one partition.
-LAUNCH_RUN = """
-mutation LaunchPipelineExecution($executionParams: ExecutionParams!) {
-  launchPipelineExecution(executionParams: $executionParams) {
-    __typename
-    ... on LaunchRunSuccess { run { id pipelineName } }
-    ... on RunConfigValidationInvalid { errors { message } }
-    ... on PythonError { message stack }
-  }
-}
-"""
+SMALL = ("a", "b", "c")
+"""Images of 4 tiles."""
 
-# What the UI sends from the same button for a range of partitions.
-LAUNCH_BACKFILL = """
-mutation LaunchPartitionBackfill($backfillParams: LaunchBackfillParams!) {
-  launchPartitionBackfill(backfillParams: $backfillParams) {
-    __typename
-    ... on LaunchBackfillSuccess { backfillId }
-    ... on PythonError { message stack }
-  }
-}
-"""
+MOST_TILES = 10
+"""Of one run of a backfill."""
 
-PARTITIONS = """
-query Partitions($key: AssetKeyInput!) {
-  assetNodeOrError(assetKey: $key) {
-    ... on AssetNode {
-      partitionKeys
-      assetPartitionStatuses {
-        ... on DefaultPartitionStatuses {
-          materializedPartitions failedPartitions unmaterializedPartitions
-        }
-      }
-      partitionStats { numPartitions numMaterialized numFailed }
-    }
-  }
-}
-"""
-
-RUN = "query Run($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
-
-BACKFILL = """
-query Backfill($id: String!) {
-  partitionBackfillOrError(backfillId: $id) {
-    ... on PartitionBackfill { status runs(limit: 10) { id status } error { message } }
-  }
-}
-"""
-
-
-def launch(served, assets, key):
-    """Materialize assets of one partition as the UI does, and wait until the run has ended."""
-    answer = served.ask(
-        LAUNCH_RUN,
-        executionParams={
-            "mode": "default",
-            "executionMetadata": {"tags": [{"key": "dagster/partition", "value": key}]},
-            "runConfigData": "{}",
-            "selector": {
-                "repositoryLocationName": "patchworks_pipeline.definitions",
-                "repositoryName": "__repository__",
-                "pipelineName": "__ASSET_JOB",
-                "assetSelection": [{"path": [asset]} for asset in assets],
-            },
-        },
-    )["launchPipelineExecution"]
-    assert answer["__typename"] == "LaunchRunSuccess", answer
-    return until(
-        lambda: ended(served.ask(RUN, id=answer["run"]["id"])["runOrError"]["status"]),
-        seconds=SECONDS_TO_RUN,
-        what=f"the end of the run of {assets}",
-    )
-
-
-def ended(status: str) -> str | None:
-    return status if status in ("SUCCESS", "FAILURE", "CANCELED") else None
-
-
-def tiles_of(served):
-    return served.ask(PARTITIONS, key={"path": ["staged_labels"]})["assetNodeOrError"]
-
-
-def request_backfill(served, keys) -> str:
-    """Ask for a range of tiles as the UI does; the daemon launches it."""
-    answer = served.ask(
-        LAUNCH_BACKFILL,
-        backfillParams={
-            "assetSelection": [{"path": ["staged_labels"]}],
-            "partitionNames": keys,
-            "fromFailure": False,
-            "tags": [],
-        },
-    )["launchPartitionBackfill"]
-    assert answer["__typename"] == "LaunchBackfillSuccess", answer
-    return str(answer["backfillId"])
-
-
-def runs_of_backfill(served, backfill: str) -> list[str]:
-    """Return the status of each run of a backfill, once all of them have ended."""
-    found = served.ask(BACKFILL, id=backfill)["partitionBackfillOrError"]
-    assert found["error"] is None, found["error"]
-    statuses = [run["status"] for run in found["runs"]]
-    return statuses if all(ended(status) for status in statuses) else []
+SECONDS_TO_BACKFILL = 240
+"""Six runs, each in a process of its own, on a machine that may have one core to spare."""
 
 
 def assert_nothing_is_left(processes: list[psutil.Process]) -> None:
@@ -134,11 +49,12 @@ def assert_nothing_is_left(processes: list[psutil.Process]) -> None:
 
 @pytest.fixture
 def home(tmp_path, monkeypatch) -> Path:
-    """A home with two images; of one, one of 12 tiles failed in the night."""
+    """A home with five images of 12 or 4 tiles; one tile of one failed in the night."""
     monkeypatch.setenv("PATCHWORKS_TEST_MENDED", str(tmp_path / "mended"))
     marked = write_tiff(tmp_path / "marked.tif", marked_tissue())
     plain = write_tiff(tmp_path / "plain.tif", tissue())
-    assert run(tmp_path / "home", marked, plain) == 3
+    small = [write_tiff(tmp_path / f"{name}.tif", tissue((64, 64))) for name in SMALL]
+    assert run(tmp_path / "home", marked, plain, *small) == 3
     return tmp_path / "home"
 
 
@@ -150,45 +66,85 @@ def run(home: Path, *paths: Path) -> int:
     return subprocess.run([*command, *options, *function], env=environment).returncode
 
 
-def labels_under(home: Path) -> dict[str, bytes]:
-    return files_under(home / "store" / "marked" / "marked.ome.zarr" / "labels")
+def labels_under(home: Path, key: str = "marked") -> dict[str, bytes]:
+    """Return the files of the merged labels, less the record of when they were made."""
+    found = files_under(home / "store" / key / f"{key}.ome.zarr" / "labels")
+    return {name: data for name, data in found.items() if not name.endswith("provenance.json")}
 
 
-def test_a_failed_tile_is_seen_and_repaired_and_a_range_is_one_run(home, tmp_path):
-    with serving(home) as served:
-        tiles = tiles_of(served)
-        stats = {"numPartitions": 24, "numMaterialized": 23, "numFailed": 1}
+def test_a_failed_tile_is_repaired_while_backfills_of_all_assets_run(home, tmp_path):
+    before = {key: labels_under(home, key) for key in ("plain", *SMALL)}
+    with serving(home, f"backfills: {{max_partitions_per_run: {MOST_TILES}}}") as served:
+        tiles = partitions_of(served, "staged_labels")
+        stats = {"numPartitions": 36, "numMaterialized": 35, "numFailed": 1}
         assert tiles["partitionStats"] == stats
         statuses = tiles["assetPartitionStatuses"]
         assert statuses["failedPartitions"] == [BAD]
         assert set(statuses["materializedPartitions"]) == set(tiles["partitionKeys"]) - {BAD}
 
         # The daemon looks for backfills every 30 s; the repair goes on meanwhile.
-        plain = [key for key in tiles["partitionKeys"] if key.startswith("plain/")]
-        backfill = request_backfill(served, plain)
+        keys = [key for key in tiles["partitionKeys"] if key.startswith(("plain/", "a/"))]
+        twice = [request_backfill(served, ["staged_labels"], keys) for _ in range(2)]
+        of_images = request_backfill(served, OF_IMAGES, ["b", "c"])
 
         assert launch(served, ["staged_labels"], BAD) == "FAILURE"  # nothing is mended yet
         (tmp_path / "mended").touch()
         assert launch(served, ["staged_labels"], BAD) == "SUCCESS"
-        stats = {"numPartitions": 24, "numMaterialized": 24, "numFailed": 0}
-        assert tiles_of(served)["partitionStats"] == stats
-        rest = ["boundary_pairs", "global_lut", "merged_labels", "object_table", "quality_report"]
-        assert launch(served, rest, "marked") == "SUCCESS"
+        stats = {"numPartitions": 36, "numMaterialized": 36, "numFailed": 0}
+        assert partitions_of(served, "staged_labels")["partitionStats"] == stats
+        assert launch(served, OF_IMAGES, "marked") == "SUCCESS"
 
-        ended_runs = until(
-            lambda: runs_of_backfill(served, backfill),
-            seconds=2 * SECONDS_TO_RUN,
-            what="the end of the backfill's run",
-        )
-        assert ended_runs == ["SUCCESS"]
+        for backfill in twice:
+            runs = ended_runs(served, backfill)
+            assert [run["status"] for run in runs] == ["SUCCESS"] * 2
+            ends = sorted(tuple(run["tags"][end] for end in RANGE) for run in runs)
+            assert ends == sorted([(keys[0], keys[9]), (keys[10], keys[15])])
+        runs = ended_runs(served, of_images)
+        assert [run["status"] for run in runs] == ["SUCCESS"] * len(runs)
+        for asset in OF_IMAGES:
+            stats = {"numPartitions": 5, "numMaterialized": 5, "numFailed": 0}
+            assert partitions_of(served, asset)["partitionStats"] == stats
+        assert partitions_of(served, "staged_labels")["partitionStats"]["numMaterialized"] == 36
 
         started = served.descendants()
         served.process.send_signal(signal.SIGINT)
         assert served.process.wait(60) == 0
     assert_nothing_is_left(started)
 
+    assert {key: labels_under(home, key) for key in before} == before
     assert run(tmp_path / "never_failed", tmp_path / "marked.tif") == 0
     assert labels_under(home) == labels_under(tmp_path / "never_failed")
+
+
+def ended_runs(served: Served, backfill: str) -> list[dict[str, Any]]:
+    return until(
+        lambda: runs_of_backfill(served, backfill),
+        seconds=SECONDS_TO_BACKFILL,
+        what="the end of a backfill",
+    )
+
+
+@pytest.mark.skipif(
+    not is_long(), reason="each asset by itself takes minutes; PATCHWORKS_E2E=long runs it"
+)
+def test_every_asset_can_be_backfilled_by_itself_for_one_image_and_for_several(home):
+    before = {key: labels_under(home, key) for key in SMALL}
+    with serving(home) as served:
+        tiles = partitions_of(served, "staged_labels")["partitionKeys"]
+        # In the order of the lineage: what comes later reads what came before.
+        for asset in (*OF_IMAGES[:2], "staged_labels", *OF_IMAGES[2:]):
+            asked = {}
+            for keys in (("a",), ("b", "c")):
+                ranges = [key for key in tiles if key.split("/")[0] in keys]
+                of_tiles = asset == "staged_labels"
+                backfill = request_backfill(served, [asset], ranges if of_tiles else keys)
+                asked[backfill] = 1 if of_tiles else len(keys)
+            for backfill, n_runs in asked.items():
+                runs = ended_runs(served, backfill)
+                assert [run["status"] for run in runs] == ["SUCCESS"] * n_runs, asset
+            n_failed = partitions_of(served, asset)["partitionStats"]["numFailed"]
+            assert n_failed == (1 if asset == "staged_labels" else 0)
+    assert {key: labels_under(home, key) for key in SMALL} == before
 
 
 def test_a_taken_port_is_an_error_and_sigterm_ends_what_is_served(tmp_path):

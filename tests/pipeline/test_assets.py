@@ -90,6 +90,9 @@ def test_every_asset_leaves_what_a_person_wants_to_see(pipeline, tissue_path):
     assert table["n_objects"] == n_objects
     report = metadata_of(done["merge"], "quality_report")
     assert report["n_objects"] == n_objects
+    assert report["megapixels"] == report["megapixels_today"] == round(tissue().size / 1e6, 3)
+    assert report["images_today"] == 1
+    assert report["staging_tiles_per_second"] > 0
     for picture in ("image", "overlay", "overview", "sizes", "objects_per_tile"):
         assert (folder.report / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
 

@@ -12,7 +12,10 @@ from typer.testing import CliRunner
 
 from patchworks_core.budget import Limit
 from patchworks_core.errors import StageError
+from patchworks_core.storage import as_path
+from patchworks_pipeline.acquisitions import Candidate
 from patchworks_pipeline.cli import app
+from patchworks_pipeline.landing import Arrival, Quarantine, Version
 from patchworks_pipeline.resources import LabelStore
 from tests.core.oracles import assert_same_partition
 from tests.tissue import MARKED_KEY, files_under, marked_tissue, tissue, write_tiff
@@ -258,6 +261,18 @@ def test_the_status_of_nothing_says_how_to_begin(patchworks, home, tissue_path):
     assert code == 2
     assert "no image 'unknown'" in printed
     assert "its images are ['tissue']" in printed
+
+
+def test_the_status_names_what_was_refused_and_why(patchworks, home, tissue_path):
+    assert patchworks("run", tissue_path, *PERFECT)[0] == 0
+    assert "refused" not in patchworks("status")[1]
+    candidate = Candidate("/landing/torn.tif", "torn.tif", "torn", is_folder=False)
+    refused = Arrival(candidate, Version("ab12", "ab12"))
+    Quarantine(as_path(home / "store" / ".quarantine")).refuse(refused, "the file is cut short")
+    code, printed = patchworks("status")
+    assert code == 0
+    assert "torn-ab12 was refused: the file is cut short" in printed
+    assert "refused" not in patchworks("status", "tissue")[1]
 
 
 def test_a_home_may_be_relative(patchworks, tissue_path, tmp_path, monkeypatch):

@@ -16,7 +16,9 @@ from patchworks_core.storage import open_array
 from patchworks_pipeline.assets.staging import RESUMED
 from patchworks_pipeline.home import prepare_home
 from patchworks_pipeline.partitions import tile_keys
-from patchworks_pipeline.runs import RANGE_END, RANGE_START
+from patchworks_pipeline.resources import ComputeBudget
+from patchworks_pipeline.runs import RANGE_END, RANGE_START, run_image
+from patchworks_pipeline.tile_log import TileLog
 from tests.functions import faulty_functions as faulty
 from tests.pipeline.conftest import error_of, metadata_of
 from tests.tissue import (
@@ -225,6 +227,52 @@ def test_a_run_that_is_taken_up_from_its_failure_stages_only_what_is_missing(
     assert result.success, error_of(result)
     staged = result.asset_materializations_for_node("staged_labels")
     assert [event.partition for event in staged] == [f"tissue/{MARKED_KEY}"]
+
+
+def test_tiles_of_a_run_that_was_ended_before_it_logged_them_are_logged_by_the_next(
+    pipeline, marked_path, mended, monkeypatch
+):
+    folder = pipeline.register(marked_path, function="tissue_functions:fails_at_mark")
+    pipeline.plan(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(TileLog, "_write", lambda log, tiles: None)
+        assert not pipeline.stage(folder).success
+    staged_labels = dg.AssetKey("staged_labels")
+    assert pipeline.instance.get_materialized_partitions(staged_labels) == set()
+    assert folder.stage().missing_blocks() == [MARKED_KEY]
+    before = files_under(folder.path / "stage.zarr")
+
+    result = pipeline.stage(folder, skip_staged=True)
+    assert not result.success
+    assert files_under(folder.path / "stage.zarr") == before
+    keys = tile_keys(folder.key, folder.plan().grid.block_keys())
+    rest = set(keys) - {f"tissue/{MARKED_KEY}"}
+    assert pipeline.instance.get_materialized_partitions(staged_labels) == rest
+    mended.touch()
+    result = pipeline.stage(folder, skip_staged=True)
+    staged = result.asset_materializations_for_node("staged_labels")
+    assert [event.partition for event in staged] == [f"tissue/{MARKED_KEY}"]
+
+
+def test_the_command_line_logs_tiles_that_are_staged_and_were_not_logged(
+    pipeline, marked_path, mended, monkeypatch
+):
+    mended.touch()
+    folder = pipeline.register(marked_path, function="tissue_functions:fails_at_mark")
+    pipeline.plan(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(TileLog, "_write", lambda log, tiles: None)
+        assert pipeline.stage(folder).success
+    found = run_image(pipeline.instance, folder, folder.plan(), budget=ComputeBudget(workers=2))
+    assert found.steps == ("stage_tiles", "merge_image")
+    records = pipeline.instance.fetch_materializations(dg.AssetKey("staged_labels"), 50).records
+    events = [record.asset_materialization for record in records]
+    assert len({event.partition for event in events}) == len(events) == 12
+    assert {event.description for event in events} == {
+        "Staged by a run that was ended before it had logged this tile."
+    }
+    again = run_image(pipeline.instance, folder, folder.plan(), budget=ComputeBudget(workers=2))
+    assert again.steps == ()
 
 
 def test_tiles_of_one_image_do_not_share_a_key_with_tiles_of_another(pipeline, tissue_path):

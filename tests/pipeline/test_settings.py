@@ -8,9 +8,15 @@ import yaml
 
 from patchworks_core.errors import PlanError
 from patchworks_pipeline.alerts import Alerts
-from patchworks_pipeline.definitions import defs
+from patchworks_pipeline.definitions import defs, deployed
 from patchworks_pipeline.home import prepare_home
-from patchworks_pipeline.resources import AcquisitionSource, ComputeBudget, LabelStore, Segmentation
+from patchworks_pipeline.resources import (
+    AcquisitionSource,
+    Backfills,
+    ComputeBudget,
+    LabelStore,
+    Segmentation,
+)
 from patchworks_pipeline.sensors import landing_sensor
 from tests.tissue import tissue, write_tiff
 
@@ -36,7 +42,7 @@ def test_what_the_file_shows_as_examples_can_be_set(home, settings, monkeypatch)
     shown = "\n".join(line.removeprefix("# ") for line in lines)
     settings(shown)
     sections = yaml.safe_load(shown)
-    resources = {type(r).section: r for r in defs.resources.values()}
+    resources = {type(r).section: r for r in (*defs.resources.values(), Backfills())}
     assert set(sections) == set(resources)
     for resource in resources.values():
         resource.of_home()
@@ -94,3 +100,28 @@ def test_the_store_may_lie_elsewhere(settings, tmp_path):
     settings(f"store: {{root: {tmp_path / 'labels'}}}\nsource: {{settle_seconds: 2}}")
     assert str(LabelStore().of_home().folder("a").path) == str(tmp_path / "labels" / "a")
     assert AcquisitionSource().of_home().settle_seconds == 2
+
+
+def policy_in(definitions: dg.Definitions) -> dg.BackfillPolicy:
+    return definitions.resolve_asset_graph().get(dg.AssetKey("staged_labels")).backfill_policy
+
+
+def test_a_backfill_of_tiles_is_one_run_unless_the_home_says_otherwise(settings):
+    assert policy_in(deployed()) == dg.BackfillPolicy.single_run()
+    settings("backfills: {max_partitions_per_run: 5}")
+    assert policy_in(deployed()) == dg.BackfillPolicy.multi_run(5)
+    settings("backfills: {max_partitions_per_run: -1}")
+    with pytest.raises(PlanError, match=r"backfills.max_partitions_per_run: .* got -1"):
+        deployed()
+
+
+def test_what_is_deployed_differs_in_nothing_else(settings):
+    settings("backfills: {max_partitions_per_run: 5}")
+    found = deployed()
+    assert {s.key: s for s in found.resolve_all_asset_specs()} == {
+        s.key: s for s in defs.resolve_all_asset_specs()
+    }
+    for kind in ("jobs", "sensors", "schedules"):
+        assert [each.name for each in getattr(found, kind)] == [
+            each.name for each in getattr(defs, kind)
+        ]
