@@ -14,7 +14,7 @@ ui: $(VENV)/.installed ## serve the Dagster UI of ./.patchworks
 	$(BIN)/patchworks ui
 
 test: $(VENV)/.installed-dev ## all tests
-	$(BIN)/python -m pytest -n 3 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev ## ruff and mypy
 	$(BIN)/ruff check .

@@ -283,7 +283,7 @@ def _replacing(target: UPath) -> Iterator[UPath]:
 
 def _check_target(image: Image, target: UPath) -> None:
     """Raise PlanError where writing would replace the image, or what is no array."""
-    check_target(image, target, what="filtered image", another="write_to")
+    check_target(image, target, what="a filtered image", another="write_to")
     if target.exists() and not group_format(target):
         raise PlanError(
             f"a filtered image replaces nothing but a Zarr array, and {target} is none; name "

@@ -215,7 +215,7 @@ def _labels_of(
     check_target(
         job.image,
         group / component,
-        what="array of labels",
+        what="an array of labels",
         another="output_component or write_to",
     )
     job.write_array(plan, group, component, resume=resume)

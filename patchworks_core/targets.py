@@ -20,13 +20,13 @@ def check_target(image: Image, target: UPath, *, what: str, another: str) -> Non
     target : UPath
         Array that is written.
     what : str
-        Is written, for the message; singular.
+        Is written, for the message, such as 'an array of labels'.
     another : str
         What to name another of, for the message.
     """
     if group_format(target) and isinstance(zarr.open(zarr_store(target), mode="r"), zarr.Group):
         raise PlanError(
-            f"one {what} does not replace a whole Zarr group, and {target} is one; name another "
+            f"{what} does not replace a whole Zarr group, and {target} is one; name another "
             f"{another}"
         )
     source = image.source
@@ -37,6 +37,6 @@ def check_target(image: Image, target: UPath, *, what: str, another: str) -> Non
     read, written = str(as_path(source)), str(target)
     if read == written or read.startswith(written + "/"):
         raise PlanError(
-            f"a {what} is never written over what it is made from, got {written} for both; name "
+            f"{what} is never written over what it is made from, got {written} for both; name "
             f"another {another}"
         )

@@ -476,7 +476,7 @@ def test_a_killed_call_leaves_nothing_that_looks_finished(tmp_path):
 def test_an_image_is_not_written_over_itself_nor_over_what_is_no_array(tmp_path):
     raw = zarr.create_array(str(tmp_path / "raw"), shape=(8, 8), chunks=(4, 4), dtype="u1")
     for image in (raw, tmp_path / "raw"):
-        with pytest.raises(PlanError, match="never written over what it is made of"):
+        with pytest.raises(PlanError, match="never written over what it is made from"):
             filter_image(image, median(3), write_to=tmp_path / "raw")
     zarr.create_group(str(tmp_path / "group"))
     with pytest.raises(PlanError, match="does not replace a whole Zarr group"):

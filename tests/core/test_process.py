@@ -158,7 +158,7 @@ def test_labels_never_replace_what_they_are_made_from(tmp_path):
     store = tmp_path / "g.zarr"
     array = zarr.open_group(str(store), mode="w").create_array("labels", data=labels)
     for source in (store, str(store), array, store / "labels"):
-        with pytest.raises(PlanError, match="labels are never written over what they are made"):
+        with pytest.raises(PlanError, match="labels is never written over what it is made from"):
             merge_tile_labels(source, store, tile_shape=32)
         np.testing.assert_array_equal(array[...], labels)
     merge_tile_labels(store, store, tile_shape=32, output_component="merged")

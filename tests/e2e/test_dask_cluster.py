@@ -96,6 +96,7 @@ def dask_cluster(folder: Path, n_workers: int = 2) -> Iterator[Path]:
                     process.wait(20)
                 except subprocess.TimeoutExpired:
                     process.kill()
+                    process.wait()
 
 
 @pytest.fixture
