@@ -14,7 +14,7 @@ import zarr.errors
 from upath import UPath
 
 from patchworks_core.apply import apply_lut, create_apply_records, create_label_array
-from patchworks_core.budget import human_bytes
+from patchworks_core.budget import granted_cores, human_bytes
 from patchworks_core.compute import Compute, TilePool
 from patchworks_core.engine import Outcome, results
 from patchworks_core.errors import PlanError, StageError
@@ -93,7 +93,11 @@ class Job:
         threshold = None
         if self.skip_empty:
             grid = plan_grid(self.image.axes, self.image.shape, tile_shape=tile_shape, overlap=halo)
-            empty = find_empty_tiles(self.image, grid, threshold=self.empty_threshold)
+            # Reading releases the GIL: threads of this process are right whatever runs the tiles.
+            readers = Compute(self.compute.max_workers or max(1, granted_cores().value - 1))
+            empty = find_empty_tiles(
+                self.image, grid, threshold=self.empty_threshold, compute=readers
+            )
             job, threshold = replace(job, empty=empty), empty.threshold
             self.say(str(empty))
         plan = make_plan(
