@@ -38,6 +38,7 @@ from patchworks_core.plugins.cellpose_package import (
 )
 from patchworks_core.plugins.models import (
     Loaded,
+    beside_defaults,
     digest_of_files,
     fitting_batch_size,
     free_gpu_bytes,
@@ -263,18 +264,16 @@ def cellpose_fn(
     name = fspath(model)
     if Path(name).expanduser().is_file():  # workers may have another working folder
         name = str(Path(name).expanduser().absolute())
-    named = {
-        "gpu": gpu,
-        "diameter": diameter,
-        "do_3D": do_3D,
-        "channels": channels,
-        "nuclei_channel": nuclei_channel,
-        "anisotropy": anisotropy,
-        "normalize": normalize,
-    }
-    defaults = inspect.signature(cellpose).parameters
-    # What is left as it is by default is not recorded, as when the function is named.
-    chosen = {key: value for key, value in named.items() if value != defaults[key].default}
+    chosen = beside_defaults(
+        cellpose,
+        gpu=gpu,
+        diameter=diameter,
+        do_3D=do_3D,
+        channels=channels,
+        nuclei_channel=nuclei_channel,
+        anisotropy=anisotropy,
+        normalize=normalize,
+    )
     return segmentation_of(cellpose, recordable({"model": name, **chosen, **options}))
 
 

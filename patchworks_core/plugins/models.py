@@ -7,6 +7,7 @@ package's version and the content of the weights, is settled when the image is p
 from __future__ import annotations
 
 import hashlib
+import inspect
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
@@ -84,6 +85,20 @@ def _digest_of_file(file: Path, size: int, changed: int) -> bytes:
     """Return the digest of a file's content; its size and time of change tell it is another."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=16)).digest()
+
+
+def beside_defaults(function: Callable[..., Any], **given: Any) -> dict[str, Any]:
+    """Return the arguments that are not what they are by default: the others are not recorded.
+
+    So a function of `cellpose_fn` and one that is chosen by name have the same record.
+
+    Examples
+    --------
+    >>> beside_defaults(lambda a=1, b=None: a, a=1, b=2)
+    {'b': 2}
+    """
+    known = inspect.signature(function).parameters
+    return {name: value for name, value in given.items() if value != known[name].default}
 
 
 def recordable(parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ of the model unless they are given.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy.typing as npt
 from patchworks_core.errors import SegmentationError
 from patchworks_core.plugins.models import (
     Loaded,
+    beside_defaults,
     digest_of_files,
     load_once,
     recordable,
@@ -179,16 +179,14 @@ def stardist_fn(
     name = fspath(model)
     if Path(name).expanduser().is_dir():  # workers may have another working folder
         name = str(Path(name).expanduser().absolute())
-    named = {
-        "gpu": gpu,
-        "prob_thresh": prob_thresh,
-        "nms_thresh": nms_thresh,
-        "normalize": normalize,
-        "n_tiles": n_tiles,
-    }
-    defaults = inspect.signature(stardist).parameters
-    # What is left as it is by default is not recorded, as when the function is named.
-    chosen = {key: value for key, value in named.items() if value != defaults[key].default}
+    chosen = beside_defaults(
+        stardist,
+        gpu=gpu,
+        prob_thresh=prob_thresh,
+        nms_thresh=nms_thresh,
+        normalize=normalize,
+        n_tiles=n_tiles,
+    )
     return segmentation_of(stardist, recordable({"model": name, **chosen, **options}))
 
 
