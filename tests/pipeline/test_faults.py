@@ -189,7 +189,7 @@ def test_a_device_never_has_more_tiles_than_slots_although_two_images_ask(
             subprocess.Popen([*command, "--name", name], env=environment, stdout=log, stderr=log)
             for name in ("first", "second")
         ]
-        assert [run.wait(120) for run in runs] == [0, 0], (tmp_path / "log").read_text()
+        assert [run.wait(300) for run in runs] == [0, 0], (tmp_path / "log").read_text()
     spans = spans_on_devices(devices)
     assert set(spans) == {"GPU-0", "GPU-1"}
     assert sum(map(len, spans.values())) == 24
