@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from tests.e2e.backfills import partitions_of, request_backfill
 from tests.e2e.conftest import Served, serving, until
 from tests.e2e.screenshots import ARGUMENTS, CHROMIUM
-from tests.e2e.test_ui import request_backfill, tiles_of
 from tests.tissue import MARK, environment_of_functions, python_command, tissue, write_tiff
 
 N_TILES, TILE, HALO = (20, 25), 16, 2
@@ -92,7 +92,7 @@ def make_home(folder: Path, n_images: int, n_failed: int) -> None:
 def timed_tiles(served: Served) -> dict[str, Any]:
     """Ask for the status of every tile, and say how many and how long it took."""
     start = time.perf_counter()
-    tiles = tiles_of(served)
+    tiles = partitions_of(served, "staged_labels")
     seconds = time.perf_counter() - start
     print(f"tiles {tiles['partitionStats']}: status of all in {seconds:.2f} s", flush=True)
     return dict(tiles)
@@ -134,7 +134,7 @@ def open_page(served: Served, stats: dict[str, int]) -> None:
 def backfill(served: Served, failed: list[str]) -> None:
     """Backfill tiles, and say in how many runs and seconds."""
     start = time.time()
-    identity = request_backfill(served, failed)
+    identity = request_backfill(served, ["staged_labels"], failed)
     asked = time.time() - start
 
     def ended() -> dict[str, Any] | None:
