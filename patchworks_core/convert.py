@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from math import ceil
@@ -256,7 +256,7 @@ class _Average:
         source = open_array(self.group / str(self.level - 1))
         target = open_array(self.group / str(self.level), mode="r+")
         pixels = np.empty(region.shape, dtype=target.dtype)
-        for part in _parts(region, target.chunks):
+        for part in region.pieces(target.chunks):
             above = tuple(
                 slice(a * s, min(n, b * s))
                 for a, b, s, n in zip(part.start, part.stop, self.step, source.shape, strict=True)
@@ -264,15 +264,6 @@ class _Average:
             place = part.relative_to(region.start).slices
             pixels[place] = local_mean(np.asarray(source[above]), self.step)
         target[region.slices] = pixels
-
-
-def _parts(region: Region, chunks: Sequence[int]) -> Iterator[Region]:
-    """Yield the chunks of a region that starts at one."""
-    counts = [ceil(n / c) for n, c in zip(region.shape, chunks, strict=True)]
-    for index in np.ndindex(*counts):
-        start = tuple(a + i * c for a, i, c in zip(region.start, index, chunks, strict=True))
-        stop = tuple(min(b, a + c) for a, b, c in zip(start, region.stop, chunks, strict=True))
-        yield Region(start, stop)
 
 
 def _windows(image: Image, lowest: UPath) -> list[Window]:

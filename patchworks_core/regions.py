@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import prod
 
 
@@ -31,6 +32,19 @@ class Region:
             raise ValueError(f"a region needs one start and one stop per axis, got {self}")
         if any(a < 0 or b < a for a, b in zip(self.start, self.stop, strict=True)):
             raise ValueError(f"a region needs 0 <= start <= stop on every axis, got {self}")
+
+    def pieces(self, shape: Sequence[int]) -> Iterator[Region]:
+        """Yield the boxes of `shape` it is cut into from its start; those at its end are smaller.
+
+        Examples
+        --------
+        >>> [piece.stop for piece in Region((2, 0), (5, 3)).pieces((2, 3))]
+        [(4, 3), (5, 3)]
+        """
+        starts = (range(a, b, n) for a, b, n in zip(self.start, self.stop, shape, strict=True))
+        for start in product(*starts):
+            ends = (min(b, a + n) for a, b, n in zip(start, self.stop, shape, strict=True))
+            yield Region(start, tuple(ends))
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import ceil
 from typing import Any
 
 import numpy as np
@@ -200,12 +199,8 @@ def _check_dtype(labels: Any, where: str) -> None:
 
 def _chunks(labels: zarr.Array[Any]) -> Iterator[Region]:
     """Yield the chunks of an array, or its shards where it has them: what is written whole."""
-    unit = labels.shards or labels.chunks
-    counts = [ceil(n / u) for n, u in zip(labels.shape, unit, strict=True)]
-    for index in np.ndindex(*counts):
-        start = tuple(i * u for i, u in zip(index, unit, strict=True))
-        stop = tuple(min(n, a + u) for a, u, n in zip(start, unit, labels.shape, strict=True))
-        yield Region(start, stop)
+    whole = Region((0,) * labels.ndim, tuple(labels.shape))
+    return whole.pieces(labels.shards or labels.chunks)
 
 
 def _like(labels: zarr.Array[Any], path: UPath, dtype: np.dtype[Any]) -> None:

@@ -9,7 +9,10 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from click import unstyle
+from typer.testing import CliRunner
 
+from patchworks_pipeline.cli import app
 from patchworks_pipeline.definitions import defs
 from patchworks_pipeline.partitions import tile_keys
 from patchworks_pipeline.records import Acquisition, ImageFolder
@@ -82,6 +85,14 @@ def _all_succeeded(
     for result in done.values():
         assert result.success, error_of(result)
     return done
+
+
+def call_command_line(*arguments: object) -> tuple[int, str]:
+    """Call ``patchworks`` in this process; return the exit code and the printed words."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, " ".join(unstyle(result.output).split())
 
 
 def metadata_of(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, Any]:

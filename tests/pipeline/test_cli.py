@@ -7,17 +7,15 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from click import unstyle
-from typer.testing import CliRunner
 
 from patchworks_core.budget import Limit
 from patchworks_core.errors import StageError
 from patchworks_core.storage import as_path
 from patchworks_pipeline.acquisitions import Candidate
-from patchworks_pipeline.cli import app
 from patchworks_pipeline.landing import Arrival, Quarantine, Version
 from patchworks_pipeline.resources import LabelStore
 from tests.core.oracles import assert_same_partition
+from tests.pipeline.conftest import call_command_line
 from tests.tissue import MARKED_KEY, files_under, marked_tissue, tissue, write_tiff
 
 OPTIONS = ("--tile-shape", "32", "--overlap", "8")
@@ -30,13 +28,7 @@ def patchworks(home, monkeypatch):
     """Call the command line in the test's home; returns (exit code, printed words)."""
     monkeypatch.setenv("COLUMNS", "200")
 
-    def call(*arguments):
-        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result.exit_code, " ".join(unstyle(result.output).split())
-
-    return call
+    return call_command_line
 
 
 @pytest.fixture

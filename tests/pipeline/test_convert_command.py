@@ -7,15 +7,13 @@ import io
 import numpy as np
 import pytest
 import tifffile
-from click import unstyle
 from PIL import Image as PillowImage
-from typer.testing import CliRunner
 
 from patchworks_core import open_image, segment_to_ome_zarr, segmentation_of
-from patchworks_pipeline.cli import app
 from patchworks_pipeline.home import prepare_home
 from patchworks_pipeline.records import Acquisition
 from patchworks_pipeline.resources import LabelStore
+from tests.pipeline.conftest import call_command_line
 from tests.tissue import tissue, write_tiff
 
 
@@ -26,13 +24,7 @@ def patchworks(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PATCHWORKS_HOME", raising=False)
 
-    def call(*arguments):
-        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result.exit_code, " ".join(unstyle(result.output).split())
-
-    return call
+    return call_command_line
 
 
 @pytest.fixture
