@@ -27,12 +27,12 @@ import numpy as np
 import zarr
 from scipy import ndimage
 
-from patchworks_core.filtering import filter_image
-from patchworks_core.operations import Operation
-from patchworks_core.peak import PeakMemory
-from patchworks_core.plugins.background import white_tophat
-from patchworks_core.plugins.filters import gaussian, maximum, median
-from patchworks_core.plugins.shading import shading_correction
+from patchworks_core.machine.peak import PeakMemory
+from patchworks_core.operations.background import white_tophat
+from patchworks_core.operations.filtering import filter_image
+from patchworks_core.operations.filters import gaussian, maximum, median
+from patchworks_core.operations.operations import Operation
+from patchworks_core.operations.shading import shading_correction
 
 SHAPE, TILE = (10, 3, 2048, 2048), 1024
 

@@ -35,7 +35,7 @@ CHILD = """
 import json, sys, time
 from benchmarks.memory import FUNCTIONS
 from patchworks_core import tile_process, open_image
-from patchworks_core.budget import granted_memory_bytes
+from patchworks_core.machine.budget import granted_memory_bytes
 
 image, target, function, kind, n_workers = sys.argv[1:6]
 limit = granted_memory_bytes()

@@ -28,9 +28,9 @@ from pathlib import Path
 
 import numpy as np
 
-from patchworks_pipeline.home import prepare_home
+from patchworks_pipeline.instance.home import prepare_home
 from patchworks_pipeline.records import Acquisition, ImageFolder
-from patchworks_pipeline.resources import AcquisitionSource
+from patchworks_pipeline.resources.resources import AcquisitionSource
 from tests.e2e.conftest import serving, until
 from tests.e2e.facility import count_runs, landing_ticks, one_run_of_each, runs_of
 from tests.e2e.postgres import running_postgres

@@ -17,7 +17,7 @@ from typing import Any
 import tifffile
 
 from patchworks_core import open_image, tile_process
-from patchworks_core.agreement import compare_objects
+from patchworks_core.pilot.agreement import compare_objects
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -19,8 +19,8 @@ from tissue import MILD, PERFECT, Disagreement, TileView, hard, shuffled, vorono
 
 from patchworks_core import open_image
 from patchworks_core.plugins.watershed import watershed
-from patchworks_core.regions import Region
-from patchworks_core.statistics import ImageStatistics, measure_statistics
+from patchworks_core.statistics.statistics import ImageStatistics, measure_statistics
+from patchworks_core.tiles.regions import Region
 
 HERE = Path(__file__).parent
 Labels = npt.NDArray[Any]

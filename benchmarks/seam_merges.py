@@ -13,14 +13,13 @@ import numpy as np
 import numpy.typing as npt
 from peer_runner import view_key
 
-from patchworks_core.edges import EdgeTable
-from patchworks_core.grid import TileGrid
-from patchworks_core.labels import number_labels
-from patchworks_core.lut import build_lut
-from patchworks_core.pairs import compare_face
-from patchworks_core.rules import MergeOptions, joined_pairs
-from patchworks_core.segmentation import MergeRule
-from patchworks_core.strips import cut_strip
+from patchworks_core.seams.edge_table import EdgeTable
+from patchworks_core.seams.lookup import build_lut
+from patchworks_core.seams.pairs import compare_face
+from patchworks_core.seams.rules import MergeOptions, MergeRule, joined_pairs
+from patchworks_core.seams.strips import cut_strip
+from patchworks_core.stage.tile_labels import number_labels
+from patchworks_core.tiles.grid import TileGrid
 
 HERE = Path(__file__).parent
 

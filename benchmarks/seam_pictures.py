@@ -11,8 +11,8 @@ from seam_merges import merge
 from skimage.measure import label
 from tissue import MILD, TileView, voronoi_tissue
 
-from patchworks_core.grid import TileGrid, plan_grid
-from patchworks_core.pictures import label_colours
+from patchworks_core.pictures.drawing import label_colours
+from patchworks_core.tiles.grid import TileGrid, plan_grid
 
 Labels = npt.NDArray[Any]
 DARK, SEAM, HALO = "#222222", "#c8553d", "#1f7a8c"

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from skimage.metrics import contingency_table
 
-from patchworks_core.agreement import compare_objects
-from patchworks_core.grid import TileGrid
+from patchworks_core.pilot.agreement import compare_objects
+from patchworks_core.tiles.grid import TileGrid
 
 Labels = npt.NDArray[Any]
 

@@ -27,9 +27,9 @@ from seam_pictures import draw_pictures
 from seam_scores import Score, score
 
 from patchworks_core import tile_process
-from patchworks_core.agreement import compare_objects
-from patchworks_core.grid import plan_grid
-from patchworks_core.regions import Region
+from patchworks_core.pilot.agreement import compare_objects
+from patchworks_core.tiles.grid import plan_grid
+from patchworks_core.tiles.regions import Region
 
 HERE = Path(__file__).parent
 DATA = HERE.parents[1] / "shared" / "data"

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from patchworks_core.regions import Region
+from patchworks_core.tiles.regions import Region
 
 Labels = npt.NDArray[np.int32]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from patchworks_core.contingency import Relations
-from patchworks_core.convert import ConvertedImage, convert_image
-from patchworks_core.dask_clients import make_local_cluster
+from patchworks_core.api.merge_tile_labels import merge_tile_labels
+from patchworks_core.api.segment_to_ome_zarr import segment_to_ome_zarr
+from patchworks_core.api.tile_process import tile_process
 from patchworks_core.errors import (
     ImageError,
     PlanError,
@@ -13,35 +13,35 @@ from patchworks_core.errors import (
     TileOutputError,
     TilesFailedError,
 )
-from patchworks_core.filtering import filter_image, global_threshold, image_statistics
-from patchworks_core.grid import TileGrid, plan_grid
-from patchworks_core.image import Image, open_image
-from patchworks_core.loading import load_ome_zarr
-from patchworks_core.measurements import measure_objects
-from patchworks_core.merge import merge_tile_labels
-from patchworks_core.model_sizing import auto_tile_shape_cellpose
-from patchworks_core.occupancy import estimate_empty_tiles
-from patchworks_core.operations import Chain, Operation, chain, operation
-from patchworks_core.plugins.cellpose import cellpose_fn
-from patchworks_core.plugins.stardist import stardist_fn
-from patchworks_core.postprocess import (
+from patchworks_core.images.dask_view import load_ome_zarr
+from patchworks_core.images.image import Image, open_image
+from patchworks_core.images.readers.zarr_node import fields_of_plate
+from patchworks_core.labels.contingency import Relations
+from patchworks_core.labels.measurements import measure_objects
+from patchworks_core.labels.postprocess import (
     expand_labels,
     fill_holes,
     filter_sizes,
     morphological_opening,
 )
-from patchworks_core.process import tile_process
-from patchworks_core.processed import process_lazily
-from patchworks_core.readers.zarr_node import fields_of_plate
-from patchworks_core.relabel import relabel_sequential_array, relabel_sequential_zarr
-from patchworks_core.relations import label_relations
-from patchworks_core.segmentation import Segmentation, declare, segmentation_of
-from patchworks_core.sizing import (
+from patchworks_core.labels.relabel import relabel_sequential_array, relabel_sequential_zarr
+from patchworks_core.labels.relations import label_relations
+from patchworks_core.machine.dask_clients import make_local_cluster
+from patchworks_core.machine.model_sizing import auto_tile_shape_cellpose
+from patchworks_core.machine.sizing import (
     auto_overlap,
     auto_tile_shape,
     safe_worker_count,
 )
-from patchworks_core.to_ome_zarr import segment_to_ome_zarr
+from patchworks_core.ome_zarr.convert import ConvertedImage, convert_image
+from patchworks_core.operations.filtering import filter_image, global_threshold, image_statistics
+from patchworks_core.operations.operations import Chain, Operation, chain, operation
+from patchworks_core.operations.processed import process_lazily
+from patchworks_core.plugins.cellpose import cellpose_fn
+from patchworks_core.plugins.segmentation import Segmentation, declare, segmentation_of
+from patchworks_core.plugins.stardist import stardist_fn
+from patchworks_core.statistics.empty_tiles import estimate_empty_tiles
+from patchworks_core.tiles.grid import TileGrid, plan_grid
 
 __all__ = [
     "Chain",

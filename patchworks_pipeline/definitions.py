@@ -6,10 +6,11 @@ takes `defs`, for which nothing is looked up.
 
 import dagster as dg
 
-from patchworks_pipeline import alert_sensors, assets, jobs, retention, schedules, sensors
-from patchworks_pipeline.alerts import Alerts
-from patchworks_pipeline.clusters import DaskCluster
-from patchworks_pipeline.resources import (
+from patchworks_pipeline import assets
+from patchworks_pipeline.automation import alert_sensors, jobs, retention, schedules, sensors
+from patchworks_pipeline.automation.alerts import Alerts
+from patchworks_pipeline.resources.clusters import DaskCluster
+from patchworks_pipeline.resources.resources import (
     AcquisitionSource,
     Automation,
     Backfills,

@@ -27,19 +27,19 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from upath import UPath
 
-from patchworks_core.edges import EdgeTable
-from patchworks_core.engine import Outcome
 from patchworks_core.errors import PlanError, StageError
-from patchworks_core.grid import TileBlock
-from patchworks_core.image import Image, open_image
-from patchworks_core.lut import LookupTable, offsets_of
-from patchworks_core.ngff import LabelImage
-from patchworks_core.plan import Plan
-from patchworks_core.rules import MergeOptions
-from patchworks_core.stage import Stage
-from patchworks_core.staging import StagedBlock
-from patchworks_core.statistics import ImageStatistics
-from patchworks_core.storage import remove, write_bytes, write_text
+from patchworks_core.files.storage import remove, write_bytes, write_text
+from patchworks_core.images.image import Image, open_image
+from patchworks_core.machine.engine import Outcome
+from patchworks_core.ome_zarr.label_image import LabelImage
+from patchworks_core.seams.edge_table import EdgeTable
+from patchworks_core.seams.lookup import LookupTable, offsets_of
+from patchworks_core.seams.rules import MergeOptions
+from patchworks_core.stage.plan import Plan
+from patchworks_core.stage.stage import Stage
+from patchworks_core.stage.staging import StagedBlock
+from patchworks_core.statistics.statistics import ImageStatistics
+from patchworks_core.tiles.grid import TileBlock
 
 LABEL_NAME = "labels"
 """Of the label image in an image's container."""
@@ -116,7 +116,7 @@ class TileFailure:
     message: str
     traceback: str
     kind: str = "other"
-    """As `patchworks_core.faults` tells them apart."""
+    """As `patchworks_core.machine.faults` tells them apart."""
 
     attempts: int = 1
     """Tries in all."""

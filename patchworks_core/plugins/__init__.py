@@ -1,1 +1,4 @@
-"""Segmentation functions that come with patchworks; each says what it needs."""
+"""Segmentation functions, and how a function is named, declared and versioned.
+
+A plugin's path is written into every plan, so its module keeps its name.
+"""

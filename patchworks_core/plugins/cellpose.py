@@ -52,8 +52,8 @@ from patchworks_core.plugins.normalization import (
     finite_pixels,
     value_range,
 )
-from patchworks_core.segmentation import Segmentation, declare, segmentation_of
-from patchworks_core.statistics import ImageStatistics
+from patchworks_core.plugins.segmentation import Segmentation, declare, segmentation_of
+from patchworks_core.statistics.statistics import ImageStatistics
 
 Array = npt.NDArray[Any]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from patchworks_core.errors import SegmentationError
-from patchworks_core.faults import kind_of
+from patchworks_core.machine.faults import kind_of
 from patchworks_core.plugins.models import required_version
 
 INSTALL = 'pip install "patchworks-pipeline[cellpose]"'

@@ -21,9 +21,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from patchworks_core.devices import granted_devices
 from patchworks_core.errors import SegmentationError
-from patchworks_core.faults import free_memory, kind_of
+from patchworks_core.machine.devices import granted_devices
+from patchworks_core.machine.faults import free_memory, kind_of
 
 Result = TypeVar("Result")
 
@@ -177,7 +177,7 @@ def run_in_memory(loaded: Loaded, run: Callable[[Any], Result], *, alone: bool) 
     ------
     Exception
         What `run` raised with the last size, or anything else but a lack of memory: the tile is
-        tried again by the rules of `patchworks_core.faults`.
+        tried again by the rules of `patchworks_core.machine.faults`.
 
     Examples
     --------

@@ -30,6 +30,7 @@ from patchworks_core.plugins.normalization import (
     finite_pixels,
     value_range,
 )
+from patchworks_core.plugins.segmentation import Segmentation, declare, segmentation_of
 from patchworks_core.plugins.stardist_package import (
     check_installed,
     config_of,
@@ -37,8 +38,7 @@ from patchworks_core.plugins.stardist_package import (
     model_folder,
     weights_of,
 )
-from patchworks_core.segmentation import Segmentation, declare, segmentation_of
-from patchworks_core.statistics import ImageStatistics
+from patchworks_core.statistics.statistics import ImageStatistics
 
 Array = npt.NDArray[Any]
 

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from patchworks_core.errors import SegmentationError
+from patchworks_core.plugins.segmentation import declare
 from patchworks_core.plugins.threshold import foreground, global_threshold, smooth
-from patchworks_core.segmentation import declare
-from patchworks_core.statistics import ImageStatistics
+from patchworks_core.statistics.statistics import ImageStatistics
 
 Array = npt.NDArray[Any]
 

@@ -5,20 +5,20 @@ from typing import TypeVar
 
 import dagster as dg
 
-from patchworks_core.engine import WINDOW_PER_WORKER, in_order, map_tiles, results
-from patchworks_core.image import Image
-from patchworks_core.occupancy import Brightest
-from patchworks_core.plan import EMPTY_THRESHOLD, Plan, make_plan
-from patchworks_core.report import image_picture
-from patchworks_core.stage import Stage
-from patchworks_core.staging import companions_of
-from patchworks_core.statistics import ImageStatistics, measure_statistics
-from patchworks_pipeline.metadata import picture, shape_text, size_text
+from patchworks_core.images.image import Image
+from patchworks_core.machine.engine import WINDOW_PER_WORKER, in_order, map_tiles, results
+from patchworks_core.pictures.report import image_picture
+from patchworks_core.stage.plan import EMPTY_THRESHOLD, Plan, make_plan
+from patchworks_core.stage.stage import Stage
+from patchworks_core.stage.staging import companions_of
+from patchworks_core.statistics.empty_tiles import Brightest
+from patchworks_core.statistics.statistics import ImageStatistics, measure_statistics
+from patchworks_pipeline.assets.metadata import picture, shape_text, size_text
+from patchworks_pipeline.assets.planned import Measured, is_asked_for, planned_function
 from patchworks_pipeline.partitions import images, tile_keys, tiles
-from patchworks_pipeline.planned import Measured, is_asked_for, planned_function
 from patchworks_pipeline.progress import report
 from patchworks_pipeline.records import ImageFolder
-from patchworks_pipeline.resources import (
+from patchworks_pipeline.resources.resources import (
     AcquisitionSource,
     ComputeBudget,
     LabelStore,

@@ -8,30 +8,25 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from patchworks_core.apply import output_chunks
-from patchworks_core.engine import WINDOW_PER_WORKER
-from patchworks_core.plan import Plan
-from patchworks_core.provenance import provenance_of
-from patchworks_core.report import overlay_picture, overview_region, seam_region
-from patchworks_core.rules import joined_pairs, warning_of
-from patchworks_core.seams import SeamReport, judge_seams
-from patchworks_core.stage import Stage
-from patchworks_core.steps import (
-    WrittenLabels,
-    ids_are_sequential,
-    look_up,
-    pair_tiles,
-    write_labels,
-)
-from patchworks_core.storage import open_array, write_bytes
+from patchworks_core.api.provenance import provenance_of
+from patchworks_core.files.label_arrays import output_chunks
+from patchworks_core.files.storage import open_array, write_bytes
+from patchworks_core.machine.engine import WINDOW_PER_WORKER
+from patchworks_core.merge.steps import ids_are_sequential, look_up, pair_tiles
+from patchworks_core.ome_zarr.label_image import WrittenLabels, write_labels
+from patchworks_core.pictures.report import overlay_picture, overview_region, seam_region
+from patchworks_core.seams.judge import SeamReport, judge_seams
+from patchworks_core.seams.rules import joined_pairs, warning_of
+from patchworks_core.stage.plan import Plan
+from patchworks_core.stage.stage import Stage
 from patchworks_pipeline.assets.acquiring import OWNERS
+from patchworks_pipeline.assets.metadata import picture, shape_text
+from patchworks_pipeline.assets.stage_reading import read_once
 from patchworks_pipeline.assets.staging import staged_labels
-from patchworks_pipeline.metadata import picture, shape_text
 from patchworks_pipeline.partitions import NOT_BY_KEY, images
 from patchworks_pipeline.progress import report
 from patchworks_pipeline.records import ImageFolder
-from patchworks_pipeline.resources import ComputeBudget, LabelStore, Segmentation
-from patchworks_pipeline.stage_reading import read_once
+from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore, Segmentation
 
 EVERY_TILE_IS_MERGED = "every_tile_is_merged"
 IDS_ARE_SEQUENTIAL = "ids_are_sequential"

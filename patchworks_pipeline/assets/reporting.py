@@ -8,19 +8,19 @@ import dagster as dg
 import numpy as np
 import pyarrow as pa
 
-from patchworks_core.objects import object_table as table_of_objects
-from patchworks_core.pictures import png_bytes, size_histogram, tile_map
-from patchworks_core.report import image_picture
-from patchworks_core.seam_faces import judge_sizes
-from patchworks_core.steps import measure_objects
-from patchworks_core.storage import write_bytes, write_text
+from patchworks_core.files.storage import write_bytes, write_text
+from patchworks_core.merge.objects import object_table as table_of_objects
+from patchworks_core.merge.steps import measure_objects
+from patchworks_core.pictures.drawing import png_bytes, size_histogram, tile_map
+from patchworks_core.pictures.report import image_picture
+from patchworks_core.seams.faces import judge_sizes
 from patchworks_pipeline.assets.acquiring import OWNERS
 from patchworks_pipeline.assets.merging import merged_labels, seam_figures, seams_of
-from patchworks_pipeline.metadata import picture
+from patchworks_pipeline.assets.metadata import picture
+from patchworks_pipeline.assets.stage_reading import read_once
+from patchworks_pipeline.assets.throughput import figures_of, finish
 from patchworks_pipeline.partitions import images
-from patchworks_pipeline.resources import LabelStore
-from patchworks_pipeline.stage_reading import read_once
-from patchworks_pipeline.throughput import figures_of, finish
+from patchworks_pipeline.resources.resources import LabelStore
 
 
 @dg.asset(

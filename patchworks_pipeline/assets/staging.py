@@ -6,19 +6,15 @@ from dataclasses import dataclass, field
 import dagster as dg
 from pydantic import Field
 
-from patchworks_core.compute import TilePool
-from patchworks_core.engine import Outcome
-from patchworks_core.grid import TileBlock
-from patchworks_core.stage import Stage
-from patchworks_core.staging import StagedBlock, stage_blocks
+from patchworks_core.machine.engine import Outcome
+from patchworks_core.machine.pools import TilePool
+from patchworks_core.stage.stage import Stage
+from patchworks_core.stage.staging import StagedBlock, stage_blocks
+from patchworks_core.tiles.grid import TileBlock
 from patchworks_pipeline.assets.acquiring import OWNERS, image_statistics
-from patchworks_pipeline.clusters import DaskCluster
-from patchworks_pipeline.partitions import NOT_BY_KEY, split_tile_key, tiles
-from patchworks_pipeline.planned import Beside, planned_function
-from patchworks_pipeline.records import ImageFolder, TileFailure
-from patchworks_pipeline.resources import ComputeBudget, GpuPool, LabelStore
-from patchworks_pipeline.throughput import add_staging
-from patchworks_pipeline.tile_events import (
+from patchworks_pipeline.assets.planned import Beside, planned_function
+from patchworks_pipeline.assets.throughput import add_staging
+from patchworks_pipeline.assets.tile_events import (
     STAGED_LABELS,
     Progress,
     fail_if_any,
@@ -29,8 +25,12 @@ from patchworks_pipeline.tile_events import (
     staged_tile,
     tag_run,
 )
-from patchworks_pipeline.tile_log import TileLog
-from patchworks_pipeline.tile_pool import TilePools
+from patchworks_pipeline.instance.tile_log import TileLog
+from patchworks_pipeline.partitions import NOT_BY_KEY, split_tile_key, tiles
+from patchworks_pipeline.records import ImageFolder, TileFailure
+from patchworks_pipeline.resources.clusters import DaskCluster
+from patchworks_pipeline.resources.pools import TilePools
+from patchworks_pipeline.resources.resources import ComputeBudget, GpuPool, LabelStore
 
 RESUMED = "dagster/is_resume_retry"
 """Tag of runs that re-execute another from its failure."""

@@ -6,10 +6,10 @@ import os
 
 import numpy as np
 
-from patchworks_core.edges import EdgeTable
-from patchworks_core.grid import TileGrid
-from patchworks_core.in_memory import TilesInMemory
-from patchworks_core.rules import MergeOptions
+from patchworks_core.pilot.in_memory import TilesInMemory
+from patchworks_core.seams.edge_table import EdgeTable
+from patchworks_core.seams.rules import MergeOptions
+from patchworks_core.tiles.grid import TileGrid
 
 
 def examples(n: int) -> int:

@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from scipy import ndimage
 
-from patchworks_core.image import open_image
-from patchworks_core.plan import make_plan
-from patchworks_core.rules import MergeOptions
-from patchworks_core.segmentation import declare, segmentation_of
-from patchworks_core.stage import Stage
-from patchworks_core.staging import stage_blocks
-from patchworks_core.steps import look_up, pair_tiles
+from patchworks_core.images.image import open_image
+from patchworks_core.merge.steps import look_up, pair_tiles
+from patchworks_core.plugins.segmentation import declare, segmentation_of
+from patchworks_core.seams.rules import MergeOptions
+from patchworks_core.stage.plan import make_plan
+from patchworks_core.stage.stage import Stage
+from patchworks_core.stage.staging import stage_blocks
 
 TOUCHING = MergeOptions("touching", 1)
 

@@ -14,7 +14,7 @@ import numpy as np
 import zarr
 
 from patchworks_core import tile_process
-from patchworks_pipeline.home import prepare_home
+from patchworks_pipeline.instance.home import prepare_home
 from patchworks_pipeline.records import Acquisition, ImageFolder
 from tests.e2e.conftest import Served
 from tests.tissue import HALO, TILE, files_under, write_tiff

@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import pytest
 
-from patchworks_pipeline.home import prepare_home
+from patchworks_pipeline.instance.home import prepare_home
 from tests.e2e.conftest import Served, serving, until
 from tests.e2e.facility import (
     choose,

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from patchworks_core.errors import PlanError
-from patchworks_pipeline.clusters import DaskCluster
+from patchworks_pipeline.resources.clusters import DaskCluster
+from tests.e2e.conftest import until
 from tests.functions import faulty_functions as faulty
 from tests.pipeline.conftest import Pipeline, error_of, home, instance, mended  # noqa: F401
 from tests.tissue import (
@@ -24,8 +25,6 @@ from tests.tissue import (
     tissue,
     write_tiff,
 )
-
-from .conftest import until
 
 SEGFAULT_TILE, MEMORY_TILE, KILLED_TILE = (0, 1), (1, 3), (2, 0)
 

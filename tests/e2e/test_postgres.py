@@ -9,10 +9,10 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from patchworks_pipeline.home import BATCH_VARIABLE, prepare_home
+from patchworks_pipeline.instance.home import BATCH_VARIABLE, prepare_home
 from tests.e2e.day import spend_a_day
 from tests.e2e.postgres import programs, running_postgres
-from tests.pipeline.test_event_storage import KEYS, as_it_is_read, run_tiles
+from tests.pipeline.instance.test_event_storage import KEYS, as_it_is_read, run_tiles
 
 DEPLOYED = Path(__file__).parents[2] / "deploy" / "dagster-postgres.yaml"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from patchworks_pipeline.home import prepare_home
+from patchworks_pipeline.instance.home import prepare_home
 from tests.e2e.conftest import Served, serving, until
 from tests.e2e.facility import (
     choose,

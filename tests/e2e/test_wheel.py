@@ -19,7 +19,7 @@ import patchworks_core, patchworks_pipeline
 from patchworks_pipeline.definitions import deployed, defs
 import dagster as dg
 dg.Definitions.validate_loadable(deployed())
-from patchworks_pipeline.home import prepare_home
+from patchworks_pipeline.instance.home import prepare_home
 from pathlib import Path
 prepare_home(Path("home").absolute())
 print(patchworks_core.__file__, patchworks_pipeline.__file__, len(list(deployed().jobs)), sep="\\n")

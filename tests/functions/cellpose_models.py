@@ -14,7 +14,7 @@ import numpy as np
 
 from patchworks_core.plugins.cellpose import cellpose
 from patchworks_core.plugins.cellpose_package import check_installed, import_models, major_of
-from patchworks_core.segmentation import declare
+from patchworks_core.plugins.segmentation import declare
 
 BLUR, BLURRIER = 1.5, 4.0
 """Sigmas of `blurred`'s two copies, pixels; objects are about five times as wide."""

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from patchworks_core.plugins.segmentation import Declaration
+
 SEGFAULTS, TAKES_MEMORY, IS_KILLED = 50_001, 50_002, 50_003
 """Values of objects on which `crashes` fails so."""
 
@@ -44,9 +46,7 @@ def on_device(tile):
     return tile.astype(np.int64)
 
 
-on_device.patchworks = __import__("patchworks_core.segmentation", fromlist=["x"]).Declaration(
-    version="1", gpu=True
-)
+on_device.patchworks = Declaration(version="1", gpu=True)
 
 
 def out_of_memory_once(tile):

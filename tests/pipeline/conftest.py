@@ -12,12 +12,12 @@ import pytest
 from click import unstyle
 from typer.testing import CliRunner
 
-from patchworks_pipeline.cli import app
+from patchworks_pipeline.cli.main import app
+from patchworks_pipeline.cli.runs import RANGE_END, RANGE_START, register
 from patchworks_pipeline.definitions import defs
 from patchworks_pipeline.partitions import tile_keys
 from patchworks_pipeline.records import Acquisition, ImageFolder
-from patchworks_pipeline.resources import LabelStore
-from patchworks_pipeline.runs import RANGE_END, RANGE_START, register
+from patchworks_pipeline.resources.resources import LabelStore
 from tests.tissue import FUNCTIONS, HALO, TILE, environment_of_functions
 
 QUIET = {"console": {"config": {"log_level": "CRITICAL"}}}

@@ -8,10 +8,10 @@ from typing import Any
 
 import dagster as dg
 
-from patchworks_pipeline.alerts import Alerts
+from patchworks_pipeline.automation.alerts import Alerts
+from patchworks_pipeline.automation.sensors import landing_sensor, merging_sensor, staging_sensor
 from patchworks_pipeline.definitions import defs
-from patchworks_pipeline.resources import AcquisitionSource, Automation, LabelStore
-from patchworks_pipeline.sensors import landing_sensor, merging_sensor, staging_sensor
+from patchworks_pipeline.resources.resources import AcquisitionSource, Automation, LabelStore
 
 DEFAULTS = {
     "store": LabelStore(),

@@ -11,7 +11,7 @@ import pytest
 
 from patchworks_pipeline.definitions import defs
 from patchworks_pipeline.partitions import images, tiles
-from patchworks_pipeline.resources import ComputeBudget, GpuPool, LabelStore, Segmentation
+from patchworks_pipeline.resources.resources import ComputeBudget, GpuPool, LabelStore, Segmentation
 
 LINEAGE = (
     "image",

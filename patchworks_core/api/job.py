@@ -1,0 +1,305 @@
+"""The job: the six steps of one image in a row, with what they need in hand."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import zarr
+import zarr.errors
+from upath import UPath
+
+from patchworks_core.api.provenance import provenance_of
+from patchworks_core.api.tile_count import Say, TileCount
+from patchworks_core.errors import PlanError, StageError
+from patchworks_core.files.label_arrays import create_label_array
+from patchworks_core.files.storage import (
+    ZarrFormat,
+    claimed,
+    is_local,
+    move,
+    remove,
+    zarr_store,
+)
+from patchworks_core.images.image import Image
+from patchworks_core.machine.budget import granted_cores, human_bytes
+from patchworks_core.machine.engine import Outcome, results
+from patchworks_core.machine.pools import Compute, TilePool
+from patchworks_core.machine.progress import Progress, no_progress
+from patchworks_core.merge.apply import apply_lut, create_apply_records
+from patchworks_core.merge.steps import look_up, pair_tiles
+from patchworks_core.ome_zarr.label_image import LabelImage, write_labels
+from patchworks_core.pilot.trials import PilotReport, recommend_overlap
+from patchworks_core.plugins.segmentation import LabelFunction, Segmentation
+from patchworks_core.seams.lookup import LookupTable
+from patchworks_core.seams.rules import MergeOptions, warning_of
+from patchworks_core.stage.plan import Plan, make_plan
+from patchworks_core.stage.stage import Stage
+from patchworks_core.stage.staging import StagedBlock, companions_of, stage_blocks
+from patchworks_core.statistics.empty_tiles import EmptyTiles, find_empty_tiles
+from patchworks_core.statistics.statistics import ImageStatistics, measure_statistics
+from patchworks_core.tiles.grid import TileBlock, TileGrid, plan_grid
+
+MAPPED = "image.npy"
+"""Where worker processes find an image that was in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """The steps of one image, with what they need in hand."""
+
+    image: Image
+    segmentation: Segmentation
+    options: MergeOptions
+    compute: Compute
+    progress: Progress = no_progress
+    say: Say = logging.getLogger(__name__).info
+
+    skip_empty: bool = False
+    """Leave tiles without signal unsegmented."""
+
+    empty_threshold: float | None = None
+    """Brightest value that is background; None asks the image."""
+
+    stage_dir: UPath | None = None
+    """Where the stage is kept; None is beside the labels."""
+
+    keep_stage: bool = False
+    """Leave the stage there when the work is complete."""
+
+    is_temporary: bool = False
+    pilot: PilotReport | None = None
+    empty: EmptyTiles | None = None
+
+    def planned(self, tile_shape: Sequence[int] | int, overlap: Any) -> tuple[Job, Plan]:
+        """Plan the tiles; return the job with what a pilot and the image settled.
+
+        Parameters
+        ----------
+        tile_shape, overlap
+            As in `patchworks_core.tiles.grid.plan_grid`; an overlap in words asks a pilot.
+        """
+        companions_of(self.segmentation, self.image)
+        job, halo = self, overlap
+        if isinstance(overlap, str):
+            report, best = recommend_overlap(
+                self.image, self.segmentation, overlap, tile_shape=tile_shape, options=self.options
+            )
+            options = replace(self.options, rule=best.rule)
+            job, halo = replace(self, options=options, pilot=report), best.overlap
+        threshold = None
+        if self.skip_empty:
+            grid = plan_grid(self.image.axes, self.image.shape, tile_shape=tile_shape, overlap=halo)
+            # Reading releases the GIL: threads of this process are right whatever runs the tiles.
+            readers = Compute(self.compute.max_workers or max(1, granted_cores().value - 1))
+            empty = find_empty_tiles(
+                self.image, grid, threshold=self.empty_threshold, compute=readers
+            )
+            job, threshold = replace(job, empty=empty), empty.threshold
+            self.say(str(empty))
+        plan = make_plan(
+            self.image,
+            self.segmentation,
+            tile_shape=tile_shape,
+            overlap=halo,
+            empty_threshold=threshold,
+        )
+        return job, plan
+
+    def resolved(self, plan: Plan) -> MergeOptions:
+        """Return the merge options with everything decided."""
+        return self.options.resolve(
+            plan.grid,
+            declared=self.segmentation.merge,
+            connectivity=self.segmentation.connectivity,
+        )
+
+    def write_array(self, plan: Plan, group: UPath, component: str, *, resume: bool) -> None:
+        """Write the labels as one array of a Zarr group."""
+        work = group / f"{component}.work"
+        zarr_format = _open_group(group)
+        with claimed(work, doing="writing to"), self._merged(plan, work, resume=resume) as merged:
+            stage, lut, pool = merged
+            labels, records = work / "merged", work / "applied"
+            create_label_array(labels, plan.grid, lut.dtype, zarr_format=zarr_format)
+            create_apply_records(records, plan.grid)
+            outcomes = apply_lut(
+                stage,
+                lut,
+                labels=labels,
+                records=records,
+                executor=pool.executor,
+                window=pool.window,
+            )
+            n_blocks = plan.grid.n_blocks
+            for n, _ in enumerate(results(outcomes, doing="writing merged labels"), start=1):
+                self.progress("apply", n, n_blocks)
+            remove(group / component)
+            move(labels, group / component)
+            self._clear(work)
+
+    def write_ome(self, plan: Plan, target: LabelImage, *, resume: bool) -> LookupTable:
+        """Write the labels as an OME-Zarr label image."""
+        target.check_container()
+        work = target.container / "labels" / f"{target.name}.work"
+        pilot = None if self.pilot is None else self.pilot.to_dict()
+        with claimed(work, doing="writing to"), self._merged(plan, work, resume=resume) as merged:
+            stage, lut, pool = merged
+            done: list[str] = []
+
+            def count(key: str) -> None:
+                done.append(key)
+                self.progress("apply", len(done), plan.grid.n_blocks)
+
+            write_labels(
+                stage,
+                lut,
+                target,
+                provenance=provenance_of(plan, self.resolved(plan), lut, pilot=pilot),
+                executor=pool.executor,
+                window=pool.window,
+                on_block=count,
+            )
+            self._clear(work)
+        return lut
+
+    @contextmanager
+    def _merged(
+        self, plan: Plan, work: UPath, *, resume: bool
+    ) -> Iterator[tuple[Stage, LookupTable, TilePool]]:
+        """Stage what is missing, pair, and look up; the workers stay for what comes then."""
+        options = self.resolved(plan)
+        if (warning := warning_of(plan.grid, options)) is not None:
+            warnings.warn(warning, stacklevel=6)
+        stage = self._open_stage(plan, work, resume=resume)
+        image = self._reachable(stage)
+        missing = [plan.grid.block_of_key(key) for key in stage.missing_blocks()]
+        function = self.bound(plan)
+        tiles = TileCount(self.progress, self.say, len(missing))
+        measured = 0
+        if not self.compute.is_decided and len(missing) > 1:
+            # The first tile alone says what the function takes, and so how many may run at once.
+            alone = replace(self.compute, max_workers=1)
+            with alone.open(plan.grid, self.image.dtype) as pool:
+                for outcome in self._staged(image, stage, function, missing[:1], pool):
+                    tiles.count(outcome)
+                    measured = outcome.value.peak_bytes if outcome.value else 0
+            missing = missing[1:]
+        with self.compute.open(plan.grid, self.image.dtype, measured_bytes=measured) as pool:
+            self.say(
+                f"{pool.reason}; a tile took {human_bytes(measured)}" if measured else pool.reason
+            )
+            if pool.dashboard:
+                self.say(f"dashboard at {pool.dashboard}")
+            for outcome in self._staged(image, stage, function, missing, pool):
+                tiles.count(outcome)
+            tiles.check(plan.grid.n_blocks, way_out=self._way_out(work))
+            edges = pair_tiles(stage, executor=pool.executor, window=pool.window)
+            self.progress("pair", 1, 1)
+            lut = look_up(stage, edges, options)
+            self.say(
+                f"{lut.n_staged} labels in {plan.grid.n_tiles} tiles are {lut.n_objects} objects "
+                f"by rule {options.rule!r}"
+            )
+            yield stage, lut, pool
+
+    def _open_stage(self, plan: Plan, work: UPath, *, resume: bool) -> Stage:
+        """Open the stage that an earlier call left, or start one."""
+        staged = self._stage_path(work)
+        record = staged / "plan.json"
+        if resume and record.exists():
+            return Stage.open(staged, plan)
+        if self.stage_dir is not None and record.exists():
+            found = Plan.read(record)
+            if found.fingerprint != plan.fingerprint and not resume:
+                raise StageError(
+                    f"stage_dir={str(self.stage_dir)!r} holds the stage of another plan "
+                    f"({plan.difference(found)}); name another folder, or delete it"
+                )
+        return Stage.create(staged, plan)
+
+    def _stage_path(self, work: UPath) -> UPath:
+        return (self.stage_dir or work) / "stage.zarr"
+
+    def _clear(self, work: UPath) -> None:
+        """Remove what the work left, but for a stage that is to be kept."""
+        remove(self._stage_path(work) / MAPPED)
+        if self.stage_dir is not None and not self.keep_stage:
+            remove(self.stage_dir / "stage.zarr")
+        if self.keep_stage and self.stage_dir is None:
+            for name in ("merged", "applied"):
+                remove(work / name)
+            return
+        remove(work)
+
+    def _reachable(self, stage: Stage) -> Image:
+        """Return the image as worker processes of this machine are given it: not pixel by pixel."""
+        if self.compute.kind != "processes" or not is_local(stage.path):
+            return self.image
+        return self.image.mapped_from(str(stage.path / MAPPED))
+
+    def _staged(
+        self,
+        image: Image,
+        stage: Stage,
+        function: LabelFunction,
+        blocks: Sequence[TileBlock],
+        pool: TilePool,
+    ) -> Iterator[Outcome[TileBlock, StagedBlock]]:
+        yield from stage_blocks(
+            image,
+            stage,
+            function,
+            blocks,
+            executor=pool.executor,
+            window=pool.window,
+            retry=pool.retry,
+            empty=self.empty.empty_tiles if self.empty else (),
+            companions=companions_of(self.segmentation, image),
+        )
+
+    def _way_out(self, work: UPath) -> str:
+        """Say what to do when tiles failed."""
+        if self.is_temporary and self.stage_dir is None:
+            return "mend the function and call again; write_to= keeps the tiles that went well"
+        return (
+            f"the others are staged at {self.stage_dir or work}; mend the function and call again, "
+            "with resume=True if it is unchanged"
+        )
+
+    def bound(self, plan: Plan) -> LabelFunction:
+        """Return the function of a tile, with what it asks for of the whole image."""
+        others = companions_of(self.segmentation, self.image)
+        measured = {
+            name: measure_image(others[name], plan.grid)
+            for name in self.segmentation.measured_companions
+        }
+        return self.segmentation.bind(self._statistics(plan), measured)
+
+    def _statistics(self, plan: Plan) -> ImageStatistics | None:
+        """Return the statistics of the image, where the function asks for them."""
+        if not self.segmentation.wants_statistics or "statistics" in self.segmentation.parameters:
+            return None
+        if self.empty is not None:
+            return self.empty.statistics
+        return measure_image(self.image, plan.grid)
+
+
+def measure_image(image: Image, grid: TileGrid) -> ImageStatistics:
+    """Measure an image, tile block by tile block."""
+    regions = [block.core for block in grid.blocks()]
+    return measure_statistics(image.read, regions, dtype=image.dtype)
+
+
+def _open_group(path: UPath) -> ZarrFormat:
+    """Make the Zarr group at `path` if it is not there, and return its format."""
+    try:
+        return zarr.open_group(zarr_store(path), mode="a").metadata.zarr_format
+    except zarr.errors.ContainsArrayError as error:
+        raise PlanError(
+            f"labels are written into a Zarr group, and {path} is an array; name another write_to"
+        ) from error

@@ -1,0 +1,227 @@
+"""The façade: segment an image tile by tile and get one label image back."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from upath import UPath
+
+from patchworks_core.api.arguments import (
+    SizeUnit,
+    TileShape,
+    has_gpu,
+    in_pixels,
+    progress_of,
+    say_aloud,
+    shape_of_tiles,
+)
+from patchworks_core.api.estimate import estimate
+from patchworks_core.api.job import Job
+from patchworks_core.files.replacing import check_target
+from patchworks_core.files.storage import Location, as_path, open_array
+from patchworks_core.images.image import open_image
+from patchworks_core.machine.pools import Compute
+from patchworks_core.machine.progress import Progress
+from patchworks_core.machine.workers import WorkerKind
+from patchworks_core.plugins.segmentation import LabelFunction, Segmentation, segmentation_of
+from patchworks_core.seams.rules import MergeOptions, MergeRule
+from patchworks_core.stage.plan import Plan
+
+log = logging.getLogger(__name__)
+
+
+def tile_process(
+    image: Any,
+    fn: str | LabelFunction | Segmentation,
+    *,
+    tile_shape: TileShape = None,
+    overlap: Sequence[int] | int | Literal["auto"] = 0,
+    channel: int | str | None = 0,
+    level: int = 0,
+    axes: str | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    use_gpu: bool = False,
+    max_workers: int | None = None,
+    workers: WorkerKind = "threads",
+    client: Any = None,
+    compute: bool = False,
+    progress: bool | Progress = False,
+    verbose: bool = False,
+    write_to: Location | None = None,
+    output_component: str = "labels",
+    sequential_labels: bool = True,
+    skip_empty: bool = False,
+    empty_threshold: float | None = None,
+    stage_dir: Location | None = None,
+    keep_stage: bool = False,
+    merge: MergeRule = "auto",
+    connectivity: int | None = None,
+    min_iou: float = 0.3,
+    min_size: float = 0,
+    max_size: float | None = None,
+    size_unit: SizeUnit = "pixels",
+    resume: bool = False,
+    dry_run: bool = False,
+) -> Any:
+    """Segment an image tile by tile; an object has one id however many tiles it crosses.
+
+    Parameters
+    ----------
+    image : array, path, URL or Image
+        NumPy, dask or Zarr array, or anything `open_image` opens; axes ``tczyx`` or some of them.
+    fn : callable or str
+        ``fn(tile) -> labels``: the pixels of one tile (spatial axes only) to whole numbers >= 0 of
+        the same shape. Or the name of a built-in function, or ``module:function``.
+    tile_shape : None, "auto", int, tuple of int, or callable
+        Pixels of a tile without halo. None is the image's own chunks; ``auto`` what fits the memory
+        of each worker (`auto_tile_shape`); -1 the whole axis; a shorter tuple applies to the last
+        axes; a callable is given ``(shape, dtype)`` of the image and returns any of these.
+    overlap : int, tuple of int, or "auto"
+        Halo on *each side* of a tile, pixels. ``auto`` asks a pilot
+        (`patchworks_core.pilot.trials`), which settles the rule too where `merge` is ``auto``.
+    channel : int, str or None
+        Channel to segment, by position or name; None segments each channel.
+    level : int
+        Resolution level of a multiscale image, 0 is full.
+    axes : str, optional
+        Axes of the image in its own order, where its metadata does not say.
+    parameters : mapping, optional
+        Keyword arguments of `fn`.
+    use_gpu : bool
+        One worker process per GPU that this process may use, with a dashboard; the CPU, with a
+        warning, where there is none.
+    max_workers : int, optional
+        Tiles at once. None is as many as the granted cores (less one) and 80 % of the granted
+        memory allow, going by what the first tile was seen to take.
+    workers : {"threads", "processes"}
+        ``processes`` for functions that hold the GIL, or that may crash.
+    client : distributed.Client, optional
+        Dask client whose workers take the tiles; None is the active one, unless `max_workers` is
+        given.
+    compute : bool
+        Return a NumPy array even when it was written.
+    progress : bool or callable
+        True draws progress bars in a terminal; ``progress(step, done, total)`` is called.
+    verbose : bool
+        Say on standard error what was decided, and what became of each tile.
+    write_to : path or URL, optional
+        Zarr group to write the labels into. The stage is kept beside it while the work is not
+        complete.
+    output_component : str
+        Name of the label array in `write_to`.
+    sequential_labels : bool
+        True numbers the objects 1..N; False leaves gaps but keeps ids when other objects change.
+    skip_empty : bool
+        Do not segment tiles that read no pixel above `empty_threshold`.
+    empty_threshold : float, optional
+        Brightest value that is background; by default how bright the noise of the background gets
+        (`patchworks_core.statistics.empty_tiles.background_threshold`).
+    stage_dir : path or URL, optional
+        Folder for the stage, such as a fast local disk; by default beside the labels.
+    keep_stage : bool
+        Leave the stage there, so that `resume` can merge it again by another rule.
+    merge : {"auto", "overlap", "touching", "none"}
+        Which labels on two sides of a seam are one object. ``touching`` joins whatever touches and
+        is exact for functions that label connected components; ``overlap`` joins two labels that
+        the two tiles gave to the same pixels. ``auto`` is what `fn` declares, else ``overlap``
+        where there is a halo and ``touching`` where there is none.
+    connectivity : int, optional
+        For ``touching``: 1 joins across faces of pixels, 2 also across edges, 3 across corners.
+        None is the function's own where it says, else 1.
+    min_iou : float
+        For ``overlap``: least intersection over union.
+    min_size, max_size : float
+        Merged objects that are smaller, or larger, become background.
+    size_unit : {"pixels", "micrometers"}
+        Of these sizes: pixels, or um2 and um3 by the image's calibration.
+    resume : bool
+        Take up the tiles that an interrupted call with the same image, grid and function left.
+    dry_run : bool
+        Return what it would take instead (`patchworks_core.api.estimate.Estimate`); a few tiles are
+        segmented to find out, and nothing is left behind.
+
+    Returns
+    -------
+    dask.array.Array or numpy.ndarray
+        Labels of the image's axes less the channel, int32 (int64 beyond 2**31 - 1 objects): lazy
+        over `write_to`, or in memory when nothing was written or `compute` asks for it.
+
+    Raises
+    ------
+    ImageError, PlanError, SegmentationError
+        If the input cannot be used as asked.
+    StageError
+        If `resume` finds the stage of another image, grid or function; it says what differs.
+    TilesFailedError
+        If tiles failed; all others are staged.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scipy import ndimage
+    >>> mask = np.zeros((8, 8), dtype=bool)
+    >>> mask[2:4, 1:7] = mask[6, 6] = True
+    >>> labels = tile_process(mask, lambda tile: ndimage.label(tile)[0], tile_shape=4)
+    >>> int(labels.max()), len(set(labels[2:4, 1:7].ravel()))
+    (2, 1)
+    """
+    opened = open_image(image, channel=channel, level=level, axes=axes)
+    with progress_of(progress) as report:
+        job = Job(
+            opened,
+            segmentation_of(fn, parameters),
+            MergeOptions(
+                merge,
+                connectivity,
+                min_iou,
+                in_pixels(min_size, size_unit, opened) or 0,
+                sequential_labels,
+                in_pixels(max_size, size_unit, opened, round_up=False),
+            ),
+            Compute(max_workers, workers, has_gpu(use_gpu), client),
+            report,
+            say_aloud if verbose else log.info,
+            skip_empty=skip_empty or empty_threshold is not None,
+            empty_threshold=empty_threshold,
+            stage_dir=None if stage_dir is None else as_path(stage_dir),
+            keep_stage=keep_stage,
+            is_temporary=write_to is None,
+        )
+        job, plan = job.planned(shape_of_tiles(tile_shape, opened, overlap, job.compute), overlap)
+        if dry_run:
+            return estimate(job, plan)
+        return _labels_of(job, plan, write_to, output_component, compute=compute, resume=resume)
+
+
+def _labels_of(
+    job: Job,
+    plan: Plan,
+    write_to: Location | None,
+    component: str,
+    *,
+    compute: bool,
+    resume: bool,
+) -> Any:
+    """Run a job, and return the labels in memory or lazily."""
+    if write_to is None:
+        with tempfile.TemporaryDirectory(prefix="patchworks-") as folder:
+            job.write_array(plan, UPath(folder), "labels", resume=resume)
+            return np.asarray(open_array(UPath(folder) / "labels")[...])
+    group = as_path(write_to)
+    check_target(
+        job.image.source,
+        group / component,
+        what="an array of labels",
+        another="output_component or write_to",
+    )
+    job.write_array(plan, group, component, resume=resume)
+    labels = open_array(group / component)
+    if compute:
+        return np.asarray(labels[...])
+    import dask.array as da
+
+    return da.from_zarr(labels)

@@ -1,0 +1,47 @@
+"""Arrays of labels: cut so that no two tiles write one chunk."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import numpy as np
+from upath import UPath
+
+from patchworks_core.files.storage import ZarrFormat, create_array
+from patchworks_core.tiles.grid import TileGrid
+
+CHUNK_PIXELS = 1 << 18
+"""Aim for chunks of at most this many pixels (512 x 512): 1 MB of int32."""
+
+
+def output_chunks(grid: TileGrid) -> tuple[int, ...]:
+    """Return chunks that divide a tile's core, of at most `CHUNK_PIXELS` where it divides so far.
+
+    Examples
+    --------
+    >>> output_chunks(TileGrid("yx", (4096, 4096), (2048, 1024), (0, 0)))
+    (512, 512)
+    """
+    chunks = list(grid.tile_shape)
+    while prod(chunks) > CHUNK_PIXELS:
+        longest = max(range(len(chunks)), key=lambda axis: chunks[axis])
+        divisor = next((d for d in (2, 3, 5, 7) if chunks[longest] % d == 0), None)
+        if divisor is None:
+            break
+        chunks[longest] //= divisor
+    return tuple(chunks)
+
+
+def create_label_array(
+    path: UPath, grid: TileGrid, dtype: np.dtype[Any], *, zarr_format: ZarrFormat = 3
+) -> None:
+    """Create the array of merged labels at `path`, replacing what is there."""
+    create_array(
+        path,
+        shape=grid.shape,
+        chunks=output_chunks(grid),
+        dtype=dtype,
+        axes=grid.axes,
+        zarr_format=zarr_format,
+    )

@@ -1,0 +1,199 @@
+"""Where things are kept: local paths and fsspec URLs behind one `UPath`, and Zarr opened on it.
+
+Writes that must not look finished by half go through `write_bytes`, which writes under a temporary
+name and then replaces.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import zarr
+from upath import UPath
+from zarr.abc.store import Store
+from zarr.codecs import ZstdCodec
+from zarr.storage import FsspecStore, LocalStore
+
+from patchworks_core.errors import PlanError
+from patchworks_core.files.locations import FRESH
+
+Location = str | os.PathLike[str] | UPath
+
+ZarrFormat = Literal[2, 3]
+
+
+def as_path(location: Location) -> UPath:
+    """Return a path object for a local path or an fsspec URL.
+
+    Local paths become absolute, so that another process with another working directory means the
+    same place.
+
+    Examples
+    --------
+    >>> as_path("memory://bucket/plate").name
+    'plate'
+    """
+    path = location if isinstance(location, UPath) else UPath(os.fspath(location))
+    if is_local(path):
+        return UPath(os.path.abspath(path.path))
+    remote: UPath = UPath(str(path).rstrip("/"), **{**path.storage_options, **FRESH})
+    return remote
+
+
+def is_local(path: UPath) -> bool:
+    """Tell whether `path` is on a file system of this machine."""
+    return isinstance(path, Path) or path.protocol in ("", "file", "local")
+
+
+def zarr_store(path: UPath, *, read_only: bool = False) -> Store:
+    """Return the Zarr store at `path`."""
+    if is_local(path):
+        return LocalStore(Path(str(path)).absolute(), read_only=read_only)
+    return FsspecStore.from_url(
+        str(path), storage_options=dict(path.storage_options), read_only=read_only
+    )
+
+
+def open_array(path: UPath, *, mode: Literal["r", "r+"] = "r") -> zarr.Array[Any]:
+    """Open the Zarr array at `path`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    """
+    return zarr.open_array(zarr_store(path, read_only=mode == "r"), mode=mode)
+
+
+def group_format(path: UPath) -> ZarrFormat | None:
+    """Return the Zarr format of the group or array at `path`, None where there is neither."""
+    if (path / "zarr.json").exists():
+        return 3
+    if (path / ".zgroup").exists() or (path / ".zarray").exists():
+        return 2
+    return None
+
+
+def create_array(
+    path: UPath,
+    *,
+    shape: Sequence[int],
+    chunks: Sequence[int],
+    shards: Sequence[int] | None = None,
+    dtype: np.dtype[Any] | type,
+    fill_value: int = 0,
+    axes: str | None = None,
+    zarr_format: ZarrFormat = 3,
+) -> zarr.Array[Any]:
+    """Create an array at `path`, replacing what is there; one chunk, or one shard, is one file.
+
+    Chunks that hold only the fill value are not stored.
+    """
+    compressor: Any = ZstdCodec(level=1)
+    separator: dict[str, Any] = {"name": "default", "separator": "/"}
+    if zarr_format == 2:
+        import numcodecs
+
+        compressor = numcodecs.Zstd(level=1)
+        separator = {"name": "v2", "separator": "/"}
+    return zarr.create_array(
+        zarr_store(path),
+        shape=tuple(shape),
+        chunks=tuple(min(c, max(n, 1)) for c, n in zip(chunks, shape, strict=True)),
+        shards=None if shards is None else tuple(shards),
+        dtype=dtype,
+        fill_value=fill_value,
+        compressors=compressor,
+        chunk_key_encoding=separator,
+        dimension_names=list(axes) if axes and zarr_format == 3 else None,
+        zarr_format=zarr_format,
+        overwrite=True,
+    )
+
+
+def write_bytes(path: UPath, content: bytes) -> None:
+    """Write a whole file under a temporary name, then give it its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not is_local(path):
+        path.write_bytes(content)  # an object appears whole or not at all
+        return
+    # A name of its own: two runs, perhaps on two machines, may write the same record at once.
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    temporary.write_bytes(content)
+    os.replace(str(temporary), str(path))
+
+
+def write_text(path: UPath, content: str) -> None:
+    """Write a whole text file (UTF-8) under a temporary name, then give it its own."""
+    write_bytes(path, content.encode())
+
+
+@contextmanager
+def claimed(path: UPath, *, doing: str) -> Iterator[None]:
+    """Keep other processes, and other threads, from working on a local place at the same time.
+
+    Object stores have no locks: there nothing is kept out.
+
+    Raises
+    ------
+    PlanError
+        If someone else has claimed it.
+    """
+    if not is_local(path):
+        yield
+        return
+    from filelock import FileLock, Timeout
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{path}.lock", timeout=0, is_singleton=False, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise PlanError(
+            f"one call at a time is {doing} {path}, and another one is at it; wait for it, or name "
+            "another place"
+        ) from error
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+def remove(path: UPath) -> None:
+    """Remove a file or a whole folder, if it is there."""
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+    elif is_local(path):
+        shutil.rmtree(str(path))
+    else:
+        path.fs.rm(path.path, recursive=True)
+
+
+def move(source: UPath, target: UPath) -> None:
+    """Give a folder another name; on object stores this copies and then deletes.
+
+    The records at the top of the folder, which make it a Zarr node, are copied last and deleted
+    first: what a killed move leaves half there does not look whole.
+    """
+    if is_local(source):
+        os.rename(str(source), str(target))
+        return
+    fs, start = source.fs, source.path.rstrip("/")
+    paths = [path[len(start) :] for path in fs.find(start) if path.startswith(f"{start}/")]
+    records = [path for path in paths if path.count("/") == 1]
+    for part in ([path for path in paths if path.count("/") > 1], records):
+        if part:
+            end = target.path.rstrip("/")
+            fs.copy([f"{start}{path}" for path in part], [f"{end}{path}" for path in part])
+    if records:
+        fs.rm([f"{start}{path}" for path in records])
+    if len(paths) > len(records):
+        fs.rm(start, recursive=True)

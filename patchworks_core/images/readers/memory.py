@@ -1,0 +1,103 @@
+"""Arrays that are already in the process (NumPy, Dask) and ``.npy`` files, which are mapped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import dask.array
+import dask.base
+import numpy as np
+import numpy.typing as npt
+
+from patchworks_core.errors import ImageError
+from patchworks_core.files.locations import file_stamp, is_remote
+from patchworks_core.images.readers.opened import Opened, check_level, file_axes
+
+
+@dataclass(frozen=True)
+class MappedArray:
+    """An array in memory that was also put into a file, which other processes map."""
+
+    path: str
+    """Of a ``.npy`` file on this machine."""
+
+    @cached_property
+    def _array(self) -> npt.NDArray[Any]:
+        return np.asarray(np.load(self.path, mmap_mode="r", allow_pickle=False))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MappedArray, (self.path,)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Pixels per axis."""
+        return self._array.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the pixels."""
+        return self._array.dtype
+
+    def __getitem__(self, index: Any) -> npt.NDArray[Any]:
+        return np.asarray(self._array[index])
+
+
+def open_mapped(mapped: MappedArray, level: int, axes: str | None) -> Opened:
+    """Open an array that another process put into a file."""
+    return open_numpy(mapped[...], level, axes)
+
+
+def open_numpy(array: npt.NDArray[np.generic], level: int, axes: str | None) -> Opened:
+    """Open a NumPy array; its bytes are its identity."""
+    where = "a NumPy array"
+    letters = file_axes(None, array.shape, axes, where)
+    check_level(level, [array.shape], where)
+    return Opened(array, letters, "NumPy array", partial(_content, array))
+
+
+def open_dask(array: dask.array.Array, level: int, axes: str | None) -> Opened:
+    """Open a Dask array; its Dask token is its identity."""
+    where = "a Dask array"
+    if any(not isinstance(n, int) for n in array.shape):
+        raise ImageError(
+            f"an image needs a known shape, got {array.shape!r} in {where}; "
+            "call compute_chunk_sizes() on it first"
+        )
+    letters = file_axes(None, array.shape, axes, where)
+    check_level(level, [array.shape], where)
+    return Opened(
+        array,
+        letters,
+        "Dask array",
+        partial(_dask_token, array),
+        chunks=tuple(int(n) for n in array.chunksize),
+    )
+
+
+def open_npy(url: str, level: int, axes: str | None) -> Opened:
+    """Map a ``.npy`` file into memory; pixels are read when sliced."""
+    if is_remote(url):
+        raise ImageError(
+            f"a .npy file is mapped, so it must be on a local disk, got {url!r}; "
+            "copy it here, or write it as Zarr"
+        )
+    try:
+        array = np.load(url, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise ImageError(f"cannot map {url!r} as a .npy file: {error}") from error
+    letters = file_axes(None, array.shape, axes, repr(url))
+    check_level(level, [array.shape], repr(url))
+    return Opened(array, letters, "NumPy file", partial(file_stamp, url))
+
+
+def _content(array: npt.NDArray[np.generic]) -> Iterator[bytes]:
+    """Yield the bytes of an array in C order, one index of the first axis at a time."""
+    for part in array:
+        yield np.ascontiguousarray(part).tobytes()
+
+
+def _dask_token(array: dask.array.Array) -> Iterator[bytes]:
+    yield dask.base.tokenize(array).encode()

@@ -1,0 +1,186 @@
+"""OME-Zarr 0.4 and 0.5: which array a level is, and what the metadata says about it.
+
+Metadata are read through `ome-zarr-models`, which checks them against the specification. Channel
+names are the exception: neither version specifies ``omero.channels.label``, so the models have no
+field for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ome_zarr_models.v04.image
+import ome_zarr_models.v04.multiscales
+import ome_zarr_models.v05.image
+import ome_zarr_models.v05.multiscales
+import pydantic
+import zarr
+import zarr.errors
+
+from patchworks_core.errors import ImageError
+from patchworks_core.images.readers.opened import Opened, check_level, file_axes
+from patchworks_core.tiles.grid import AXES, SPATIAL_AXES
+
+Multiscale = ome_zarr_models.v04.multiscales.Multiscale | ome_zarr_models.v05.multiscales.Multiscale
+
+_AXIS_OF_TYPE = {"channel": "c", "time": "t"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Metadata:
+    """The OME part of a group's attributes."""
+
+    version: str
+    multiscale: Multiscale
+    labels: tuple[str, ...]
+
+
+def is_multiscale(group: zarr.Group) -> bool:
+    """Tell whether a group carries OME-Zarr multiscale metadata, valid or not."""
+    attributes = group.attrs.asdict()
+    ome = attributes.get("ome")
+    return "multiscales" in attributes or (isinstance(ome, dict) and "multiscales" in ome)
+
+
+def open_multiscale(
+    group: zarr.Group,
+    level: int,
+    axes: str | None,
+    where: str,
+    stamp: Callable[[zarr.Array[Any]], Callable[[], Any]],
+) -> Opened:
+    """Open one level of a multiscale group.
+
+    Parameters
+    ----------
+    group : zarr.Group
+        A group for which `is_multiscale` holds; a label image is one too.
+    level : int
+        Which resolution; 0 is full.
+    axes : str, optional
+        Letters that win over those of the metadata, in file order.
+    where : str
+        The image, for messages.
+    stamp : callable
+        Gives the `Opened.stamp` of an array.
+
+    Returns
+    -------
+    Opened
+
+    Raises
+    ------
+    ImageError
+        If the metadata are not valid OME-Zarr, or there is no such level.
+    """
+    metadata = _read_metadata(group, where)
+    datasets = metadata.multiscale.datasets
+    arrays = [_level_array(group, dataset.path, where) for dataset in datasets]
+    check_level(level, [array.shape for array in arrays], where)
+    array = arrays[level]
+    names = _axis_names(metadata.multiscale)
+    if len(names) != array.ndim:
+        raise ImageError(
+            f"OME-Zarr metadata need one axis per dimension, got axes {names!r} for shape "
+            f"{array.shape!r} of {datasets[level].path!r} in {where}"
+        )
+    letters = file_axes(names, array.shape, axes, where)
+    size, translation = _geometry(metadata.multiscale, level, letters)
+    units = zip(letters, (axis.unit for axis in metadata.multiscale.axes), strict=True)
+    n_channels = array.shape[letters.index("c")] if "c" in letters else 0
+    return Opened(
+        pixels=array,
+        axes=letters,
+        format=f"OME-Zarr {metadata.version}",
+        stamp=stamp(array),
+        chunks=tuple(array.chunks),
+        # Names that do not fit the channels would name the wrong ones.
+        channel_names=metadata.labels if len(metadata.labels) == n_channels else (),
+        pixel_size=size,
+        unit={a: str(u) for a, u in units if u is not None and _measured(a)},
+        translation=translation,
+        level=level,
+        n_levels=len(arrays),
+    )
+
+
+def _read_metadata(group: zarr.Group, where: str) -> _Metadata:
+    """Parse the first multiscale of a group with the model of its version."""
+    attributes: dict[str, Any] = group.attrs.asdict()
+    ome = attributes.get("ome")
+    multiscale: Multiscale
+    try:
+        if isinstance(ome, dict) and "multiscales" in ome:
+            fields = {k: ome[k] for k in ("version", "multiscales") if k in ome}
+            multiscale = ome_zarr_models.v05.image.ImageAttrs(**fields).multiscales[0]
+            return _Metadata("0.5", multiscale, _channel_labels(ome.get("omero")))
+        fields = {"multiscales": attributes["multiscales"]}
+        multiscale = ome_zarr_models.v04.image.ImageAttrs(**fields).multiscales[0]
+        return _Metadata("0.4", multiscale, _channel_labels(attributes.get("omero")))
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ImageError(
+            f"the metadata are not valid OME-Zarr 0.4 or 0.5: {place}: {first['msg']} "
+            f"({error.error_count()} in all) in {where}; correct them, or open the array of one "
+            "level by its own path with axes="
+        ) from error
+
+
+def _channel_labels(omero: Any) -> tuple[str, ...]:
+    """Return the channel names of an ``omero`` block, if every channel has one."""
+    channels = omero.get("channels") if isinstance(omero, dict) else None
+    if not isinstance(channels, Sequence):
+        return ()
+    labels = [c.get("label") if isinstance(c, dict) else None for c in channels]
+    return tuple(map(str, labels)) if all(label is not None for label in labels) else ()
+
+
+def _level_array(group: zarr.Group, path: str, where: str) -> zarr.Array[Any]:
+    """Return the array that a dataset path names."""
+    try:
+        node = group[path]
+    except KeyError as error:
+        raise ImageError(
+            f"the metadata name a level {path!r} that is not in {where}; the copy may be incomplete"
+        ) from error
+    if not isinstance(node, zarr.Array):
+        raise ImageError(f"the metadata name a level {path!r} that is not an array in {where}")
+    return node
+
+
+def _axis_names(multiscale: Multiscale) -> list[str]:
+    """Return the names of the axes, a channel or time axis by its type whatever it is called."""
+    return [_AXIS_OF_TYPE.get(axis.type or "", str(axis.name)) for axis in multiscale.axes]
+
+
+def _geometry(
+    multiscale: Multiscale, level: int, letters: str
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Compose pixel size and translation of a level, the level's transformations coming first."""
+    scale = [1.0] * len(letters)
+    offset = [0.0] * len(letters)
+    has_offset = False
+    for transform in (
+        *multiscale.datasets[level].coordinateTransformations,
+        *(multiscale.coordinateTransformations or ()),
+    ):
+        # A transformation may also be a path to an array, which NGFF names but does not define.
+        factors = getattr(transform, "scale", None)
+        shifts = getattr(transform, "translation", None)
+        if isinstance(factors, list):
+            scale = [a * b for a, b in zip(scale, factors, strict=True)]
+            offset = [a * b for a, b in zip(offset, factors, strict=True)]
+        elif isinstance(shifts, list):
+            offset = [a + b for a, b in zip(offset, shifts, strict=True)]
+            has_offset = True
+    sizes = {a: s for a, s in zip(letters, scale, strict=True) if _measured(a)}
+    translation = {a: o for a, o in zip(letters, offset, strict=True) if _measured(a)}
+    return sizes, translation if has_offset else {}
+
+
+def _measured(letter: str) -> bool:
+    """Tell whether positions along an axis are lengths or times."""
+    return letter in SPATIAL_AXES or letter == AXES[0]

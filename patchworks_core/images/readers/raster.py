@@ -1,0 +1,77 @@
+"""PNG, JPEG and BMP: formats without random access, decoded whole into memory once."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from math import prod
+from typing import Any
+
+import imageio.v3 as iio
+import numpy as np
+import numpy.typing as npt
+from PIL import Image as PillowImage
+from PIL import UnidentifiedImageError
+
+from patchworks_core.errors import ImageError
+from patchworks_core.files.locations import file_stamp, filesystem, is_remote
+from patchworks_core.images.readers.opened import Opened, check_level, file_axes
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP"}
+"""Extensions and what they mean."""
+
+MAX_PIXELS = 2**31
+"""Largest raster that is decoded: the widest a BMP or PNG side can be, and 2 to 8 GB of memory."""
+
+_PILLOW_LIMIT = threading.Lock()
+
+
+def open_raster(url: str, level: int, axes: str | None) -> Opened:
+    """Decode a raster file whole, into memory, once; use TIFF or Zarr for what must stay on disk.
+
+    Colour, and opacity where the file has it, is a channel axis that comes last; a palette is
+    applied, nothing is dropped.
+    """
+    extension = next(e for e in FORMATS if url.lower().endswith(e))
+    array = _decode(url)
+    letters = file_axes("yx" if array.ndim == 2 else "yxc", array.shape, axes, repr(url))
+    check_level(level, [array.shape], repr(url))
+    return Opened(array, letters, FORMATS[extension], partial(file_stamp, url))
+
+
+def _decode(url: str) -> npt.NDArray[Any]:
+    """Return the first image of a raster file."""
+    source: Any = url
+    if is_remote(url):
+        fs, path = filesystem(url)
+        source = io.BytesIO(fs.cat_file(path))
+    try:
+        with _large_images_allowed(), iio.imopen(source, "r", plugin="pillow") as file:
+            shape = file.properties(index=0).shape
+            if prod(shape[:2]) > MAX_PIXELS:
+                raise ImageError(
+                    f"a raster image is decoded whole and may have {MAX_PIXELS} pixels, got "
+                    f"{shape!r} in {url!r}; convert it to tiled TIFF or Zarr"
+                )
+            return np.asarray(file.read(index=0))
+    except (UnidentifiedImageError, OSError) as error:
+        raise ImageError(f"cannot decode {url!r}: {error}; the file may be damaged") from error
+
+
+@contextmanager
+def _large_images_allowed() -> Iterator[None]:
+    """Lift Pillow's limit of 89 million pixels, which is for servers fed by strangers.
+
+    The limit is a global of Pillow, so one thread at a time may change it; `MAX_PIXELS` is asked
+    instead, before anything is decoded.
+    """
+    with _PILLOW_LIMIT:
+        limit = PillowImage.MAX_IMAGE_PIXELS
+        PillowImage.MAX_IMAGE_PIXELS = None
+        try:
+            yield
+        finally:
+            PillowImage.MAX_IMAGE_PIXELS = limit

@@ -1,0 +1,112 @@
+"""Which reader a source needs: by type for objects, by folder or extension for paths and URLs."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from typing import Any
+
+import dask.array
+import numpy as np
+import zarr
+from upath import UPath
+
+from patchworks_core.errors import ImageError
+from patchworks_core.files.locations import (
+    filesystem,
+    is_remote,
+    locate,
+    split_scene,
+    split_zip,
+)
+from patchworks_core.images.readers import bioio, memory, raster, tiff, zarr_node
+from patchworks_core.images.readers.opened import Opened
+
+SUPPORTED = (
+    "OME-Zarr, Zarr, TIFF (OME, ImageJ, SVS, BigTIFF), PNG, JPEG, BMP, .npy, Zarr in a zip file "
+    "(.ome.zarr.zip, .ozx); with the extra bioio LIF, ND2 and others"
+)
+"""What can be opened by path, for people."""
+
+
+def source_url(source: Any) -> str | None:
+    """Return the absolute path or URL of a source, None for an object in memory.
+
+    Raises
+    ------
+    ImageError
+        If the source is nothing that can be opened.
+    """
+    if isinstance(source, (str, os.PathLike, UPath)):
+        return locate(source)
+    in_memory = (np.ndarray, dask.array.Array, zarr.Array, zarr.Group, memory.MappedArray)
+    if isinstance(source, in_memory):
+        return None
+    raise ImageError(
+        "an image is opened from a path, a URL, a NumPy, Dask or Zarr array, or a Zarr group, "
+        f"got {type(source).__name__}"
+    )
+
+
+def open_source(source: Any, level: int, axes: str | None) -> Opened:
+    """Open any source with the reader it needs."""
+    url = source_url(source)
+    if url is not None:
+        return _open_url(url, level, axes)
+    if isinstance(source, np.ndarray):
+        return memory.open_numpy(source, level, axes)
+    if isinstance(source, dask.array.Array):
+        return memory.open_dask(source, level, axes)
+    if isinstance(source, memory.MappedArray):
+        return memory.open_mapped(source, level, axes)
+    return zarr_node.open_node(source, level, axes, f"Zarr at {str(source.store_path)!r}")
+
+
+def _open_url(url: str, level: int, axes: str | None) -> Opened:
+    """Open a path or URL: a folder is Zarr, a file is what its extension says."""
+    file = _file_of(url)
+    extension = os.path.splitext(file)[1].lower()
+    known = {**dict.fromkeys(tiff.EXTENSIONS, tiff.open_tiff)}
+    known |= dict.fromkeys(raster.FORMATS, raster.open_raster)
+    known |= {".npy": memory.open_npy}
+    if is_remote(url):
+        if extension not in known:
+            return _open_remote_folder(url, level, axes)
+        fs, path = filesystem(url)
+        if not fs.exists(path):
+            raise ImageError(f"no image at {url!r}; check the URL")
+    elif not os.path.exists(file):
+        raise ImageError(f"no image at {url!r}; check the path")
+    elif os.path.isdir(file):
+        if not any(os.path.exists(os.path.join(file, n)) for n in zarr_node.METADATA_FILES):
+            raise ImageError(
+                f"a folder is an image only if it is Zarr, got {url!r} without zarr.json, .zarray "
+                "or .zgroup; name a file or a Zarr folder"
+            )
+        return zarr_node.open_zarr(url, level, axes)
+    elif split_zip(url):
+        return zarr_node.open_zarr(url, level, axes)
+    if extension in known:
+        return known[extension](url, level, axes)
+    if extension in bioio.PLUGINS or find_spec("bioio"):
+        return bioio.open_bioio(url, level, axes)
+    raise ImageError(
+        f"cannot read {extension or 'a file without extension'!r} ({url!r}); supported: {SUPPORTED}"
+    )
+
+
+def _file_of(url: str) -> str:
+    """Return the file or folder that a path leads to: a zip file, or what stands before ``#``."""
+    zipped = None if is_remote(url) else split_zip(url)
+    return zipped[0] if zipped and os.path.isfile(zipped[0]) else split_scene(url)[0]
+
+
+def _open_remote_folder(url: str, level: int, axes: str | None) -> Opened:
+    """Open what is no file of a known extension: Zarr, or nothing that can be read from afar."""
+    extension = os.path.splitext(url)[1].lower()
+    if split_zip(url) or extension in bioio.PLUGINS:
+        raise ImageError(
+            f"{extension!r} files are read from a local disk, got {url!r}; copy it here, or "
+            "convert it to OME-Zarr there"
+        )
+    return zarr_node.open_zarr(url, level, axes)

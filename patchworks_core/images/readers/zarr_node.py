@@ -1,0 +1,182 @@
+"""Zarr v2 and v3: finding the array or group, plain arrays, and what identifies their content.
+
+A folder, a URL, or a local zip file that holds one (``.ozx``, ``.ome.zarr.zip``, ``.zarr.zip``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from itertools import product
+from typing import Any
+from zipfile import BadZipFile, ZipFile
+
+import numpy as np
+import zarr
+import zarr.errors
+from upath import UPath
+from zarr.storage import FsspecStore, LocalStore, ZipStore
+
+from patchworks_core.errors import ImageError
+from patchworks_core.files.locations import (
+    FRESH,
+    file_stamp,
+    folder_stamp,
+    is_remote,
+    locate,
+    remote_folder_stamp,
+    split_zip,
+)
+from patchworks_core.images.readers.ome_zarr import is_multiscale, open_multiscale
+from patchworks_core.images.readers.opened import Opened, check_level, file_axes
+from patchworks_core.images.readers.plate import check_no_plate, is_plate, plate_fields
+from patchworks_core.tiles.grid import AXES
+
+METADATA_FILES = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
+"""Names that make a folder a Zarr node."""
+
+_LEGAL_NAMES = {**{axis: axis for axis in AXES}, "time": "t", "channel": "c"}
+_MAX_LISTED = 10
+
+
+def open_zarr(url: str, level: int, axes: str | None) -> Opened:
+    """Open a Zarr array, or a group that is OME-Zarr, from a path, a URL, or within a zip file."""
+    return open_node(_node_at(url), level, axes, repr(url))
+
+
+def fields_of_plate(location: str | os.PathLike[str] | UPath) -> list[str]:
+    """Return the path of every field of an OME-Zarr plate.
+
+    Parameters
+    ----------
+    location : str, os.PathLike or UPath
+        Path or URL of the plate, 0.4 or 0.5; within a zip file too.
+
+    Returns
+    -------
+    list of str
+        Such as ``B/03/0``, in the order of the metadata; open one as ``<plate>/B/03/0``. A well
+        that is not written yet has none.
+
+    Raises
+    ------
+    ImageError
+        If there is no plate, or its metadata are not valid.
+    """
+    url = locate(location)
+    node = _node_at(url)
+    if not isinstance(node, zarr.Group) or not is_plate(node):
+        raise ImageError(f"a plate is an OME-Zarr group with 'plate' metadata, got none at {url!r}")
+    return plate_fields(node, repr(url))
+
+
+def _node_at(url: str) -> zarr.Array[Any] | zarr.Group:
+    """Open the Zarr node at a path or URL."""
+    try:
+        if is_remote(url):
+            return zarr.open(
+                FsspecStore.from_url(url, storage_options=dict(FRESH), read_only=True), mode="r"
+            )
+        found = split_zip(url)
+        if found is not None and os.path.isfile(found[0]):
+            return _node_in_zip(*found)
+        return zarr.open(url, mode="r")
+    except zarr.errors.NodeNotFoundError as error:
+        raise ImageError(
+            f"no Zarr array or group at {url!r}; check the path, and that zarr.json, .zarray or "
+            ".zgroup is there"
+        ) from error
+    except (ImportError, ValueError, OSError, BadZipFile) as error:
+        raise ImageError(f"cannot open Zarr at {url!r}: {error}") from error
+
+
+def _node_in_zip(file: str, inner: str) -> zarr.Array[Any] | zarr.Group:
+    """Open a Zarr node in a zip file, at its root or below the one folder that it holds."""
+    store = ZipStore(file, mode="r")
+    try:
+        with ZipFile(file) as archive:
+            names = archive.namelist()
+        tops = {name.partition("/")[0] for name in names}
+        top = "" if tops & set(METADATA_FILES) or len(tops) != 1 else tops.pop()
+        return zarr.open(store, path="/".join(part for part in (top, inner) if part), mode="r")
+    except BaseException:
+        if store._is_open:
+            store.close()
+        raise
+
+
+def open_node(
+    node: zarr.Array[Any] | zarr.Group, level: int, axes: str | None, where: str
+) -> Opened:
+    """Open a Zarr array, or a group that is OME-Zarr."""
+    if isinstance(node, zarr.Array):
+        return _open_array(node, level, axes, where)
+    if is_multiscale(node):
+        return open_multiscale(node, level, axes, where, lambda array: partial(zarr_stamp, array))
+    check_no_plate(node, where)
+    arrays = sorted(name for name, member in node.members(max_depth=3) if _is_array(member))
+    if not arrays:
+        raise ImageError(f"a Zarr group needs an array to be an image, got none in {where}")
+    listed = ", ".join(map(repr, arrays[:_MAX_LISTED]))
+    more = f" and {len(arrays) - _MAX_LISTED} more" if len(arrays) > _MAX_LISTED else ""
+    raise ImageError(
+        f"a Zarr group without OME-Zarr metadata is not an image, got {where} with arrays "
+        f"{listed}{more}; name one, such as path/{arrays[0]}"
+    )
+
+
+def _is_array(member: object) -> bool:
+    return isinstance(member, zarr.Array)
+
+
+def _open_array(array: zarr.Array[Any], level: int, axes: str | None, where: str) -> Opened:
+    """Open an array without OME-Zarr metadata of its own."""
+    letters = file_axes(_dimension_names(array), array.shape, axes, where)
+    check_level(level, [array.shape], where)
+    return Opened(
+        pixels=array,
+        axes=letters,
+        format=f"Zarr v{array.metadata.zarr_format}",
+        stamp=partial(zarr_stamp, array),
+        chunks=tuple(array.chunks),
+    )
+
+
+def _dimension_names(array: zarr.Array[Any]) -> list[str] | None:
+    """Return the letters that the array names its dimensions by, None unless all are legal."""
+    names = getattr(array.metadata, "dimension_names", None)
+    names = names or array.attrs.asdict().get("_ARRAY_DIMENSIONS")
+    if not isinstance(names, (list, tuple)) or len(names) != array.ndim:
+        return None
+    letters = [_LEGAL_NAMES.get(str(name).lower(), "") for name in names]
+    return letters if all(letters) and len(set(letters)) == len(letters) else None
+
+
+def zarr_stamp(array: zarr.Array[Any]) -> Iterator[bytes]:
+    """Yield what identifies the content of an array, metadata files included.
+
+    Files and remote objects by size and time of change or ETag, a zip file as one file; what has
+    neither, such as an array in memory, by its pixels.
+    """
+    store = array.store
+    if isinstance(store, LocalStore):
+        yield from folder_stamp(os.path.join(store.root, array.path))
+    elif isinstance(store, ZipStore):
+        yield from file_stamp(os.path.abspath(store.path))
+        yield array.path.encode()
+    elif isinstance(store, FsspecStore):
+        folder = "/".join(part for part in (store.path.rstrip("/"), array.path) if part)
+        yield from remote_folder_stamp(_blocking(store.fs), folder, METADATA_FILES)
+    else:
+        starts = (range(0, n, c) for n, c in zip(array.shape, array.chunks, strict=True))
+        for corner in product(*starts):
+            box = tuple(slice(a, a + c) for a, c in zip(corner, array.chunks, strict=True))
+            yield np.ascontiguousarray(array[box]).tobytes()
+
+
+def _blocking(fs: Any) -> Any:
+    """Return the blocking twin of a filesystem that Zarr uses through its event loop."""
+    if hasattr(fs, "sync_fs"):
+        return fs.sync_fs
+    return type(fs)(*fs.storage_args, **{**fs.storage_options, "asynchronous": False})

@@ -1,0 +1,1 @@
+"""Label images after the merge: filters, holes, sizes, relations, measurements."""

@@ -1,0 +1,219 @@
+"""Sequential ids for label images that have gaps: 1..N in the order of the old ids.
+
+1. The ids of every chunk are collected; what is kept in memory is the sorted list of ids.
+2. Each chunk is written with the rank of its ids. Chunks are whole, so no two tasks write one.
+
+Labels of `tile_process` need none of this: its lookup table numbers them while it writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from upath import UPath
+
+from patchworks_core.errors import ImageError, PlanError
+from patchworks_core.files.storage import (
+    Location,
+    as_path,
+    claimed,
+    move,
+    open_array,
+    remove,
+    zarr_store,
+)
+from patchworks_core.machine.budget import granted_cores
+from patchworks_core.machine.engine import WINDOW_PER_WORKER, map_tiles, results
+from patchworks_core.machine.workers import Workers
+from patchworks_core.tiles.regions import Region
+
+Array = npt.NDArray[Any]
+
+
+def relabel_sequential_array(labels: Any) -> Any:
+    """Return a label image with its ids renumbered 1..N, in the order of the old ids.
+
+    Parameters
+    ----------
+    labels : ndarray or dask array
+        Whole numbers >= 0; 0 is background. Not modified.
+
+    Returns
+    -------
+    ndarray or dask array, as given
+        int32, or int64 beyond 2**31 - 1 objects. A dask array is read once now, for its ids, and
+        again when the result is computed.
+
+    Raises
+    ------
+    ImageError
+        If these are not labels.
+
+    Examples
+    --------
+    >>> relabel_sequential_array(np.array([[0, 7, 7], [9, 0, 12]]))
+    array([[0, 1, 1],
+           [2, 0, 3]], dtype=int32)
+    """
+    import dask.array as da
+    from dask.base import compute
+    from dask.delayed import delayed
+
+    _check_dtype(labels, "labels")
+    if not isinstance(labels, da.Array):
+        found = np.asarray(labels)
+        return _ranked(found, ids_of(found))
+    pieces = [delayed(ids_of)(block) for block in labels.to_delayed().ravel()]
+    ids = _union(compute(*pieces))
+    ranked: Any = _ranked
+    return labels.map_blocks(ranked, ids, dtype=_dtype_for(len(ids)))
+
+
+def relabel_sequential_zarr(
+    location: Location,
+    write_to: Location | None = None,
+    *,
+    input_component: str = "labels",
+    output_component: str = "labels",
+    in_place: bool = False,
+    n_workers: int | None = None,
+) -> int:
+    """Renumber the ids of a stored label image 1..N, in the order of the old ids.
+
+    Parameters
+    ----------
+    location : path or URL
+        Zarr group that holds the label image, an array.
+    write_to : path or URL, optional
+        Zarr group for the result; made if it is not there.
+    input_component, output_component : str
+        Names of the arrays in the groups.
+    in_place : bool
+        Replace the label image itself; then `write_to` and `output_component` do not apply. The new
+        one is written beside it first, so that a killed call leaves one or the other, whole.
+    n_workers : int, optional
+        Chunks at once; None is the granted cores less one.
+
+    Returns
+    -------
+    int
+        The number of objects.
+
+    Raises
+    ------
+    PlanError
+        If there is no place to write to, or it is the place that is read.
+    ImageError
+        If these are not labels.
+    """
+    source = as_path(location) / input_component
+    if write_to is None and not in_place:
+        raise PlanError(
+            f"the labels at {source} are not replaced unless asked; give write_to, or in_place=True"
+        )
+    if write_to is not None and in_place:
+        raise PlanError("labels are replaced or written elsewhere, got both in_place and write_to")
+    target = source if write_to is None else as_path(write_to) / output_component
+    if target == source and not in_place:
+        raise PlanError(f"write_to names the labels that are read, {source}; say in_place=True")
+    labels = open_array(source)
+    _check_dtype(labels, str(source))
+    workers = Workers(n_workers or max(1, granted_cores().value - 1))
+    working = target.parent / f"{target.name}.work"
+    with claimed(working, doing="renumbering into"), workers.open() as executor:
+
+        def each(task: Callable[[Region], Any], doing: str) -> list[Any]:
+            window = WINDOW_PER_WORKER * workers.count
+            outcomes = map_tiles(task, _chunks(labels), executor=executor, window=window)
+            return list(results(outcomes, doing=doing))
+
+        ids = _union(each(_CollectIds(source), "collecting ids"))
+        zarr.open_group(zarr_store(target.parent), mode="a")
+        _like(labels, working, _dtype_for(len(ids)))
+        each(_WriteRanks(source, working, ids), "renumbering labels")
+        remove(target)
+        move(working, target)
+    return len(ids)
+
+
+def ids_of(labels: Array) -> npt.NDArray[np.int64]:
+    """Return the ids of a label image, ascending, without background.
+
+    Raises
+    ------
+    ImageError
+        If an id is negative.
+    """
+    found = np.unique(labels).astype(np.int64)
+    if len(found) and found[0] < 0:
+        raise ImageError(
+            f"labels must be 0 or more, got {int(found[0])}; an id beyond 2**63 - 1 wraps as well"
+        )
+    return found[found > 0]
+
+
+@dataclass(frozen=True, slots=True)
+class _CollectIds:
+    source: UPath
+
+    def __call__(self, chunk: Region) -> npt.NDArray[np.int64]:
+        return ids_of(np.asarray(open_array(self.source)[chunk.slices]))
+
+
+@dataclass(frozen=True, slots=True)
+class _WriteRanks:
+    source: UPath
+    target: UPath
+    ids: npt.NDArray[np.int64]
+
+    def __call__(self, chunk: Region) -> None:
+        found = np.asarray(open_array(self.source)[chunk.slices])
+        if found.any():
+            open_array(self.target, mode="r+")[chunk.slices] = _ranked(found, self.ids)
+
+
+def _ranked(labels: Array, ids: npt.NDArray[np.int64]) -> Array:
+    """Return the rank of each label among `ids`, from 1; 0 stays 0."""
+    ranks = np.searchsorted(ids, labels).astype(_dtype_for(len(ids)))
+    return np.asarray(np.where(labels == 0, 0, ranks + 1).astype(ranks.dtype))
+
+
+def _union(pieces: Any) -> npt.NDArray[np.int64]:
+    return np.unique(np.concatenate([np.zeros(0, np.int64), *pieces]))
+
+
+def _dtype_for(n_objects: int) -> np.dtype[Any]:
+    return np.dtype(np.int32 if n_objects <= np.iinfo(np.int32).max else np.int64)
+
+
+def _check_dtype(labels: Any, where: str) -> None:
+    dtype = np.dtype(getattr(labels, "dtype", np.asarray(labels).dtype))
+    if dtype.kind not in "iub":
+        raise ImageError(f"labels must be whole numbers, got {dtype} in {where}")
+
+
+def _chunks(labels: zarr.Array[Any]) -> Iterator[Region]:
+    """Yield the chunks of an array, or its shards where it has them: what is written whole."""
+    whole = Region((0,) * labels.ndim, tuple(labels.shape))
+    return whole.pieces(labels.shards or labels.chunks)
+
+
+def _like(labels: zarr.Array[Any], path: UPath, dtype: np.dtype[Any]) -> None:
+    """Create an empty array that is cut and compressed as `labels` is."""
+    zarr.create_array(
+        zarr_store(path),
+        shape=labels.shape,
+        chunks=labels.chunks,
+        shards=labels.shards,
+        dtype=dtype,
+        compressors=labels.compressors,
+        dimension_names=getattr(labels.metadata, "dimension_names", None),
+        attributes=labels.attrs.asdict(),
+        zarr_format=labels.metadata.zarr_format,
+        overwrite=True,
+    )

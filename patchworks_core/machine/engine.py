@@ -1,0 +1,283 @@
+"""The engine: one task over many tiles, on any `concurrent.futures.Executor`.
+
+1. A bounded window of tasks is in flight, so neither tasks nor results pile up.
+2. A task that raises becomes a `Failure` and the others go on.
+3. A fault that is worth it is tried again (`patchworks_core.machine.faults`): transient ones after
+   a wait and with fewer neighbours, those of a dead worker one at a time, so that the tile that
+   kills workers is found and its neighbours are not blamed.
+4. Outcomes come in order of completion; nothing that is written may depend on that order.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    CancelledError,
+    Executor,
+    Future,
+    wait,
+)
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from patchworks_core.machine.faults import NO_RETRY, FaultKind, RetryPolicy, free_memory, kind_of
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+WINDOW_PER_WORKER = 2
+"""Tasks in flight per worker: one running, one waiting so that no worker idles."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a task did not give a result; plain text, so that it crosses any process border."""
+
+    error_type: str
+    """Class of the exception."""
+
+    message: str
+    """Its text."""
+
+    traceback: str
+    """Where it came from."""
+
+    kind: FaultKind = "other"
+    """Whether another try could help."""
+
+    def __str__(self) -> str:
+        return f"{self.error_type}: {self.message}"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[Item, Result]):
+    """What became of one item: a value, or a failure."""
+
+    item: Item
+    value: Result | None
+    failure: Failure | None
+    seconds: float
+    """Of the last try."""
+
+    attempts: int = 1
+    """Tries in all."""
+
+
+def map_tiles(
+    task: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    executor: Executor,
+    window: int,
+    retry: RetryPolicy = NO_RETRY,
+) -> Iterator[Outcome[Item, Result]]:
+    """Run `task` on every item and yield the outcomes as they complete.
+
+    Parameters
+    ----------
+    task : callable
+        Called with one item in a worker; must pickle where workers are processes.
+    items : iterable
+        Taken one by one, as there is room in the window.
+    executor : concurrent.futures.Executor
+        One with a method ``renew`` gets it called when its workers have died.
+    window : int
+        Items in flight at most.
+    retry : RetryPolicy
+        Which faults are tried again; none by default.
+
+    Yields
+    ------
+    Outcome
+        One per item. A task that raised, or whose worker died, is a failure. Items that were not
+        started when the caller stops listening are dropped.
+    """
+    return _Map(task, iter(items), executor, window, retry).outcomes()
+
+
+@dataclass(slots=True)
+class _Tries(Generic[Item]):
+    """One item and what happened to it so far."""
+
+    item: Item
+    faults: list[tuple[FaultKind, str]] = field(default_factory=list)
+    ready_at: float = 0.0
+
+    @property
+    def is_suspect(self) -> bool:
+        """True where a worker died with this item in flight."""
+        return bool(self.faults) and self.faults[-1][0] == "killed"
+
+
+class _Map(Generic[Item, Result]):
+    """The state of one `map_tiles`."""
+
+    def __init__(
+        self,
+        task: Callable[[Item], Result],
+        items: Iterator[Item],
+        executor: Executor,
+        window: int,
+        retry: RetryPolicy,
+    ) -> None:
+        self._task = task
+        self._items = items
+        self._executor = executor
+        self._window = self._full_window = window
+        self._retry = retry
+        self._running: dict[Future[Outcome[Item, Result]], _Tries[Item]] = {}
+        self._again: list[_Tries[Item]] = []
+        self._exhausted = False
+
+    def outcomes(self) -> Iterator[Outcome[Item, Result]]:
+        try:
+            while True:
+                self._fill()
+                if self._exhausted and not self._running and not self._again:
+                    return
+                if not self._running:
+                    time.sleep(max(0.0, self._seconds_to_next_try() or 0.0))
+                    continue
+                done, _ = wait(
+                    self._running, self._seconds_to_next_try(), return_when=FIRST_COMPLETED
+                )
+                for future in done:
+                    outcome = self._settle(future)
+                    if outcome is not None:
+                        yield outcome
+        finally:
+            for future in self._running:
+                future.cancel()
+
+    def _fill(self) -> None:
+        """Submit items while there is room: those to be tried again first."""
+        while len(self._running) < self._room():
+            tries = self._next()
+            if tries is None:
+                return
+            self._submit(tries)
+
+    def _room(self) -> int:
+        """Items that may be in flight: one, while it is not known which of them kills workers."""
+        suspects = (t.is_suspect for t in (*self._again, *self._running.values()))
+        return 1 if any(suspects) else self._window
+
+    def _next(self) -> _Tries[Item] | None:
+        now = time.monotonic()
+        ready = [tries for tries in self._again if tries.ready_at <= now]
+        if ready:
+            first = min(ready, key=lambda tries: (not tries.is_suspect, tries.ready_at))
+            self._again.remove(first)
+            return first
+        if self._exhausted or any(tries.is_suspect for tries in self._again):
+            return None
+        try:
+            return _Tries(next(self._items))
+        except StopIteration:
+            self._exhausted = True
+            return None
+
+    def _submit(self, tries: _Tries[Item]) -> None:
+        try:
+            future = self._executor.submit(_run, self._task, tries.item)
+        except BrokenExecutor as error:
+            renew = getattr(self._executor, "renew", None)
+            if renew is None:
+                future = Future()
+                future.set_exception(error)
+            else:
+                renew()
+                future = self._executor.submit(_run, self._task, tries.item)
+        self._running[future] = tries
+
+    def _settle(self, future: Future[Outcome[Item, Result]]) -> Outcome[Item, Result] | None:
+        """Return the outcome of an item, or None where it is tried again."""
+        tries = self._running.pop(future)
+        attempts = len(tries.faults) + 1
+        if future.cancelled():
+            outcome = _failed(tries.item, CancelledError("cancelled before it was started"))
+        elif (error := future.exception()) is not None:
+            outcome = _failed(tries.item, error)
+        else:
+            outcome = future.result()
+        if outcome.failure is None:
+            self._window = min(self._full_window, self._window + 1)
+            return Outcome(tries.item, outcome.value, None, outcome.seconds, attempts)
+        tries.faults.append((outcome.failure.kind, str(outcome.failure)))
+        if outcome.failure.kind == "transient":
+            self._window = max(1, self._window // 2)
+        seconds = self._retry.wait_before_retry(tries.faults)
+        if seconds is None:
+            return Outcome(tries.item, None, outcome.failure, outcome.seconds, attempts)
+        tries.ready_at = time.monotonic() + seconds
+        self._again.append(tries)
+        return None
+
+    def _seconds_to_next_try(self) -> float | None:
+        """Return how long until an item is to be tried again, or None where none is waiting."""
+        if not self._again or len(self._running) >= self._room():
+            return None
+        return max(0.0, min(tries.ready_at for tries in self._again) - time.monotonic())
+
+
+def _run(task: Callable[[Item], Result], item: Item) -> Outcome[Item, Result]:
+    """Run one task in a worker; what it raises comes back as text."""
+    start = time.perf_counter()
+    try:
+        value = task(item)
+    # Any error of a segmentation function fails its tile alone, and comes back as text because
+    # exceptions of foreign packages do not all survive pickling.
+    except Exception as error:
+        failed: Outcome[Item, Result] = _failed(item, error, time.perf_counter() - start)
+    else:
+        return Outcome(item, value, None, time.perf_counter() - start)
+    # Out of the handler, so that the traceback no longer keeps the tile's arrays alive.
+    if failed.failure is not None and failed.failure.kind == "transient":
+        free_memory()
+    return failed
+
+
+def _failed(item: Item, error: BaseException, seconds: float = 0.0) -> Outcome[Item, Any]:
+    text = "".join(traceback.format_exception(error))
+    failure = Failure(type(error).__name__, str(error), text, kind_of(error))
+    return Outcome(item, None, failure, seconds)
+
+
+def in_order(
+    outcomes: Iterable[Outcome[Item, Result]], items: Iterable[Item]
+) -> Iterator[Outcome[Item, Result]]:
+    """Yield outcomes in the order of the items; one that comes early waits for those before it.
+
+    Parameters
+    ----------
+    outcomes : iterable of Outcome
+        One per item, in any order.
+    items : iterable
+        Hashable, no two the same.
+    """
+    wanted = iter(items)
+    early: dict[Item, Outcome[Item, Result]] = {}
+    item = next(wanted, None)
+    for outcome in outcomes:
+        early[outcome.item] = outcome
+        while item in early:
+            yield early.pop(item)
+            item = next(wanted, None)
+
+
+def results(outcomes: Iterable[Outcome[Any, Result]], *, doing: str) -> Iterator[Result]:
+    """Yield the values of outcomes of which none may fail.
+
+    Raises
+    ------
+    RuntimeError
+        At the first failure, with the worker's traceback.
+    """
+    for outcome in outcomes:
+        if outcome.failure is not None:
+            raise RuntimeError(f"{doing} failed: {outcome.failure}\n{outcome.failure.traceback}")
+        yield outcome.value  # type: ignore[misc]

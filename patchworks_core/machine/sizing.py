@@ -1,0 +1,267 @@
+"""Sizing: tile shapes, halos and workers that fit what this process was granted.
+
+1. Memory per worker is the granted memory, less a reserve, divided by the workers.
+2. A tile starts as one chunk of the image, so that no chunk is decoded by two tiles except for the
+   halo, and grows by whole chunks along its shortest axis for as long as it fits.
+3. What fits is what `patchworks_core.machine.budget.block_bytes` says a tile takes: pixels with
+   halo, the function's own working memory, labels and strips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil, prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from patchworks_core.errors import PlanError
+from patchworks_core.machine.budget import (
+    FUNCTION_BYTES_PER_PIXEL,
+    block_bytes,
+    decide_workers,
+    granted_cores,
+    granted_memory_bytes,
+    human_bytes,
+)
+from patchworks_core.tiles.grid import SPATIAL_AXES, plan_grid
+
+MEMORY_FRACTION = 0.8
+"""Share of the granted memory that tiles may take; the rest is for everything else."""
+
+MAX_TILE_PIXELS = 1 << 24
+"""Tiles are not made larger than 4096 x 4096 pixels: progress, retries and balance suffer."""
+
+MIN_TILE_EXTENT = 32
+"""Tiles are not made narrower than this, pixels, unless the image is."""
+
+
+def auto_tile_shape(
+    shape: Sequence[int],
+    dtype: npt.DTypeLike,
+    *,
+    axes: str | None = None,
+    chunks: Sequence[int] | None = None,
+    overlap: Sequence[int] | int = 0,
+    n_workers: int | None = None,
+    memory_bytes: int | None = None,
+    function_bytes_per_pixel: int = FUNCTION_BYTES_PER_PIXEL,
+    plane_wise: bool = False,
+) -> tuple[int, ...]:
+    """Choose a tile that fits the memory of each worker, a whole number of chunks.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Pixels of the image per axis.
+    dtype : dtype
+        Of its pixels.
+    axes : str, optional
+        Some of ``tczyx``; by default the last of ``zyx``.
+    chunks : sequence of int, optional
+        Pixels of a storage chunk per axis.
+    overlap : int or sequence of int
+        Halo on each side, pixels.
+    n_workers : int, optional
+        Tiles at once; by default the granted cores less one.
+    memory_bytes : int, optional
+        Memory for all workers together; by default 80 % of what was granted.
+    function_bytes_per_pixel : int
+        What the segmentation function takes for every pixel it sees, beyond input and labels.
+    plane_wise : bool
+        One whole plane per tile, for functions that need to see all of it.
+
+    Returns
+    -------
+    tuple of int
+        Pixels of a tile per axis; 1 along time and channel.
+
+    Raises
+    ------
+    PlanError
+        If not even a small tile fits, or a whole plane does not.
+
+    Examples
+    --------
+    >>> auto_tile_shape((9000, 9000), "u2", chunks=(512, 512), n_workers=4, memory_bytes=10**9)
+    (1536, 1536)
+    >>> auto_tile_shape((3, 64, 500, 500), "u1", axes="tzyx", n_workers=1, memory_bytes=2 * 10**9)
+    (1, 64, 500, 500)
+    """
+    letters = axes_of(shape, axes)
+    workers = n_workers or max(1, granted_cores().value - 1)
+    total = memory_bytes
+    if total is None:
+        total = int(MEMORY_FRACTION * granted_memory_bytes().value)
+    usable = total // workers
+
+    def needed(tile: Sequence[int]) -> int:
+        grid = plan_grid(letters, shape, tile_shape=tile, overlap=overlap)
+        return block_bytes(grid, np.dtype(dtype), function_bytes_per_pixel=function_bytes_per_pixel)
+
+    units = _units(shape, letters, chunks)
+    if not plane_wise:
+        return _grown(shape, letters, units, lambda tile: needed(tile) <= usable, usable)
+    plane = tuple(n if axis in "yx" else 1 for n, axis in zip(shape, letters, strict=True))
+    if needed(plane) > usable:
+        flat = "".join(axis for axis in letters if axis in "yx")
+        inner = [n for n, axis in zip(shape, letters, strict=True) if axis in flat]
+        cut = auto_tile_shape(
+            inner,
+            dtype,
+            axes=flat,
+            overlap=min(64, *inner),
+            n_workers=1,
+            memory_bytes=usable,
+            function_bytes_per_pixel=function_bytes_per_pixel,
+        )
+        raise PlanError(
+            f"a whole plane of {tuple(inner)!r} pixels needs {human_bytes(needed(plane))} and "
+            f"each of {workers} workers has {human_bytes(usable)}; cut the planes, for example "
+            f"tile_shape={(1,) * (len(shape) - len(cut)) + cut!r} with overlap of one object's "
+            "diameter, or use fewer workers"
+        )
+    return plane
+
+
+def axes_of(shape: Sequence[int], axes: str | None) -> str:
+    """Return the axes as they were said, or the last of ``zyx`` for up to three."""
+    if axes is None and 1 <= len(shape) <= 3:
+        return SPATIAL_AXES[-len(shape) :]
+    if axes is None or len(axes) != len(shape):
+        raise PlanError(
+            f"axes needs one letter of 'tczyx' for each of the {len(shape)} axes of shape "
+            f"{tuple(shape)!r}, got {axes!r}"
+        )
+    return axes
+
+
+def _units(shape: Sequence[int], axes: str, chunks: Sequence[int] | None) -> tuple[int, ...]:
+    """Return what a tile is a whole number of, per axis: chunks, or pieces of a whole image."""
+    pieces = chunks or tuple(1 if axis == "z" else 256 for axis in axes)
+    return tuple(
+        min(max(1, int(c)), int(n)) if axis in SPATIAL_AXES else 1
+        for c, n, axis in zip(pieces, shape, axes, strict=True)
+    )
+
+
+def _grown(
+    shape: Sequence[int], axes: str, units: tuple[int, ...], fits: Any, usable: int
+) -> tuple[int, ...]:
+    """Grow a tile by whole units along its shortest axis, for as long as it fits."""
+    tile = _shrunk(axes, units, fits, usable)
+    open_axes = [i for i, axis in enumerate(axes) if axis in SPATIAL_AXES]
+    while open_axes:
+        axis = min(open_axes, key=lambda i: (tile[i], i))
+        grown = list(tile)
+        grown[axis] = min(int(shape[axis]), tile[axis] + units[axis])
+        if grown[axis] > tile[axis] and prod(grown) <= MAX_TILE_PIXELS and fits(grown):
+            tile = tuple(grown)
+        else:
+            open_axes.remove(axis)
+    return tile
+
+
+def _shrunk(axes: str, units: tuple[int, ...], fits: Any, usable: int) -> tuple[int, ...]:
+    """Return one unit, or a half, a quarter, ... of it where a whole one does not fit."""
+    tile = list(units)
+    while not fits(tile):
+        widest = max(range(len(tile)), key=lambda i: tile[i])
+        if tile[widest] // 2 < MIN_TILE_EXTENT:
+            raise PlanError(
+                f"not even a tile of {tuple(tile)!r} pixels (axes {axes!r}) fits the "
+                f"{human_bytes(usable)} that each worker has; use fewer workers or a smaller "
+                "overlap, or ask for more memory"
+            )
+        tile[widest] = ceil(tile[widest] / 2)
+    return tuple(tile)
+
+
+def auto_overlap(
+    diameter: float, voxel_size: Sequence[float] | float | None = None
+) -> int | tuple[int, ...]:
+    """Return the halo for objects of a diameter: one diameter on each side.
+
+    Half a diameter is where split and fused objects become rare; at one diameter every object that
+    is cut by a face is seen whole from one side.
+
+    Parameters
+    ----------
+    diameter : float
+        Of a large object, in pixels, or in the unit of `voxel_size`.
+    voxel_size : float or sequence of float, optional
+        Distance between pixels per axis.
+
+    Returns
+    -------
+    int, or tuple of int per axis of `voxel_size`
+
+    Raises
+    ------
+    PlanError
+        If a length is not above 0.
+
+    Examples
+    --------
+    >>> auto_overlap(17.5)
+    18
+    >>> auto_overlap(10, voxel_size=(2.0, 0.5, 0.5))
+    (5, 20, 20)
+    """
+    sizes = (1.0,) if voxel_size is None else tuple(np.atleast_1d(voxel_size).tolist())
+    if not diameter > 0 or not all(size > 0 for size in sizes):
+        raise PlanError(
+            f"diameter and voxel_size must be above 0, got {diameter!r} and {voxel_size!r}"
+        )
+    halo = tuple(ceil(diameter / size) for size in sizes)
+    return halo if isinstance(voxel_size, Sequence) else halo[0]
+
+
+def safe_worker_count(
+    tile_shape: Sequence[int],
+    dtype: npt.DTypeLike,
+    *,
+    overlap: Sequence[int] | int = 0,
+    function_bytes_per_pixel: int = FUNCTION_BYTES_PER_PIXEL,
+    measured_bytes: int = 0,
+    at_most: int | None = None,
+) -> int:
+    """Return how many tiles fit the granted cores and memory at once, at least 1.
+
+    Parameters
+    ----------
+    tile_shape : sequence of int
+        Pixels of a tile, spatial axes.
+    dtype : dtype
+        Of the image.
+    overlap : int or sequence of int
+        Halo on each side, pixels.
+    function_bytes_per_pixel : int
+        As in `auto_tile_shape`.
+    measured_bytes : int
+        What a tile was seen to take, if that is more.
+    at_most : int, optional
+        What the user set.
+
+    Raises
+    ------
+    PlanError
+        If not even one tile fits.
+
+    Examples
+    --------
+    >>> safe_worker_count((64, 64), "uint8", at_most=1)
+    1
+    """
+    letters = axes_of(tile_shape, None)
+    # Three tiles per axis: the one in the middle has its whole halo.
+    shape = [3 * n for n in tile_shape]
+    grid = plan_grid(letters, shape, tile_shape=tile_shape, overlap=overlap)
+    needed = block_bytes(grid, np.dtype(dtype), function_bytes_per_pixel=function_bytes_per_pixel)
+    return decide_workers(
+        max(needed, measured_bytes),
+        cores=granted_cores(),
+        memory=granted_memory_bytes(),
+        at_most=at_most,
+    ).count

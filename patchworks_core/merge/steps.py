@@ -1,0 +1,139 @@
+"""The six steps over a whole image, each on any executor; both faces of patchworks call these.
+
+1. plan: `patchworks_core.stage.plan.make_plan`
+2. stage: `patchworks_core.stage.staging.stage_blocks`
+3. pair: `pair_tiles`
+4. look up: `look_up`
+5. apply: `patchworks_core.ome_zarr.label_image.write_labels` (with publishing, step 6), or
+   `patchworks_core.merge.apply.apply_lut` alone
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from patchworks_core.machine.engine import map_tiles, results
+from patchworks_core.seams.edge_table import EdgeTable
+from patchworks_core.seams.lookup import LookupTable, build_lut
+from patchworks_core.seams.pairs import compare_face
+from patchworks_core.seams.rules import MergeOptions, joined_pairs
+from patchworks_core.seams.strips import Side
+from patchworks_core.stage.object_sums import ObjectSums, merge_objects
+from patchworks_core.stage.stage import NOT_STAGED, Stage
+from patchworks_core.tiles.grid import TileBlock
+
+
+@dataclass(frozen=True, slots=True)
+class _PairTask:
+    stage: Stage
+    missing: frozenset[int]
+    """Numbers of tiles that are not staged; whatever strips they have are not compared."""
+
+    def __call__(self, block: TileBlock) -> EdgeTable:
+        grid = self.stage.grid
+        kept: dict[tuple[tuple[int, ...], int, Side], np.ndarray[Any, Any]] = {}
+
+        def strip(index: tuple[int, ...], axis: int, side: Side) -> np.ndarray[Any, Any]:
+            if (index, axis, side) not in kept:
+                kept[index, axis, side] = self.stage.strip(index, axis, side)
+            return kept[index, axis, side]
+
+        return EdgeTable.concatenate(
+            compare_face(grid, face, strip)
+            for tile in block.tiles
+            for face in grid.faces_above(tile)
+            if not self.missing & {face.low.number, face.high.number}
+        )
+
+
+def pair_tiles(
+    stage: Stage, *, executor: Executor, window: int, allow_missing: bool = False
+) -> EdgeTable:
+    """Compare the strips of all tiles that share a face, an edge or a corner.
+
+    Raises
+    ------
+    StageError
+        If a tile is not staged and that is not allowed.
+    """
+    stage.settled_counts(allow_missing=allow_missing)
+    missing = frozenset(np.flatnonzero(stage.counts().ravel() == NOT_STAGED).tolist())
+    task = _PairTask(stage, missing)
+    outcomes = map_tiles(task, stage.grid.blocks(), executor=executor, window=window)
+    return EdgeTable.concatenate(results(outcomes, doing="pairing tiles"))
+
+
+def look_up(
+    stage: Stage, edges: EdgeTable, options: MergeOptions, *, allow_missing: bool = False
+) -> LookupTable:
+    """Decide which staged labels are one object, and number the objects.
+
+    Parameters
+    ----------
+    stage : Stage
+        Only its counts are read, and the areas where sizes are filtered.
+    edges : EdgeTable
+        Of that stage.
+    options : MergeOptions
+        Resolved.
+    allow_missing : bool
+        Take tiles that are not staged for tiles without labels.
+    """
+    counts = stage.settled_counts(allow_missing=allow_missing)
+    areas = None
+    if options.filters_sizes:
+        areas = _areas_by_tile(stage)
+    return build_lut(
+        edges.select(joined_pairs(edges, counts, options)),
+        counts,
+        areas=areas,
+        min_size=options.min_size,
+        max_size=options.max_size,
+        sequential=options.sequential,
+    )
+
+
+def _areas_by_tile(stage: Stage) -> np.ndarray[Any, Any]:
+    """Return the area of every staged label, tile after tile in row-major order."""
+    counts = stage.counts().ravel()
+    pieces: list[np.ndarray[Any, Any]] = [np.zeros(0, dtype=np.int64)] * stage.grid.n_tiles
+    for block in _staged_blocks(stage):
+        numbers = [tile.number for tile in block.tiles]
+        borders = np.cumsum(counts[numbers])[:-1]
+        areas = np.split(stage.objects(block).area, borders)
+        for number, piece in zip(numbers, areas, strict=True):
+            pieces[number] = piece
+    return np.concatenate([*pieces, np.zeros(0, dtype=np.int64)])
+
+
+def _staged_blocks(stage: Stage) -> Iterator[TileBlock]:
+    """Yield the tile blocks that are staged."""
+    counts = stage.counts().ravel()
+    for block in stage.grid.blocks():
+        if counts[block.tiles[0].number] != NOT_STAGED:
+            yield block
+
+
+def measure_objects(stage: Stage, lut: LookupTable) -> ObjectSums:
+    """Add up the object sums of all staged tiles; the voxels are not read again."""
+    sums, ids = [], []
+    for block in _staged_blocks(stage):
+        sums.append(stage.objects(block))
+        ids.append(np.concatenate([lut.of_tile(tile.number)[1:] for tile in block.tiles]))
+    return merge_objects(sums, ids)
+
+
+def ids_are_sequential(lut: LookupTable) -> bool:
+    """Tell whether the merged ids of all tiles together are exactly 1..n_objects."""
+    seen = np.zeros(lut.n_objects + 1, dtype=bool)
+    for number in range(len(lut.offsets) - 1):
+        ids = lut.of_tile(number)
+        if ids.max() > lut.n_objects:
+            return False
+        seen[ids] = True
+    return bool(seen[1:].all())

@@ -1,0 +1,281 @@
+"""Convert: any image that opens becomes a calibrated OME-Zarr with pyramid, in bounded memory.
+
+1. `layout_of` chooses chunks, shards, and the unit that one task handles: whole shards (or whole
+   chunks), so that no two tasks write one file.
+2. `_Copy` writes the full resolution unit by unit.
+3. `_Average` writes each level from the one above it, unit by unit and within it chunk by chunk:
+   the mean of 2 pixels along every halved axis, rounded.
+4. The metadata come last, and then the folder gets its name. A killed call leaves no image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import numpy as np
+import zarr
+from upath import UPath
+
+from patchworks_core.errors import PlanError
+from patchworks_core.files.storage import (
+    Location,
+    as_path,
+    create_array,
+    group_format,
+    is_local,
+    move,
+    open_array,
+    remove,
+    zarr_store,
+)
+from patchworks_core.images.image import Image, open_image
+from patchworks_core.machine.engine import WINDOW_PER_WORKER, map_tiles, results
+from patchworks_core.machine.workers import Workers
+from patchworks_core.ome_zarr.averaging import local_mean
+from patchworks_core.ome_zarr.image_metadata import Window, contrast, image_attributes
+from patchworks_core.ome_zarr.label_image import ZARR_FORMATS, OmeVersion
+from patchworks_core.ome_zarr.layout import Layout, ShardsWanted, layout_of
+from patchworks_core.ome_zarr.pyramid import level_steps
+from patchworks_core.tiles.grid import SPATIAL_AXES, TileGrid
+from patchworks_core.tiles.regions import Region
+
+Progress = Callable[[str, int, int], None]
+"""Called with the name of a step, how much of it is done, and how much there is."""
+
+UNFINISHED = "patchworks-unfinished"
+"""Attribute of a group that is being written in place, on an object store."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertedImage:
+    """What `convert_image` wrote."""
+
+    path: UPath
+    """The OME-Zarr."""
+
+    shapes: list[tuple[int, ...]]
+    """Pixels per axis, of every level."""
+
+    layout: Layout
+    """Of the full resolution."""
+
+    peak_bytes: int
+    """Most memory that pixels took at once, as `Layout.peak_bytes` reckons it."""
+
+
+def convert_image(
+    image: Any,
+    write_to: Location,
+    *,
+    chunks: Sequence[int] | None = None,
+    shards: ShardsWanted = "auto",
+    version: OmeVersion = "0.5",
+    levels: int | None = None,
+    workers: Workers | None = None,
+    progress: Progress | None = None,
+    overwrite: bool = False,
+) -> ConvertedImage:
+    """Write an image as OME-Zarr with a pyramid, in memory that its size does not change.
+
+    Parameters
+    ----------
+    image : Image, array, path or URL
+        Anything `open_image` opens, all its channels; an `Image` is taken as it was opened.
+    write_to : path or URL
+        The OME-Zarr to write, such as ``plate1.ome.zarr``.
+    chunks : sequence of int, optional
+        Pixels of a chunk per axis of the image; 512 x 512, or 16 x 256 x 256 where there is z.
+    shards : sequence of int, "auto" or None
+        Pixels of a shard, which is one file of many chunks; None writes a file per chunk. OME-Zarr
+        0.4 has no shards.
+    version : {"0.5", "0.4"}
+        Of OME-NGFF: 0.5 on Zarr v3, 0.4 on v2.
+    levels : int, optional
+        Resolutions at most, the full one included; None goes on to 256 pixels.
+    workers : Workers, optional
+        One thread by default.
+    progress : callable, optional
+        ``progress(step, done, total)``.
+    overwrite : bool
+        Replace what is at `write_to`.
+
+    Returns
+    -------
+    ConvertedImage
+
+    Raises
+    ------
+    ImageError
+        If the image cannot be opened.
+    PlanError
+        If something is at `write_to`, or the image or the values do not make an OME-Zarr.
+
+    Examples
+    --------
+    >>> image = open_image(np.arange(12, dtype="u1").reshape(1, 3, 4), axes="cyx", channel=None)
+    >>> written = convert_image(image, "memory://examples/a.ome.zarr")
+    >>> open_image(written.path).read(Region((0, 0), (2, 2)))
+    array([[0, 1],
+           [4, 5]], dtype=uint8)
+    """
+    opened = image if isinstance(image, Image) else open_image(image, channel=None)
+    target = as_path(write_to)
+    layout = layout_of(opened, chunks, None if version == "0.4" and shards == "auto" else shards)
+    _check(opened, target, layout, version, overwrite=overwrite)
+    steps = level_steps(opened.axes, opened.shape, opened.pixel_size)
+    steps = steps[: None if levels is None else max(0, levels - 1)]
+    workers = workers or Workers()
+    working = _begin(target, version, overwrite=overwrite)
+    with workers.open() as executor:
+        run = _Run(executor, WINDOW_PER_WORKER * workers.count, progress or _silent)
+        shapes = _write_levels(opened, working, steps, layout, version, run)
+    windows = _windows(opened, working / str(len(steps)))
+    name = target.name.removesuffix(".zarr").removesuffix(".ome")
+    attributes = image_attributes(opened, steps, name=name, version=version, windows=windows)
+    _open_group(working, version).attrs.put(attributes)
+    if working != target:
+        remove(target)
+        move(working, target)
+    return ConvertedImage(target, shapes, layout, layout.peak_bytes(workers.count))
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What tasks are run on."""
+
+    executor: Executor
+    window: int
+    progress: Progress
+
+    def over(self, task: Callable[[Region], None], grid: TileGrid, what: str) -> None:
+        """Run a task on every tile of a grid."""
+        regions = (block.core for block in grid.blocks())
+        outcomes = map_tiles(task, regions, executor=self.executor, window=self.window)
+        for n, _ in enumerate(results(outcomes, doing=f"writing {what}"), start=1):
+            self.progress(what, n, grid.n_blocks)
+
+
+def _silent(step: str, done: int, total: int) -> None:
+    """Say nothing."""
+
+
+def _check(
+    image: Image, target: UPath, layout: Layout, version: OmeVersion, *, overwrite: bool
+) -> None:
+    """Raise PlanError, naming the first rule that is broken."""
+    if version not in ZARR_FORMATS:
+        raise PlanError(f"version must be '0.5' or '0.4', got {version!r}")
+    if version == "0.4" and layout.shards is not None:
+        raise PlanError(
+            f"OME-Zarr 0.4 has no shards, got {layout.shards!r}; write version '0.5', or pass "
+            "shards=None"
+        )
+    if sum(axis in SPATIAL_AXES for axis in image.axes) < 2:
+        raise PlanError(f"OME-Zarr needs two or three spatial axes, got {image.axes!r}")
+    read, written = str(as_path(image.url)) if image.url else "", str(target)
+    if read and f"{read}/".startswith(f"{written}/"):
+        raise PlanError(f"an image is never written over itself, got {written}; name another")
+    if target.exists() and not overwrite and not _is_unfinished(target):
+        raise PlanError(f"there is something at {target} already; name another, or overwrite it")
+
+
+def _is_unfinished(path: UPath) -> bool:
+    """Tell whether a call that was interrupted left what is at `path`."""
+    if group_format(path) is None:
+        return False
+    node = zarr.open(zarr_store(path, read_only=True), mode="r")
+    return isinstance(node, zarr.Group) and UNFINISHED in node.attrs
+
+
+def _begin(target: UPath, version: OmeVersion, *, overwrite: bool) -> UPath:
+    """Return the folder that is written: beside the target, or itself where renaming is copying."""
+    working = target.with_name(f"{target.name}.partial") if is_local(target) else target
+    if working.exists() and (working != target or overwrite or _is_unfinished(target)):
+        remove(working)
+    _open_group(working, version).attrs.put({UNFINISHED: True})
+    return working
+
+
+def _open_group(path: UPath, version: OmeVersion) -> zarr.Group:
+    return zarr.open_group(zarr_store(path), mode="a", zarr_format=ZARR_FORMATS[version])
+
+
+def _write_levels(
+    image: Image,
+    group: UPath,
+    steps: Sequence[tuple[int, ...]],
+    layout: Layout,
+    version: OmeVersion,
+    run: _Run,
+) -> list[tuple[int, ...]]:
+    """Write the full resolution and every level from the one above; return their shapes."""
+    shapes = [image.shape]
+    for level, step in enumerate([None, *steps]):
+        if step is not None:
+            shapes.append(tuple(ceil(n / s) for n, s in zip(shapes[-1], step, strict=True)))
+        fitted = layout.fitted(shapes[-1])
+        target = group / str(level)
+        create_array(
+            target,
+            shape=fitted.shape,
+            chunks=fitted.chunks,
+            shards=fitted.shards,
+            dtype=image.dtype,
+            axes=image.axes,
+            zarr_format=ZARR_FORMATS[version],
+        )
+        task = _Copy(image, target) if step is None else _Average(group, level, step)
+        run.over(task, fitted.grid(image.axes), f"level {level}")
+    return shapes
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """Write a region of the full resolution."""
+
+    image: Image
+    target: UPath
+
+    def __call__(self, region: Region) -> None:
+        open_array(self.target, mode="r+")[region.slices] = self.image.read(region)
+
+
+@dataclass(frozen=True, slots=True)
+class _Average:
+    """Write a region of a level from the level above."""
+
+    group: UPath
+    level: int
+    step: tuple[int, ...]
+
+    def __call__(self, region: Region) -> None:
+        source = open_array(self.group / str(self.level - 1))
+        target = open_array(self.group / str(self.level), mode="r+")
+        pixels = np.empty(region.shape, dtype=target.dtype)
+        for part in region.pieces(target.chunks):
+            above = tuple(
+                slice(a * s, min(n, b * s))
+                for a, b, s, n in zip(part.start, part.stop, self.step, source.shape, strict=True)
+            )
+            place = part.relative_to(region.start).slices
+            pixels[place] = local_mean(np.asarray(source[above]), self.step)
+        target[region.slices] = pixels
+
+
+def _windows(image: Image, lowest: UPath) -> list[Window]:
+    """Return the contrast of every channel: of the middle plane of the lowest level."""
+    pixels = open_array(lowest)
+    where: list[Any] = [0 if axis == "t" else slice(None) for axis in image.axes]
+    if "z" in image.axes:
+        where[image.axes.index("z")] = pixels.shape[image.axes.index("z")] // 2
+    if "c" not in image.axes:
+        return []
+    channels = []
+    for c in range(image.shape[image.axes.index("c")]):
+        where[image.axes.index("c")] = c
+        channels.append(contrast(np.asarray(pixels[tuple(where)])))
+    return channels

@@ -1,0 +1,392 @@
+"""Pictures for people: thumbnails, outlines over pixels, histograms, maps of the tile grid.
+
+Every picture is a uint8 array of shape (height, width, 3), which `png_bytes` encodes. Pixels may
+be averaged when a picture is smaller than the image; labels never are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from patchworks_core.errors import ImageError
+from patchworks_core.tiles.grid import SPATIAL_AXES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Array = npt.NDArray[Any]
+Rgb = npt.NDArray[np.uint8]
+
+FILL_OPACITY = 0.22
+"""How much of an object's colour lies over its pixels."""
+
+MAX_ENLARGEMENT = 8
+"""Largest factor by which small images are enlarged."""
+
+DASH = 6
+"""Length of the light and of the dark dashes of a grid line, picture pixels."""
+
+GRID_OPACITY = 0.65
+"""Opacity of grid lines."""
+
+GOLDEN_RATIO = 0.6180339887498949
+"""Step of the hue from one id to the next: neighbours differ most, and no two ids repeat soon."""
+
+TEAL = "#1f7a8c"
+DARK = "#333333"
+RED = "#c8553d"
+
+
+def flatten(pixels: Array, axes: str, how: Literal["middle", "max"] = "middle") -> Array:
+    """Return a 2-D view of an n-D image: the first time and channel, one plane of z.
+
+    Parameters
+    ----------
+    pixels : ndarray
+        Pixels or labels.
+    axes : str
+        Axis names of `pixels`, some of ``tczyx``.
+    how : {"middle", "max"}, default "middle"
+        The middle plane of z, or the maximum over z (for pixels; not for labels).
+
+    Returns
+    -------
+    ndarray, 2-D
+        Axes y and x; an image without y is one row.
+
+    Raises
+    ------
+    ImageError
+        If `how` is unknown or `axes` do not fit.
+
+    Examples
+    --------
+    >>> flatten(np.arange(24).reshape(3, 2, 4), "zyx")
+    array([[ 8,  9, 10, 11],
+           [12, 13, 14, 15]])
+    """
+    if pixels.ndim != len(axes) or how not in ("middle", "max"):
+        raise ImageError(
+            f"a picture needs one name per axis and how='middle' or 'max', got axes {axes!r} for"
+            f" shape {pixels.shape} and how={how!r}"
+        )
+    flat = pixels
+    for axis in [a for a in axes if a not in "yx"]:
+        if axis in SPATIAL_AXES and how == "max":
+            flat = flat.max(axis=0)
+        else:
+            flat = flat[flat.shape[0] // 2 if axis in SPATIAL_AXES else 0]
+    return np.atleast_2d(flat)
+
+
+def to_display(pixels: Array, *, low: float | None = None, high: float | None = None) -> Rgb:
+    """Stretch the contrast of pixels to 0..255.
+
+    Parameters
+    ----------
+    pixels : ndarray
+        Boolean, integer or real pixels; NaN is shown black.
+    low, high : float, optional
+        Values shown black and white; by default the percentiles 0.5 and 99.8 of `pixels`. Give
+        those of the whole image where pictures are to be compared.
+
+    Returns
+    -------
+    ndarray of uint8, shape of `pixels`
+
+    Examples
+    --------
+    >>> to_display(np.array([[10, 20, 30]]), low=10, high=30)
+    array([[  0, 128, 255]], dtype=uint8)
+    """
+    values = np.asarray(pixels, np.float32)
+    finite = values[np.isfinite(values)]
+    if finite.size == 0:
+        return np.zeros(values.shape, np.uint8)
+    measured = np.percentile(finite, (0.5, 99.8))
+    black = float(measured[0]) if low is None else low
+    white = float(measured[1]) if high is None else high
+    if white <= black:  # percentiles meet on sparse images
+        black, white = min(black, float(finite.min())), max(white, float(finite.max()))
+    scale = 255 / (white - black) if white > black else 0.0
+    shown = np.clip((np.nan_to_num(values, nan=black) - black) * scale, 0, 255)
+    return np.asarray(np.rint(shown), np.uint8)
+
+
+def thumbnail(pixels2d: Array, max_size: int = 512) -> Rgb:
+    """Return a small grey picture, pixels averaged and stretched in contrast.
+
+    Examples
+    --------
+    >>> thumbnail(np.eye(1000), max_size=100).shape
+    (100, 100, 3)
+    """
+    grey = to_display(_shrink(pixels2d, _reduction(pixels2d.shape, max_size)))
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def overlay(
+    pixels2d: Array,
+    labels2d: Array,
+    *,
+    grid_lines_y: Sequence[int] = (),
+    grid_lines_x: Sequence[int] = (),
+    max_size: int = 1024,
+    low: float | None = None,
+    high: float | None = None,
+) -> Rgb:
+    """Draw each object's outline and a light fill over the image, and the tile grid.
+
+    Parameters
+    ----------
+    pixels2d : ndarray, 2-D
+        Pixels.
+    labels2d : ndarray of int, 2-D
+        Labels of the same shape; an id has the same colour in every picture.
+    grid_lines_y, grid_lines_x : sequence of int
+        First row or column of each tile; a line is drawn on the face before it.
+    max_size : int, default 1024
+        Longest side of the picture; smaller images are enlarged by a whole number.
+    low, high : float, optional
+        As `to_display`.
+
+    Returns
+    -------
+    ndarray of uint8, shape (height, width, 3)
+
+    Raises
+    ------
+    ImageError
+        If pixels and labels are not 2-D and of one shape.
+
+    Examples
+    --------
+    >>> overlay(np.zeros((8, 8)), np.eye(8, dtype=int), grid_lines_x=[4], max_size=32).shape
+    (32, 32, 3)
+    """
+    if pixels2d.shape != labels2d.shape or pixels2d.ndim != 2:
+        raise ImageError(
+            "an overlay needs pixels and labels of one 2-D shape, got"
+            f" {pixels2d.shape} and {labels2d.shape}; use flatten on both"
+        )
+    step = _reduction(labels2d.shape, max_size)
+    factor = min(MAX_ENLARGEMENT, max(1, max_size // max(1, *labels2d.shape)))
+    pixels, labels = _shrink(pixels2d, step), _decimate(labels2d, step)
+    labels = labels.repeat(factor, axis=0).repeat(factor, axis=1)
+    grey = to_display(pixels, low=low, high=high).repeat(factor, axis=0).repeat(factor, axis=1)
+    picture = np.repeat(grey[..., None], 3, axis=2).astype(np.float32)
+    colours = label_colours(labels)
+    inside = labels != 0
+    picture[inside] += FILL_OPACITY * (colours[inside] - picture[inside])
+    outline = _outlines(labels)
+    # of objects a few pixels wide opaque outlines would leave nothing to see
+    opacity = 1.0 if step == 1 else 0.7
+    picture[outline] += opacity * (colours[outline] - picture[outline])
+    for axis, lines in enumerate((grid_lines_y, grid_lines_x)):
+        for line in lines:
+            if 0 < line < labels2d.shape[axis]:
+                _draw_line(picture, axis, line * factor // step)
+    return np.asarray(np.rint(picture), np.uint8)
+
+
+def label_colours(labels: Array) -> npt.NDArray[np.float32]:
+    """Return the colour of each label, shape (..., 3), 0..255; that of an id never changes.
+
+    Examples
+    --------
+    >>> bool((label_colours(np.array([1])) != label_colours(np.array([2]))).any())
+    True
+    """
+    hue = 6 * np.mod(labels * GOLDEN_RATIO, 1)
+    # saturation and brightness take turns too, so that near hues can be told apart
+    saturation = np.array([0.95, 0.6, 0.8])[labels % 3]
+    brightness = np.array([1.0, 0.85])[labels // 3 % 2] * 255
+    channels = []
+    for shift in (5, 3, 1):
+        position = np.mod(shift + hue, 6)
+        rise = np.clip(np.minimum(position, 4 - position), 0, 1)
+        channels.append(brightness * (1 - saturation * rise))
+    return np.stack(channels, axis=-1).astype(np.float32)
+
+
+def _reduction(shape: Sequence[int], max_size: int) -> int:
+    """Return the whole number to divide by so that the longest side fits."""
+    return max(1, -(-max(shape) // max_size))
+
+
+def _offsets(shape: Sequence[int], step: int) -> tuple[slice, ...]:
+    """Return every `step`-th pixel, from the middle of the first `step` where there are as many."""
+    return tuple(slice(min(step // 2, n - 1), None, step) for n in shape)
+
+
+def _decimate(labels: Array, step: int) -> Array:
+    return labels[_offsets(labels.shape, step)]
+
+
+def _shrink(pixels: Array, step: int) -> Array:
+    """Average boxes of `step` pixels; the picture has the shape of `_decimate`'s."""
+    if step == 1:
+        return pixels
+    shape = _decimate(pixels, step).shape
+    short = [n * step - size for n, size in zip(shape, pixels.shape, strict=True)]
+    cut = pixels[tuple(slice(0, n * step) for n in shape)].astype(np.float32)
+    padded = np.pad(cut, [(0, max(0, n)) for n in short], mode="edge")
+    boxes = padded.reshape(shape[0], step, shape[1], step)
+    return np.asarray(boxes.mean(axis=(1, 3)))
+
+
+def _outlines(labels: Array) -> npt.NDArray[np.bool_]:
+    """Return the pixels of objects that face another label."""
+    outline = np.zeros(labels.shape, bool)
+    for axis in (0, 1):
+        differs = np.diff(labels, axis=axis) != 0
+        before, after = [slice(None)] * 2, [slice(None)] * 2
+        before[axis], after[axis] = slice(0, -1), slice(1, None)
+        outline[tuple(before)] |= differs
+        outline[tuple(after)] |= differs
+    return np.asarray(outline & (labels != 0))
+
+
+def _draw_line(picture: npt.NDArray[np.float32], axis: int, position: int) -> None:
+    """Draw a line of light and dark dashes, one of which shows on any background."""
+    line = picture[position] if axis == 0 else picture[:, position]
+    light = (np.arange(len(line)) // DASH % 2 == 0)[:, None]
+    line += GRID_OPACITY * (np.where(light, 255, 0) - line)
+
+
+def size_histogram(areas: Array, unit_label: str) -> Rgb:
+    """Draw how many objects have which size, the median marked.
+
+    Parameters
+    ----------
+    areas : ndarray, 1-D
+        Sizes above 0; there may be none.
+    unit_label : str
+        What the sizes are, with their unit: ``"area (µm²)"``.
+
+    Returns
+    -------
+    ndarray of uint8, shape (height, width, 3)
+
+    Examples
+    --------
+    >>> size_histogram(np.array([]), "area (pixels)").shape
+    (420, 700, 3)
+    """
+    sizes = np.asarray(areas, np.float64)
+    figure, axes = _figure()
+    axes.set_title(f"{sizes.size:,} object{'' if sizes.size == 1 else 's'}", loc="left", color=DARK)
+    axes.set_xlabel(unit_label)
+    axes.set_ylabel("objects")
+    if sizes.size == 0:
+        axes.set(xticks=[], yticks=[])
+        axes.text(0.5, 0.5, "no objects", ha="center", va="center", transform=axes.transAxes)
+        return _render(figure)
+    low, high = float(sizes.min()), float(sizes.max())
+    n_bins = int(np.clip(np.sqrt(sizes.size), 10, 60))
+    if high > 20 * low > 0:
+        edges = np.geomspace(low, high, n_bins + 1)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.12g}")
+    else:
+        edges = np.linspace(low, high, n_bins + 1)
+    if low == high:
+        margin = max(high / 10, 0.5)
+        edges = np.array([low - margin, low + margin])
+    axes.hist(sizes, bins=edges, color=TEAL, edgecolor="white", linewidth=0.5)
+    median = float(np.median(sizes))
+    axes.axvline(median, color=RED, linewidth=1.5, linestyle="--")
+    axes.set_title(f"median {median:,.4g}", loc="right", color=RED, size="medium")
+    if low == high:
+        axes.set_xlim(low - 5 * margin, low + 5 * margin)
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    return _render(figure)
+
+
+def tile_map(values: Array, title: str, unit_label: str) -> Rgb:
+    """Draw one number per tile as a heat map of the tile grid; NaN is grey.
+
+    Parameters
+    ----------
+    values : ndarray, 2-D
+        One number per tile: row and column of the grid.
+    title : str
+        Heading.
+    unit_label : str
+        What the numbers are: ``"objects per tile"``, ``"seconds per tile"``.
+
+    Returns
+    -------
+    ndarray of uint8, shape (height, width, 3)
+
+    Raises
+    ------
+    ImageError
+        If `values` is not 2-D.
+
+    Examples
+    --------
+    >>> tile_map(np.arange(6).reshape(2, 3), "plate1_B03_0", "objects per tile").shape
+    (420, 700, 3)
+    """
+    if values.ndim != 2:
+        raise ImageError(f"a tile map needs one number per row and column, got {values.shape}")
+    figure, axes = _figure()
+    numbers = np.ma.masked_invalid(np.asarray(values, np.float64))
+    axes.set_facecolor("#dddddd")
+    # a handful of rows or columns is stretched: square cells would be slivers
+    aspect = "equal" if max(values.shape) <= 6 * min(values.shape) else "auto"
+    drawn = axes.imshow(numbers, cmap="viridis", aspect=aspect, interpolation="nearest")
+    figure.colorbar(drawn, ax=axes, label=unit_label)
+    axes.set_title(title, loc="left", color=DARK)
+    axes.set_xlabel("tile column")
+    axes.set_ylabel("tile row")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.get_major_locator().set_params(integer=True)
+    if values.size <= 100:
+        bright = numbers.min() + 0.6 * (numbers.max() - numbers.min())
+        for row, column in np.argwhere(~np.ma.getmaskarray(numbers)):
+            number = numbers[row, column]
+            colour = "black" if number > bright else "white"
+            axes.text(column, row, f"{number:,.4g}", ha="center", va="center", color=colour, size=8)
+    axes.spines[:].set_visible(False)
+    return _render(figure)
+
+
+def _figure() -> tuple[Figure, Any]:
+    """Return a figure and its axes, without pyplot and so without global state."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _render(figure: Figure) -> Rgb:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def png_bytes(rgb: Rgb) -> bytes:
+    r"""Encode a picture as PNG.
+
+    Examples
+    --------
+    >>> png_bytes(np.zeros((2, 2, 3), np.uint8))[:4]
+    b'\x89PNG'
+    """
+    from io import BytesIO
+
+    from PIL import Image
+
+    buffer = BytesIO()
+    Image.fromarray(rgb).save(buffer, format="png", optimize=True)
+    return buffer.getvalue()

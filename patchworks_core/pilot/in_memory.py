@@ -1,0 +1,98 @@
+"""The six steps without a disk: for images that fit in memory, pilots, tests and benchmarks.
+
+The labels of the tiles are made once; each rule then merges the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from patchworks_core.seams.edge_table import EdgeTable
+from patchworks_core.seams.lookup import LookupTable, build_lut
+from patchworks_core.seams.pairs import compare_face
+from patchworks_core.seams.rules import MergeOptions, joined_pairs
+from patchworks_core.seams.strips import Side, cut_strip
+from patchworks_core.stage.tile_labels import NumberedLabels, check_labels, number_labels
+from patchworks_core.tiles.grid import Tile, TileGrid
+
+TileFunction = Callable[[np.ndarray[Any, Any], Tile], np.ndarray[Any, Any]]
+"""``function(pixels, tile)`` gives the labels of what a tile reads; it sees the spatial axes."""
+
+
+@dataclass(frozen=True, slots=True)
+class TilesInMemory:
+    """Staged labels of every tile of an image, and what was seen at their seams."""
+
+    grid: TileGrid
+
+    labels: dict[tuple[int, ...], NumberedLabels]
+    """By index of the tile."""
+
+    edges: EdgeTable
+
+    @classmethod
+    def stage(
+        cls, image: np.ndarray[Any, Any], function: TileFunction, grid: TileGrid, *, where: str = ""
+    ) -> TilesInMemory:
+        """Segment every tile of an image and compare them at the seams.
+
+        Parameters
+        ----------
+        image : ndarray
+            Of the grid's shape.
+        function : callable
+            ``function(pixels, tile)``.
+        grid : TileGrid
+        where : str
+            What an error calls the image.
+
+        Raises
+        ------
+        SegmentationError
+            If the function returned what are no labels, naming the tile.
+        """
+        labels = {}
+        for tile in grid.tiles():
+            name = f"{where}tile {tile.index}"
+            pixels = image[tile.read.slices]
+            shape = tuple(pixels.shape[axis] for axis in grid.spatial)
+            # A copy, because a function may write into its input and the next tile shares pixels.
+            seen = check_labels(
+                function(pixels.reshape(shape).copy(), tile), shape=shape, where=name
+            )
+            core = tile.core.relative_to(tile.read.start)
+            labels[tile.index] = number_labels(seen.reshape(pixels.shape), core, where=name)
+
+        def strip(index: tuple[int, ...], axis: int, side: Side) -> np.ndarray[Any, Any]:
+            return cut_strip(grid, grid.tile(index), labels[index].pixels, axis, side)
+
+        edges = EdgeTable.concatenate(
+            compare_face(grid, face, strip)
+            for tile in grid.tiles()
+            for face in grid.faces_above(tile)
+        )
+        return cls(grid, labels, edges)
+
+    @property
+    def counts(self) -> np.ndarray[Any, Any]:
+        """Labels of each tile in row-major order, int64."""
+        return np.array([self.labels[t.index].n_core for t in self.grid.tiles()], dtype=np.int64)
+
+    def lut(self, options: MergeOptions) -> LookupTable:
+        """Return the lookup table of a resolved rule; ``min_size`` does not apply here."""
+        joined = joined_pairs(self.edges, self.counts, options)
+        return build_lut(self.edges.select(joined), self.counts, sequential=options.sequential)
+
+    def merged(self, options: MergeOptions) -> np.ndarray[Any, Any]:
+        """Return the merged labels by a resolved rule, int64, of the grid's shape."""
+        lut = self.lut(options)
+        merged = np.zeros(self.grid.shape, dtype=np.int64)
+        for tile in self.grid.tiles():
+            core = tile.core.relative_to(tile.read.start)
+            pixels = self.labels[tile.index].pixels[core.slices]
+            merged[tile.core.slices] = lut.of_tile(tile.number)[pixels]
+        return merged

@@ -1,0 +1,290 @@
+"""What runs on each tile: a function by name, its parameters, and what it declares of itself.
+
+A segmentation function takes the pixels of one tile and returns one label per pixel. It may ask,
+by parameter name, for what the pipeline knows about the whole image: ``statistics`` is the exact
+`ImageStatistics` of the image, so that thresholds are the same in every tile.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib.metadata import entry_points
+from typing import Any
+
+import numpy as np
+
+from patchworks_core.errors import SegmentationError
+from patchworks_core.plugins.function_versions import name_of, pickle_digest, source_version
+from patchworks_core.seams.rules import MergeRule
+
+LabelFunction = Callable[..., "np.ndarray[Any, Any]"]
+
+BUILT_IN = {
+    "threshold": "patchworks_core.plugins.threshold:threshold",
+    "watershed": "patchworks_core.plugins.watershed:watershed",
+    "cellpose": "patchworks_core.plugins.cellpose:cellpose",
+    "stardist": "patchworks_core.plugins.stardist:stardist",
+}
+"""Names of the functions that come with patchworks; each says what package it needs."""
+
+ENTRY_POINT_GROUP = "patchworks.segmentations"
+"""Entry-point group through which other packages add names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """What a segmentation function says of itself."""
+
+    merge: MergeRule = "auto"
+    """The rule that is right for its labels; ``touching`` if it labels connected components."""
+
+    version: str = ""
+    """Raised by its author whenever the same pixels would get other labels."""
+
+    gpu: bool = False
+    """True if it runs on a GPU where there is one."""
+
+    prepare: Callable[[Mapping[str, Any]], str] | None = None
+    """Called with the parameters when the function is planned, long before the first tile: raises
+    SegmentationError where it could not run with them, and returns what else its version depends
+    on, such as the weights of a model."""
+
+    companions: Mapping[str, str] = field(default_factory=dict)
+    """Other channels that the function is given beside its tile: the keyword that gets the pixels,
+    and the parameter that names the channel; none where that parameter is None. A parameter
+    ``<keyword>_statistics`` gets the statistics of that channel."""
+
+
+def declare(
+    *,
+    merge: MergeRule = "auto",
+    version: str = "",
+    gpu: bool = False,
+    prepare: Callable[[Mapping[str, Any]], str] | None = None,
+    companions: Mapping[str, str] | None = None,
+) -> Callable[[LabelFunction], LabelFunction]:
+    """Declare the merge rule and version of a segmentation function; fields as in `Declaration`.
+
+    Examples
+    --------
+    >>> @declare(merge="touching", version="1")
+    ... def bright(tile):
+    ...     return (tile > 0).astype("int32")
+    >>> declaration_of(bright).merge
+    'touching'
+    """
+
+    def mark(function: LabelFunction) -> LabelFunction:
+        said = Declaration(merge, version, gpu, prepare, dict(companions or {}))
+        function.patchworks = said  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+def declaration_of(function: LabelFunction) -> Declaration:
+    """Return what `function` declares, looking through `functools.partial`."""
+    while isinstance(function, partial):
+        function = function.func
+    return getattr(function, "patchworks", Declaration())
+
+
+@dataclass(frozen=True, slots=True)
+class Segmentation:
+    """A segmentation function with its parameters, ready to be recorded, sent and called."""
+
+    function: LabelFunction
+    """Called with the pixels of one tile, shape (z, y, x) or fewer axes; returns labels."""
+
+    name: str
+    """Import path, ``module:function``, or a description where it cannot be imported."""
+
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of every call."""
+
+    version: str = ""
+    """What the function's version is: declared by it, or the digest of its source."""
+
+    def __post_init__(self) -> None:
+        unknown = set(self.parameters) - set(_parameter_names(self.function))
+        if unknown and not _takes_any_keyword(self.function):
+            raise SegmentationError(
+                f"segmentation function {self.name!r} has no parameter {sorted(unknown)!r}; "
+                f"its parameters are {_parameter_names(self.function)!r}"
+            )
+
+    @property
+    def wants_statistics(self) -> bool:
+        """True if the function asks for the statistics of the whole image."""
+        return "statistics" in _parameter_names(self.function)
+
+    @property
+    def wants_gpu(self) -> bool:
+        """True if it declares a GPU, or was asked to use one by its parameter ``gpu``."""
+        given = {**_bound_keywords(self.function), **self.parameters}
+        asked = given.get("gpu") or given.get("use_gpu")
+        return declaration_of(self.function).gpu or bool(asked)
+
+    @property
+    def merge(self) -> MergeRule:
+        """The merge rule that the function declares, or ``auto``."""
+        return declaration_of(self.function).merge
+
+    @property
+    def connectivity(self) -> int | None:
+        """The connectivity its labels have, where the function says; None is unknown."""
+        if "connectivity" not in _parameter_names(self.function):
+            return None
+        default = inspect.signature(self.function).parameters["connectivity"].default
+        value = self.parameters.get("connectivity", default)
+        return value if isinstance(value, int) else None
+
+    @property
+    def companions(self) -> dict[str, int | str]:
+        """Other channels to read with each tile, by the keyword that gets their pixels."""
+        given = {**_bound_keywords(self.function), **self.parameters}
+        named = declaration_of(self.function).companions.items()
+        return {keyword: given[name] for keyword, name in named if given.get(name) is not None}
+
+    @property
+    def measured_companions(self) -> tuple[str, ...]:
+        """Those of `companions` whose statistics the function asks for."""
+        known = _parameter_names(self.function)
+        return tuple(k for k in self.companions if f"{k}_statistics" in known)
+
+    def __call__(self, tile: np.ndarray[Any, Any], **known: Any) -> np.ndarray[Any, Any]:
+        """Label one tile; `known` is what the function asks for, such as ``statistics``."""
+        return self.function(tile, **{**known, **self.parameters})
+
+    def bind(
+        self, statistics: object | None, companions: Mapping[str, object] | None = None
+    ) -> LabelFunction:
+        """Return a function of the tile alone, the parameters and what it asks for filled in.
+
+        Parameters
+        ----------
+        statistics : ImageStatistics or None
+            Of the channel that is segmented.
+        companions : mapping, optional
+            Statistics of `measured_companions`, by keyword.
+        """
+        known = {"statistics": statistics} if self.wants_statistics else {}
+        known |= {f"{name}_statistics": found for name, found in (companions or {}).items()}
+        return partial(self.function, **{**known, **self.parameters})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what identifies the function, JSON-ready."""
+        return {
+            "function": self.name,
+            "parameters": dict(self.parameters),
+            "version": self.version,
+        }
+
+
+def segmentation_of(
+    function: str | LabelFunction | Segmentation, parameters: Mapping[str, Any] | None = None
+) -> Segmentation:
+    """Find a segmentation function by name, ``module:function``, or take the callable itself.
+
+    Parameters
+    ----------
+    function : str, callable or Segmentation
+        A built-in name (``threshold``, ``watershed``, ``cellpose``, ``stardist``), a name that an
+        installed package added to the entry-point group ``patchworks.segmentations``, an import
+        path ``module:function``, or a function of one tile.
+    parameters : mapping, optional
+        Keyword arguments of every call.
+
+    Raises
+    ------
+    SegmentationError
+        If there is no such function, it has no such parameter, or it could not run: a package
+        or the weights of its model are missing.
+
+    Examples
+    --------
+    >>> segmentation_of("threshold", {"value": 12}).name
+    'patchworks_core.plugins.threshold:threshold'
+    """
+    if isinstance(function, Segmentation):
+        if not parameters:
+            return function
+        parameters = {**function.parameters, **parameters}
+        function = function.function
+    if isinstance(function, str):
+        function = _import(function)
+    if not callable(function):
+        raise SegmentationError(
+            f"a segmentation function must be callable or a name, got {function!r}"
+        )
+    found = Segmentation(function, name_of(function), dict(parameters or {}), _version_of(function))
+    prepare = declaration_of(function).prepare
+    if prepare is None:
+        return found
+    prepared = prepare({**_bound_keywords(function), **found.parameters})
+    return replace(found, version=f"{found.version} {prepared}")
+
+
+def segmentation_names() -> tuple[str, ...]:
+    """Return the names that can be used without an import path."""
+    return tuple(sorted({*BUILT_IN, *(e.name for e in entry_points(group=ENTRY_POINT_GROUP))}))
+
+
+def _import(name: str) -> LabelFunction:
+    """Import the function that `name` stands for."""
+    registered = {e.name: e.value for e in entry_points(group=ENTRY_POINT_GROUP)}
+    path = BUILT_IN.get(name) or registered.get(name) or name
+    module_name, separator, attribute = path.partition(":")
+    if not separator:
+        raise SegmentationError(
+            f"no segmentation function is called {name!r}; use one of {segmentation_names()!r} "
+            "or an import path 'module:function'"
+        )
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise SegmentationError(
+            f"cannot import segmentation function {path!r}: {error}; the module must be installed, "
+            "or its folder on PYTHONPATH"
+        ) from error
+    return found  # type: ignore[no-any-return]
+
+
+def _bound_keywords(function: LabelFunction) -> dict[str, Any]:
+    """Return the keyword arguments that `functools.partial` already fills in."""
+    if not isinstance(function, partial):
+        return {}
+    return {**_bound_keywords(function.func), **function.keywords}
+
+
+def _version_of(function: LabelFunction) -> str:
+    """Return the declared version, else digests of the source and of what the function holds."""
+    if isinstance(function, partial):
+        bound = (function.args, sorted(function.keywords.items()))
+        return f"{_version_of(function.func)} {pickle_digest(bound, name_of(function))}"
+    return declaration_of(function).version or source_version(function)
+
+
+def _parameter_names(function: LabelFunction) -> tuple[str, ...]:
+    """Return the parameters of `function` that can be given by name, beyond the tile itself."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return ()
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return tuple(p.name for p in parameters[1:] if p.kind in named)
+
+
+def _takes_any_keyword(function: LabelFunction) -> bool:
+    """Tell whether unknown keywords cannot be told from known ones."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return True
+    return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)

@@ -1,0 +1,183 @@
+"""The global lookup table: the merged id of every staged label.
+
+1. `offsets_of` numbers all staged labels: offset of the tile + local id (exclusive cumulative sum).
+2. `build_lut` finds the connected components over the joined pairs only. The label that appears
+   first stands for the whole component.
+3. Merged ids are counted over what is left: the standing id less the labels before it that were
+   joined into others or dropped. That needs only the sorted list of those labels, so the table
+   grows with the seams and not with the number of objects.
+4. `LookupTable.of_tile` spreads it out for one tile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from patchworks_core.seams.edge_table import EdgeTable
+
+
+@dataclass(frozen=True, slots=True)
+class LookupTable:
+    """Merged ids, stored only for the labels that are not simply counted."""
+
+    offsets: np.ndarray[Any, Any]
+    """Staged labels before each tile, int64, shape (n_tiles + 1,)."""
+
+    joined: np.ndarray[Any, Any]
+    """Staged ids that stand for nothing themselves (joined to an earlier one, or dropped),
+    ascending int64."""
+
+    merged: np.ndarray[Any, Any]
+    """The merged id of each of `joined`, int64; 0 where it was dropped."""
+
+    sequential: bool = True
+    """True where merged ids are 1..n_objects."""
+
+    @property
+    def n_staged(self) -> int:
+        """Staged labels in all."""
+        return int(self.offsets[-1])
+
+    @property
+    def n_objects(self) -> int:
+        """Objects in all."""
+        return self.n_staged - len(self.joined)
+
+    @property
+    def n_joined(self) -> int:
+        """Staged labels that became part of another's object."""
+        return int(np.count_nonzero(self.merged))
+
+    @property
+    def max_id(self) -> int:
+        """An id that no merged id exceeds."""
+        return self.n_objects if self.sequential else self.n_staged
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Integer type of the merged labels: int32, or int64 where ids would overflow it."""
+        return np.dtype(np.int32 if self.max_id <= np.iinfo(np.int32).max else np.int64)
+
+    def of_tile(self, number: int) -> np.ndarray[Any, Any]:
+        """Return the merged id of each local id of a tile.
+
+        Parameters
+        ----------
+        number : int
+            The tile, in row-major order.
+
+        Returns
+        -------
+        ndarray of `dtype`, shape (count + 1,)
+            Position 0 is background.
+        """
+        start, stop = int(self.offsets[number]), int(self.offsets[number + 1])
+        first, last = np.searchsorted(self.joined, [start + 1, stop + 1])
+        inside = self.joined[first:last] - start
+        ids = np.arange(start, stop + 1, dtype=np.int64)
+        if self.sequential:
+            gone = np.zeros(len(ids), dtype=np.int64)
+            gone[inside] = 1
+            ids -= int(first) + np.cumsum(gone)
+        ids[inside] = self.merged[first:last]
+        ids[0] = 0
+        return ids.astype(self.dtype)
+
+
+def offsets_of(counts: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the staged labels before each tile, and their total last.
+
+    Examples
+    --------
+    >>> offsets_of(np.array([2, 0, 3]))
+    array([0, 2, 2, 5])
+    """
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+
+def build_lut(
+    pairs: EdgeTable,
+    counts: np.ndarray[Any, Any],
+    *,
+    areas: np.ndarray[Any, Any] | None = None,
+    min_size: int = 0,
+    max_size: int | None = None,
+    sequential: bool = True,
+) -> LookupTable:
+    """Join staged labels and number the objects.
+
+    Parameters
+    ----------
+    pairs : EdgeTable
+        Only the rows that join two labels.
+    counts : ndarray of int64, shape (n_tiles,)
+        Labels of each tile, in row-major order.
+    areas : ndarray of int64, shape (sum of counts,), optional
+        Pixels of every staged label in order; needed for `min_size` and `max_size`.
+    min_size, max_size : int
+        Objects of fewer, or of more, pixels become background.
+    sequential : bool
+        Number the objects 1..N in order of first appearance; otherwise an object keeps the staged
+        id of its first label, which leaves gaps.
+
+    Returns
+    -------
+    LookupTable
+    """
+    offsets = offsets_of(counts)
+    ids_a = offsets[pairs.tile_a] + pairs.id_a
+    ids_b = offsets[pairs.tile_b] + pairs.id_b
+    nodes, first = _components(ids_a, ids_b)
+    follows = nodes != first
+    joined, stands = nodes[follows], first[follows]
+    dropped = _of_wrong_size(areas, nodes, first, min_size, max_size)
+    if len(dropped):
+        gone = np.isin(stands, dropped)
+        leaving = np.setdiff1d(dropped, joined)
+        joined = np.concatenate([joined, leaving])
+        stands = np.concatenate([np.where(gone, 0, stands), np.zeros(len(leaving), np.int64)])
+        order = np.argsort(joined)
+        joined, stands = joined[order], stands[order]
+    merged = stands - np.searchsorted(joined, stands) if sequential else stands
+    return LookupTable(offsets, joined, merged.astype(np.int64), sequential)
+
+
+def _components(
+    ids_a: np.ndarray[Any, Any], ids_b: np.ndarray[Any, Any]
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return every id that has a partner, ascending, and the smallest id of its component."""
+    nodes, index = np.unique(np.concatenate([ids_a, ids_b]), return_inverse=True)
+    if not len(nodes):
+        return nodes.astype(np.int64), nodes.astype(np.int64)
+    a, b = index.reshape(2, -1)
+    graph = coo_array((np.ones(len(a), dtype=np.int8), (a, b)), shape=(len(nodes),) * 2)
+    _, component = connected_components(graph, directed=False)
+    _, smallest = np.unique(component, return_index=True)
+    return nodes, nodes[smallest[component]]
+
+
+def _of_wrong_size(
+    areas: np.ndarray[Any, Any] | None,
+    nodes: np.ndarray[Any, Any],
+    first: np.ndarray[Any, Any],
+    min_size: int,
+    max_size: int | None,
+) -> np.ndarray[Any, Any]:
+    """Return the standing ids of objects to drop, and of every label joined to them."""
+    if min_size <= 1 and max_size is None:
+        return np.zeros(0, dtype=np.int64)
+    if areas is None:
+        raise ValueError("a size filter needs the area of every staged label, got none")
+    total = np.array(areas, dtype=np.int64, copy=True)
+    follows = nodes != first
+    np.add.at(total, first[follows] - 1, total[nodes[follows] - 1])
+    wrong = total < min_size
+    if max_size is not None:
+        wrong |= total > max_size
+    wrong[nodes[follows] - 1] = wrong[first[follows] - 1]
+    return np.flatnonzero(wrong) + 1

@@ -1,0 +1,191 @@
+"""Merge rules: which rows of the edge table say "one object".
+
+A rule is a filter. It reads the table and the counts of the tiles and returns a mask of rows, so
+changing it costs a lookup table and an apply, no segmentation.
+
+- ``touching``: any contact across the cores at the given connectivity. Exact for functions that
+  label connected components; on tissue whose cells touch it fuses them.
+- ``overlap``: the two tiles saw the same pixels on both sides of the face; two labels are one
+  object where each is the other's best partner there and their IoU is at least `min_iou`. Across an
+  edge or corner of tiles they must touch as well.
+- ``none``: nothing is joined.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from patchworks_core.errors import PlanError
+from patchworks_core.seams.edge_table import EdgeTable
+from patchworks_core.tiles.grid import TileGrid
+
+MergeRule = Literal["auto", "touching", "overlap", "none"]
+
+RULES: tuple[MergeRule, ...] = ("auto", "touching", "overlap", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class MergeOptions:
+    """How staged labels become objects; not part of what a stage is, so free to change."""
+
+    rule: MergeRule = "auto"
+    """``auto`` is resolved against the function and the grid by `resolve`."""
+
+    connectivity: int | None = None
+    """Contact that counts for ``touching``: 1 is across faces only; None is the function's."""
+
+    min_iou: float = 0.3
+    """Least IoU for ``overlap``, 0 to 1."""
+
+    min_size: int = 0
+    """Merged objects of fewer pixels become background."""
+
+    sequential: bool = True
+    """True gives ids 1..N; False keeps ids that other objects' merging does not shift."""
+
+    max_size: int | None = None
+    """Merged objects of more pixels become background; None is no limit."""
+
+    def __post_init__(self) -> None:
+        if self.rule not in RULES:
+            raise PlanError(f"merge must be one of {RULES!r}, got {self.rule!r}")
+        if not 0 <= self.min_iou <= 1:
+            raise PlanError(f"min_iou must be between 0 and 1, got {self.min_iou!r}")
+        if self.connectivity is not None and not 1 <= self.connectivity <= 3:
+            raise PlanError(
+                f"connectivity must be 1 (faces) to 3 (corners), got {self.connectivity!r}"
+            )
+        if self.min_size < 0:
+            raise PlanError(f"min_size must be 0 or more pixels, got {self.min_size!r}")
+        if self.max_size is not None and self.max_size < max(1, self.min_size):
+            raise PlanError(
+                f"max_size must be at least 1 and at least min_size={self.min_size!r} pixels, got "
+                f"{self.max_size!r}; every object would be dropped"
+            )
+
+    @property
+    def filters_sizes(self) -> bool:
+        """True where objects may be dropped for their size."""
+        return self.min_size > 1 or self.max_size is not None
+
+    def resolve(
+        self, grid: TileGrid, *, declared: MergeRule, connectivity: int | None
+    ) -> MergeOptions:
+        """Return the options with ``auto`` and None decided.
+
+        Parameters
+        ----------
+        grid : TileGrid
+        declared : str
+            The rule that the segmentation function declares.
+        connectivity : int or None
+            The connectivity its labels have, if it says.
+
+        Returns
+        -------
+        MergeOptions
+
+        Raises
+        ------
+        PlanError
+            If the connectivity asked for is not the one the function's labels have.
+        """
+        rule = self.rule if self.rule != "auto" else declared
+        if rule == "auto":
+            rule = "overlap" if any(grid.halo) else "touching"
+        n_spatial = len(grid.spatial)
+        wanted = min(self.connectivity or connectivity or 1, n_spatial)
+        if connectivity is not None and wanted != min(connectivity, n_spatial):
+            raise PlanError(
+                f"merge connectivity {self.connectivity} is not the connectivity {connectivity} of "
+                "the function's own labels: objects cut at a seam would be joined by another rule "
+                "than those inside tiles; give the function and the merge the same"
+            )
+        return replace(self, rule=rule, connectivity=wanted)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as JSON-ready values."""
+        return asdict(self)
+
+
+def warning_of(grid: TileGrid, options: MergeOptions) -> str | None:
+    """Return what to say of resolved options that are weaker than they seem, or None.
+
+    Where tiles have no halo on an axis they saw no pixel in common there, and ``overlap`` has to be
+    content with how well their abutting planes agree.
+    """
+    blind = [
+        grid.axes[axis]
+        for axis in grid.spatial
+        if grid.grid_shape[axis] > 1 and not grid.halo[axis]
+    ]
+    if options.rule != "overlap" or not blind or not any(grid.halo):
+        return None
+    return (
+        f"merge='overlap' with no halo on axis {', '.join(map(repr, blind))}: labels are joined "
+        f"there where the planes on the two sides agree by an IoU of {options.min_iou}; give "
+        "overlap on that axis, or merge='touching'"
+    )
+
+
+def joined_pairs(
+    edges: EdgeTable, counts: np.ndarray[Any, Any], options: MergeOptions
+) -> np.ndarray[Any, Any]:
+    """Return which rows join two labels into one object.
+
+    Parameters
+    ----------
+    edges : EdgeTable
+    counts : ndarray of int64, shape (n_tiles,)
+        Labels of each tile; ids beyond it were seen only in a halo and are never joined.
+    options : MergeOptions
+        Resolved: not ``auto``.
+
+    Returns
+    -------
+    ndarray of bool
+    """
+    if options.rule == "none":
+        return np.zeros(len(edges), dtype=bool)
+    if options.rule == "touching":
+        reach = options.connectivity or 1
+        return (edges.connectivity > 0) & (edges.connectivity <= reach)
+    if options.rule != "overlap":
+        raise PlanError(f"merge rule {options.rule!r} must be resolved before it is used")
+    in_core = (edges.id_a <= counts[edges.tile_a]) & (edges.id_b <= counts[edges.tile_b])
+    best_of_a, best_of_b = best_partners(edges)
+    # Around an edge or corner two tiles see few pixels of an object, and chance overlaps of those
+    # join neighbours; the tiles between them have said more unless the object crosses just there.
+    meets = (edges.order == 1) | (edges.contact > 0)
+    agrees = (edges.iou >= options.min_iou) & (edges.intersection > 0)
+    joined: np.ndarray[Any, Any] = best_of_a & best_of_b & in_core & meets & agrees
+    return joined
+
+
+def best_partners(edges: EdgeTable) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return the rows that hold the best partner of each label a, and of each label b, as masks.
+
+    One row per label and face; a row in both is two labels that are each other's best partner.
+    """
+    return _is_best(edges, edges.id_a, edges.id_b), _is_best(edges, edges.id_b, edges.id_a)
+
+
+def _is_best(
+    edges: EdgeTable, of: np.ndarray[Any, Any], partner: np.ndarray[Any, Any]
+) -> np.ndarray[Any, Any]:
+    """Return the rows that hold the best partner of each label `of` at each face.
+
+    Ties go to the larger intersection, then to the smaller id, so that the result is one row.
+    """
+    best = np.zeros(len(edges), dtype=bool)
+    if not len(edges):
+        return best
+    order = np.lexsort((partner, -edges.intersection, -edges.iou, of, edges.tile_b, edges.tile_a))
+    keys = np.stack([edges.tile_a[order], edges.tile_b[order], of[order]])
+    first = np.ones(len(order), dtype=bool)
+    first[1:] = (keys[:, 1:] != keys[:, :-1]).any(axis=0)
+    best[order[first]] = True
+    return best

@@ -1,0 +1,110 @@
+"""Strips: what a tile saw around each of its faces, kept so that seams never need the voxels again.
+
+A strip is cut from the labels over all the tile read, while they are still in memory. It holds one
+halo on both sides of the face (one pixel on the tile's own side where the halo is 0) and, along the
+face, the core and its halo. Every strip of an axis fills a slot of one fixed shape, placed by the
+face and by the tile's core, so the slots of two neighbours line up pixel for pixel::
+
+      tile a                      |face               tile b
+    ..........[ a's strip: halo   |   halo ]
+              [ b's strip: halo   |   halo ]..........
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+from patchworks_core.tiles.grid import Tile, TileGrid
+from patchworks_core.tiles.regions import Region
+
+LOW: Literal[0] = 0
+"""The side of a tile where the axis starts."""
+
+HIGH: Literal[1] = 1
+"""The side of a tile where the axis stops."""
+
+Side = Literal[0, 1]
+
+
+def strip_axes(grid: TileGrid) -> tuple[int, ...]:
+    """Return the axes that have faces: spatial, and more than one tile long."""
+    return tuple(axis for axis in grid.spatial if grid.grid_shape[axis] > 1)
+
+
+def slot_shape(grid: TileGrid, axis: int) -> tuple[int, ...]:
+    """Return the pixels of a strip's slot: its depth on `axis`, core and halo on the others."""
+    sizes = [t + 2 * h for t, h in zip(grid.tile_shape, grid.halo, strict=True)]
+    sizes[axis] = 2 * grid.halo[axis] or 1
+    return tuple(sizes)
+
+
+def slot_region(grid: TileGrid, tile: Tile, axis: int, side: Side) -> tuple[tuple[int, int], ...]:
+    """Return where the slot lies in the image, (start, stop) per axis; may reach beyond it."""
+    bounds = [
+        (start - halo, start - halo + size)
+        for start, halo, size in zip(
+            tile.core.start, grid.halo, slot_shape(grid, axis), strict=True
+        )
+    ]
+    face = tile.core.start[axis] if side == LOW else tile.core.stop[axis]
+    halo = grid.halo[axis]
+    if halo:
+        bounds[axis] = (face - halo, face + halo)
+    else:
+        bounds[axis] = (face, face + 1) if side == LOW else (face - 1, face)
+    return tuple(bounds)
+
+
+def cut_strip(
+    grid: TileGrid, tile: Tile, seen: np.ndarray[Any, Any], axis: int, side: Side
+) -> np.ndarray[Any, Any]:
+    """Cut one strip out of the labels a tile saw.
+
+    Parameters
+    ----------
+    grid : TileGrid
+    tile : Tile
+    seen : ndarray of int32
+        Local ids over all the tile read, shape ``tile.read.shape``.
+    axis : int
+        Axis of the face.
+    side : LOW or HIGH
+        Which of the two faces on that axis.
+
+    Returns
+    -------
+    ndarray of int32
+        Shape `slot_shape`; 0 beyond what the tile read, and everywhere at the image's border.
+    """
+    slot = np.zeros(slot_shape(grid, axis), dtype=np.int32)
+    last = grid.grid_shape[axis] - 1
+    if tile.index[axis] == (0 if side == LOW else last):
+        return slot
+    bounds = slot_region(grid, tile, axis, side)
+    inside = [
+        (max(a, r), min(b, s))
+        for (a, b), r, s in zip(bounds, tile.read.start, tile.read.stop, strict=True)
+    ]
+    source = tuple(slice(a - r, b - r) for (a, b), r in zip(inside, tile.read.start, strict=True))
+    target = tuple(slice(a - o, b - o) for (a, b), (o, _) in zip(inside, bounds, strict=True))
+    slot[target] = seen[source]
+    return slot
+
+
+def view(
+    grid: TileGrid,
+    tile: Tile,
+    strip: np.ndarray[Any, Any],
+    axis: int,
+    side: Side,
+    region: Region,
+) -> np.ndarray[Any, Any]:
+    """Return what `strip` holds of `region`, which is given in image coordinates."""
+    origin = [start for start, _ in slot_region(grid, tile, axis, side)]
+    return strip[
+        tuple(
+            slice(a - o, b - o) for a, b, o in zip(region.start, region.stop, origin, strict=True)
+        )
+    ]

@@ -1,0 +1,252 @@
+"""The plan: what will be cut, read and run; stored beside the data and asserted by every step.
+
+A stage is valid for one `Plan.fingerprint`: the image's content, channel and level, the grid, the
+halo, and the function with its parameters and version. How staged labels are merged is not part of
+it, so that a rule can be changed without segmenting again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from patchworks_core.errors import PlanError
+from patchworks_core.files.storage import as_path, write_text
+from patchworks_core.images.image import Image
+from patchworks_core.plugins.segmentation import Segmentation
+from patchworks_core.tiles.grid import TileGrid, plan_grid
+
+RECORD_VERSION = 1
+"""Of the layout of ``plan.json``."""
+
+EMPTY_THRESHOLD = "empty_threshold"
+"""Key in `Plan.segmentation` of plans that leave empty tiles unsegmented."""
+
+FROM_IMAGE = "from the image"
+"""In place of a number: the brightest that the background of the image gets."""
+
+_RECORDED_PACKAGES = ("patchworks-pipeline", "numpy", "scipy", "scikit-image", "zarr")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """Which pixels a plan is about."""
+
+    url: str | None
+    """Path or URL it was opened from; None for an array in memory."""
+
+    format: str
+    """What it was opened as, such as ``OME-Zarr 0.5``."""
+
+    fingerprint: str
+    """Digest of the content's identity."""
+
+    dtype: str
+    """Of the pixels."""
+
+    channel: int | None
+    """Channel read, counted from 0; None where all are, or there is no such axis."""
+
+    level: int
+    """Resolution level read, 0 is full."""
+
+    pixel_size: dict[str, float]
+    """Per axis, in `unit`; axes without calibration are absent."""
+
+    unit: dict[str, str]
+    """Per axis, NGFF unit names such as ``micrometer``."""
+
+    translation: dict[str, float]
+    """Of the first pixel, per axis, in `unit`."""
+
+    @classmethod
+    def of(cls, image: Image) -> ImageRecord:
+        """Record `image`."""
+        return cls(
+            url=image.url,
+            format=image.format,
+            fingerprint=image.fingerprint,
+            dtype=str(image.dtype),
+            channel=image.channel,
+            level=image.level,
+            pixel_size=dict(image.pixel_size),
+            unit=dict(image.unit),
+            translation=dict(image.translation),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is cut, read and run."""
+
+    image: ImageRecord
+    grid: TileGrid
+    segmentation: dict[str, Any]
+    """Function, parameters and version, as `Segmentation.to_dict` gives them."""
+
+    versions: dict[str, str] = field(default_factory=dict)
+    """Packages that made the plan; a record, not part of the fingerprint."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of everything that staged labels depend on; 32 hex digits."""
+        content = {
+            "image": [self.image.fingerprint, self.image.channel, self.image.level],
+            "grid": self.grid.to_dict(),
+            "segmentation": self.segmentation,
+        }
+        text = json.dumps(content, sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def to_json(self) -> str:
+        """Return the record of the plan."""
+        record = {
+            "record_version": RECORD_VERSION,
+            "fingerprint": self.fingerprint,
+            "image": asdict(self.image),
+            "grid": self.grid.to_dict(),
+            "segmentation": self.segmentation,
+            "versions": self.versions,
+        }
+        return json.dumps(record, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, where: str = "plan") -> Plan:
+        """Read what `to_json` wrote.
+
+        Raises
+        ------
+        PlanError
+            If it is not such a record, or was changed by hand.
+        """
+        try:
+            record = json.loads(text)
+            if record["record_version"] != RECORD_VERSION:
+                raise PlanError(
+                    f"{where} has layout {record['record_version']!r}, this patchworks reads "
+                    f"{RECORD_VERSION}; plan the image again"
+                )
+            plan = cls(
+                image=ImageRecord(**record["image"]),
+                grid=TileGrid.from_dict(record["grid"]),
+                segmentation=record["segmentation"],
+                versions=record["versions"],
+            )
+            written = record["fingerprint"]
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise PlanError(
+                f"{where} is not the record of a plan ({error!r}); plan the image again"
+            ) from error
+        if plan.fingerprint != written:
+            raise PlanError(
+                f"{where} says fingerprint {written!r} but its content gives "
+                f"{plan.fingerprint!r}: it was changed by hand; plan the image again"
+            )
+        return plan
+
+    def write(self, location: Any) -> None:
+        """Write the record to a file."""
+        write_text(as_path(location), self.to_json())
+
+    @classmethod
+    def read(cls, location: Any) -> Plan:
+        """Read the record from a file.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is none.
+        PlanError
+            If it is not the record of a plan.
+        """
+        path = as_path(location)
+        return cls.from_json(path.read_text(), where=str(path))
+
+    def difference(self, other: Plan) -> str:
+        """Say in words what staged labels of `self` and `other` would not share."""
+        pairs: list[tuple[str, Any, Any]] = [
+            ("channel", self.image.channel, other.image.channel),
+            ("level", self.image.level, other.image.level),
+        ]
+        if all(mine == theirs for _, mine, theirs in pairs):
+            # An image's fingerprint is of one channel and level, so it says more only now.
+            pairs.append(("image content", self.image.fingerprint, other.image.fingerprint))
+        mine, theirs = self.grid.to_dict(), other.grid.to_dict()
+        pairs += [(name, mine[name], theirs[name]) for name in mine]
+        pairs += [
+            (f"segmentation {name}", self.segmentation.get(name), other.segmentation.get(name))
+            for name in sorted({*self.segmentation, *other.segmentation})
+        ]
+        return "; ".join(f"{name}: {a!r} is not {b!r}" for name, a, b in pairs if a != b)
+
+
+def make_plan(
+    image: Image,
+    segmentation: Segmentation,
+    *,
+    tile_shape: Sequence[int] | int,
+    overlap: Sequence[int] | int = 0,
+    max_blocks: int | None = None,
+    empty_threshold: float | str | None = None,
+) -> Plan:
+    """Plan the tiles of an image.
+
+    Parameters
+    ----------
+    image : Image
+    segmentation : Segmentation
+    tile_shape, overlap, max_blocks
+        As in `patchworks_core.tiles.grid.plan_grid`.
+    empty_threshold : float or str, optional
+        Tiles that read nothing above it are not segmented; `FROM_IMAGE` leaves it to the image's
+        histogram; None segments all.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    PlanError
+        If the values do not describe a grid.
+    """
+    grid = plan_grid(
+        image.axes, image.shape, tile_shape=tile_shape, overlap=overlap, max_blocks=max_blocks
+    )
+    check_parameters(segmentation.parameters)
+    skipping = {} if empty_threshold is None else {EMPTY_THRESHOLD: empty_threshold}
+    return Plan(
+        image=ImageRecord.of(image),
+        grid=grid,
+        segmentation=segmentation.to_dict() | skipping,
+        versions=package_versions(),
+    )
+
+
+def check_parameters(parameters: Mapping[str, Any]) -> None:
+    """Raise PlanError where a parameter could not be recorded and read back the same."""
+    for name, value in parameters.items():
+        try:
+            same = json.loads(json.dumps(value)) == value
+        except TypeError:
+            same = False
+        if not same:
+            raise PlanError(
+                f"parameter {name!r} of the segmentation function is {value!r}, which a plan "
+                "cannot record; pass numbers, text, lists or None, or close over it in a function"
+            )
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that results depend on."""
+    found = {}
+    for package in _RECORDED_PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

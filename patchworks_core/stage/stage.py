@@ -1,0 +1,270 @@
+"""The stage: staged labels, strips, object sums and counts of every tile block, on disk.
+
+Layout under one folder::
+
+    labels/           local ids, int32, one chunk per tile block
+    strips/<axis>/    both strips of every tile, low side then high side
+    objects/<block>   object sums of a block's tiles, Parquet
+    digests/          of each tile's labels
+    counts/           labels of each tile; -1 where the tile was not staged
+
+The count is written last: it is the commit record of the tile. A tile without it was not staged,
+whatever else is on disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from upath import UPath
+
+from patchworks_core.errors import StageError
+from patchworks_core.files.storage import (
+    Location,
+    as_path,
+    create_array,
+    open_array,
+    remove,
+    write_bytes,
+    write_text,
+)
+from patchworks_core.seams.strips import HIGH, LOW, Side, cut_strip, slot_shape, strip_axes
+from patchworks_core.stage.object_sums import ObjectSums
+from patchworks_core.stage.plan import Plan
+from patchworks_core.stage.tile_labels import NumberedLabels
+from patchworks_core.tiles.grid import Tile, TileBlock, TileGrid
+
+NOT_STAGED = -1
+"""Count of a tile that has no commit record."""
+
+
+@dataclass(frozen=True, slots=True)
+class StagedTile:
+    """What is kept of one tile."""
+
+    tile: Tile
+    labels: NumberedLabels
+    objects: ObjectSums
+
+
+class Stage:
+    """The staged labels of one plan.
+
+    Make one with `Stage.create` or `Stage.open`. It may be used from several threads, and pickles
+    as its location.
+    """
+
+    def __init__(self, location: Location, plan: Plan) -> None:
+        self.path = as_path(location)
+        self.plan = plan
+        self.grid: TileGrid = plan.grid
+        self._labels = open_array(self.path / "labels", mode="r+")
+        self._counts = open_array(self.path / "counts", mode="r+")
+        self._digests = open_array(self.path / "digests", mode="r+")
+        self._strips = {
+            axis: open_array(self.path / "strips" / self.grid.axes[axis], mode="r+")
+            for axis in strip_axes(self.grid)
+        }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.path, self.plan.to_json())
+
+    @classmethod
+    def create(cls, location: Location, plan: Plan) -> Stage:
+        """Create an empty stage for `plan`, replacing what is there."""
+        path, grid = as_path(location), plan.grid
+        # The record of the plan goes first and comes last: what lies between is no stage.
+        for name in ("plan.json", "objects", "strips"):
+            remove(path / name)
+        block_core = [t * b for t, b in zip(grid.tile_shape, grid.block_shape, strict=True)]
+        create_array(
+            path / "labels", shape=grid.shape, chunks=block_core, dtype=np.int32, axes=grid.axes
+        )
+        for axis in strip_axes(grid):
+            slot = slot_shape(grid, axis)
+            create_array(
+                path / "strips" / grid.axes[axis],
+                shape=[2] + [s * n for s, n in zip(slot, grid.grid_shape, strict=True)],
+                chunks=[1] + [s * b for s, b in zip(slot, grid.block_shape, strict=True)],
+                dtype=np.int32,
+            )
+        for name, dtype, fill in (("digests", np.uint64, 0), ("counts", np.int64, NOT_STAGED)):
+            create_array(
+                path / name,
+                shape=grid.grid_shape,
+                chunks=grid.block_shape,
+                dtype=dtype,
+                fill_value=fill,
+            )
+        write_text(path / "plan.json", plan.to_json())
+        return cls(path, plan)
+
+    @classmethod
+    def open(cls, location: Location, plan: Plan) -> Stage:
+        """Open the stage of `plan`.
+
+        Raises
+        ------
+        StageError
+            If there is none, or it is the stage of another plan.
+        """
+        path = as_path(location)
+        record = path / "plan.json"
+        if not record.exists():
+            raise StageError(f"no stage at {path}; stage the tiles of the image first")
+        staged = Plan.read(record)
+        if staged.fingerprint != plan.fingerprint:
+            raise StageError(
+                f"the stage at {path} was made by another plan ({plan.difference(staged)}); its "
+                "tiles cannot be mixed with this plan's: stage again, or restore the old plan"
+            )
+        return cls(path, plan)
+
+    @classmethod
+    def open_or_create(cls, location: Location, plan: Plan) -> Stage:
+        """Open the stage of `plan`, or replace what is there by an empty one."""
+        record = as_path(location) / "plan.json"
+        if record.exists() and Plan.read(record).fingerprint == plan.fingerprint:
+            return cls(location, plan)
+        return cls.create(location, plan)
+
+    def forget(self, block: TileBlock) -> None:
+        """Take back the commit record of a block, before it is staged again."""
+        self._counts[self._tile_slices(block)] = NOT_STAGED
+
+    def write(self, block: TileBlock, tiles: Sequence[StagedTile]) -> None:
+        """Write the tiles of a block, their counts last.
+
+        Parameters
+        ----------
+        block : TileBlock
+        tiles : sequence of StagedTile
+            One per tile of the block, in its order.
+        """
+        labels = np.zeros(block.core.shape, dtype=np.int32)
+        counts = np.zeros(self._tile_box(block), dtype=np.int64)
+        digests = np.zeros(counts.shape, dtype=np.uint64)
+        for staged in tiles:
+            tile = staged.tile
+            core = staged.labels.pixels[tile.core.relative_to(tile.read.start).slices]
+            labels[tile.core.relative_to(block.core.start).slices] = core
+            place = self._place(block, tile)
+            counts[place] = staged.labels.n_core
+            digests[place] = _digest(core)
+        self._labels[block.core.slices] = labels
+        for axis in self._strips:
+            self._write_strips(block, tiles, axis)
+        sums = [ObjectSums.to_table(s.objects) for s in tiles]
+        self._write_objects(block, sums)
+        self._digests[self._tile_slices(block)] = digests
+        self._counts[self._tile_slices(block)] = counts
+
+    def _write_strips(self, block: TileBlock, tiles: Sequence[StagedTile], axis: int) -> None:
+        slot = slot_shape(self.grid, axis)
+        box = [s * n for s, n in zip(slot, self._tile_box(block), strict=True)]
+        for side in (LOW, HIGH):
+            strips = np.zeros(box, dtype=np.int32)
+            for staged in tiles:
+                place = self._place(block, staged.tile)
+                target = tuple(slice(i * s, (i + 1) * s) for i, s in zip(place, slot, strict=True))
+                strips[target] = cut_strip(self.grid, staged.tile, staged.labels.pixels, axis, side)
+            first = block.tiles[0].index
+            where = tuple(slice(i * s, i * s + n) for i, s, n in zip(first, slot, box, strict=True))
+            self._strips[axis][(side, *where)] = strips
+
+    def _write_objects(self, block: TileBlock, tables: Sequence[Any]) -> None:
+        buffer = io.BytesIO()
+        pq.write_table(pa.concat_tables(tables), buffer, compression="zstd")
+        write_bytes(self._objects_path(block), buffer.getvalue())
+
+    def counts(self) -> np.ndarray[Any, Any]:
+        """Return the labels of each tile, int64, shape ``grid_shape``; -1 is not staged."""
+        return np.asarray(self._counts[...])
+
+    def digests(self) -> np.ndarray[Any, Any]:
+        """Return the digest of the labels of each tile, uint64, shape ``grid_shape``."""
+        return np.asarray(self._digests[...])
+
+    def content(self) -> str:
+        """Return a digest of all staged labels; it changes when any tile is staged otherwise."""
+        content = hashlib.blake2b(self.plan.fingerprint.encode(), digest_size=16)
+        content.update(np.ascontiguousarray(self.counts()).data)
+        content.update(np.ascontiguousarray(self.digests()).data)
+        return content.hexdigest()
+
+    def settled_counts(self, *, allow_missing: bool = False) -> np.ndarray[Any, Any]:
+        """Return the labels of each tile in row-major order, int64, shape (n_tiles,).
+
+        Parameters
+        ----------
+        allow_missing : bool
+            Take a tile that is not staged for one without labels.
+
+        Raises
+        ------
+        StageError
+            If a tile is not staged and that is not allowed, naming the first ones.
+        """
+        missing = [] if allow_missing else self.missing_blocks()
+        if missing:
+            shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+            raise StageError(
+                f"{len(missing)} of {self.grid.n_blocks} tile blocks are not staged at "
+                f"{self.path}: {shown}; stage them before merging"
+            )
+        return np.asarray(np.maximum(self.counts().ravel(), 0))
+
+    def missing_blocks(self) -> list[str]:
+        """Return the keys of the blocks without a commit record, in row-major order."""
+        missing = np.argwhere(self.counts() == NOT_STAGED) // np.array(self.grid.block_shape)
+        return [self.grid.block_key(index) for index in np.unique(missing, axis=0)]
+
+    def labels(self, block: TileBlock) -> np.ndarray[Any, Any]:
+        """Return the staged labels of a block's core, int32."""
+        return np.asarray(self._labels[block.core.slices])
+
+    def strip(self, index: tuple[int, ...], axis: int, side: Side) -> np.ndarray[Any, Any]:
+        """Return one strip of the tile at `index`, int32, shape `slot_shape`."""
+        slot = slot_shape(self.grid, axis)
+        where = tuple(slice(i * s, (i + 1) * s) for i, s in zip(index, slot, strict=True))
+        return np.asarray(self._strips[axis][(side, *where)])
+
+    def objects(self, block: TileBlock) -> ObjectSums:
+        """Return the object sums of a block, one row per label, tile after tile."""
+        content = self._objects_path(block).read_bytes()
+        return ObjectSums.from_table(pq.read_table(io.BytesIO(content)))
+
+    def _objects_path(self, block: TileBlock) -> Any:
+        return self.path / "objects" / f"{block.key}.parquet"
+
+    def _tile_box(self, block: TileBlock) -> tuple[int, ...]:
+        """Tiles of the block per axis; blocks at the end of an axis may be smaller."""
+        first, last = block.tiles[0].index, block.tiles[-1].index
+        return tuple(b - a + 1 for a, b in zip(first, last, strict=True))
+
+    def _tile_slices(self, block: TileBlock) -> tuple[slice, ...]:
+        first, last = block.tiles[0].index, block.tiles[-1].index
+        return tuple(slice(a, b + 1) for a, b in zip(first, last, strict=True))
+
+    def _place(self, block: TileBlock, tile: Tile) -> tuple[int, ...]:
+        return tuple(i - f for i, f in zip(tile.index, block.tiles[0].index, strict=True))
+
+
+@lru_cache(maxsize=8)
+def _reopen(path: UPath, plan: str) -> Stage:
+    """Open a stage once per worker process, not once per tile."""
+    return Stage(path, Plan.from_json(plan))
+
+
+def _digest(labels: np.ndarray[Any, Any]) -> np.uint64:
+    """Digest the labels of one tile."""
+    content = hashlib.blake2b(np.ascontiguousarray(labels).data, digest_size=8).digest()
+    return np.uint64(int.from_bytes(content, "little"))

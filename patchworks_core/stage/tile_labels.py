@@ -1,0 +1,177 @@
+"""Labels of one tile: checked as they come from a segmentation function, then numbered densely.
+
+1. `check_labels` accepts whole numbers >= 0, one per pixel, and nothing else.
+2. `number_labels` gives the labels that reach the core 1..n in ascending order, and those seen
+   only in the halo n+1..m: the core is written, all of it goes into the strips.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from patchworks_core.errors import TileOutputError
+from patchworks_core.tiles.regions import Region
+
+Array = npt.NDArray[Any]
+
+MAX_LABELS = np.iinfo(np.int32).max
+"""Labels one tile may hold: local ids are int32."""
+
+_DENSE_LOOKUP_FACTOR = 4
+"""Ids up to this many times the pixel count are renumbered by a table, larger ones by sorting."""
+
+
+@dataclass(frozen=True, slots=True)
+class NumberedLabels:
+    """The labels of one tile over all it read, local ids dense."""
+
+    pixels: np.ndarray[Any, Any]
+    """Local ids, int32, shape of the region the tile reads; 0 is background."""
+
+    n_core: int
+    """Labels with a pixel in the core: ids 1..n_core."""
+
+    n_seen: int
+    """Labels in all: ids n_core+1..n_seen were seen only in the halo."""
+
+
+def check_labels(labels: object, *, shape: tuple[int, ...], where: str) -> np.ndarray[Any, Any]:
+    """Return `labels` if they are a label image of `shape`.
+
+    Parameters
+    ----------
+    labels : object
+        What the segmentation function returned.
+    shape : tuple of int
+        Shape of the tile the function was given.
+    where : str
+        Image and tile, for the error.
+
+    Returns
+    -------
+    ndarray of int
+        The same array.
+
+    Raises
+    ------
+    TileOutputError
+        If it is not an array of whole numbers >= 0 with one label per pixel.
+
+    Examples
+    --------
+    >>> check_labels(np.array([0, 2]), shape=(2,), where="tile 'x000'")
+    array([0, 2])
+    """
+    rule = f"{where}: the segmentation function"
+    # A masked array would show the labels under its mask again.
+    if not isinstance(labels, np.ndarray) or isinstance(labels, np.ma.MaskedArray):
+        raise TileOutputError(
+            f"{rule} returned {type(labels).__module__}.{type(labels).__qualname__}; it must "
+            "return a numpy array of labels"
+        )
+    if labels.shape != shape:
+        raise TileOutputError(
+            f"{rule} was given shape {shape} and returned {labels.shape}; it must return one label "
+            "per pixel"
+        )
+    if labels.dtype == bool:
+        raise TileOutputError(
+            f"{rule} returned a mask (dtype bool); label its objects first, "
+            "for example with scipy.ndimage.label"
+        )
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise TileOutputError(
+            f"{rule} returned dtype {labels.dtype}{_example(labels)}; labels are whole numbers: "
+            "return an integer dtype"
+        )
+    if labels.size and labels.min() < 0:
+        place = np.unravel_index(int(labels.argmin()), labels.shape)
+        raise TileOutputError(
+            f"{rule} returned {labels.min()} at pixel {tuple(map(int, place))} of the tile; "
+            "labels are >= 0 and 0 is background"
+        )
+    return labels
+
+
+def _example(labels: np.ndarray[Any, Any]) -> str:
+    """Show the value that makes a float array no label image, if there is one."""
+    if labels.dtype.kind != "f":
+        return ""
+    bad = labels[~np.isfinite(labels) | (labels != np.round(labels))]
+    return f" with values such as {float(bad.flat[0])!r}" if bad.size else ""
+
+
+def number_labels(labels: np.ndarray[Any, Any], core: Region, *, where: str) -> NumberedLabels:
+    """Give labels dense numbers, those of the core first.
+
+    Parameters
+    ----------
+    labels : ndarray of int
+        Labels >= 0 over all the tile read.
+    core : Region
+        The core, counted from the first pixel of `labels`.
+    where : str
+        Image and tile, for the error.
+
+    Raises
+    ------
+    TileOutputError
+        If the tile holds more labels than local ids (2**31 - 1).
+
+    Examples
+    --------
+    >>> numbered = number_labels(np.array([7, 0, 9, 5]), Region((1,), (4,)), where="tile 'x000'")
+    >>> numbered.pixels, numbered.n_core, numbered.n_seen
+    (array([3, 0, 2, 1], dtype=int32), 2, 3)
+    """
+    if labels.size == 0:
+        return NumberedLabels(labels.astype(np.int32), 0, 0)
+    if int(labels.max()) <= _DENSE_LOOKUP_FACTOR * labels.size + 1024:
+        compact, n_ids = labels, int(labels.max()) + 1
+    else:
+        ids, compact = np.unique(labels, return_inverse=True)
+        compact = compact.reshape(labels.shape) + (ids[0] != 0)
+        n_ids = len(ids) + int(ids[0] != 0)
+    in_core = np.zeros(n_ids, dtype=bool)
+    in_core[compact[core.slices].ravel()] = True
+    seen = np.zeros(n_ids, dtype=bool)
+    seen[compact.ravel()] = True
+    in_core[0] = seen[0] = False
+    n_core, n_seen = int(in_core.sum()), int(seen.sum())
+    if n_seen > MAX_LABELS:
+        raise TileOutputError(f"{where}: {n_seen} labels in one tile; use smaller tiles")
+    lookup = np.zeros(n_ids, dtype=np.int32)
+    lookup[in_core] = np.arange(1, n_core + 1, dtype=np.int32)
+    lookup[seen & ~in_core] = np.arange(n_core + 1, n_seen + 1, dtype=np.int32)
+    return NumberedLabels(lookup[compact], n_core, n_seen)
+
+
+def number_ids(labels: Array) -> tuple[Array, Array]:
+    """Give the labels of a region the numbers 1..n, in ascending order.
+
+    Parameters
+    ----------
+    labels : ndarray of int
+        Labels >= 0.
+
+    Returns
+    -------
+    ids : ndarray of int64, shape (n + 1,)
+        The label behind each number; 0 is background.
+    numbers : ndarray of int32
+        Shape of `labels`.
+
+    Examples
+    --------
+    >>> number_ids(np.array([7, 0, 9, 7]))
+    (array([0, 7, 9]), array([1, 0, 2, 1], dtype=int32))
+    """
+    whole = Region((0,) * labels.ndim, labels.shape)
+    numbered = number_labels(labels, whole, where="label image")
+    ids = np.zeros(numbered.n_seen + 1, dtype=np.int64)
+    ids[numbered.pixels.reshape(-1)] = labels.reshape(-1)
+    return ids, numbered.pixels

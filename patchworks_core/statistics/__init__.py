@@ -1,0 +1,1 @@
+"""Of a whole image, tile by tile: histogram, percentiles, thresholds, which tiles are empty."""

@@ -1,0 +1,296 @@
+"""Which tiles have signal: exact maxima of what each tile reads, from one pass over the image.
+
+1. `_TileTask` reads what a tile reads (core and halo), takes its maximum, and counts the pixels of
+   its core: the image's own histogram comes with it.
+2. `background_threshold` reads off that histogram how bright the background gets.
+3. A tile is empty where no pixel that it reads is above the threshold. Halo included: the faint rim
+   of a bright neighbour is still found.
+
+The maxima are kept beside the image and belong to its fingerprint, so another threshold costs
+nothing and a changed image is measured again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from upath import UPath
+
+from patchworks_core.errors import ImageError
+from patchworks_core.files.storage import as_path, write_text
+from patchworks_core.images.image import Image, open_image
+from patchworks_core.machine.engine import in_order, map_tiles, results
+from patchworks_core.machine.pools import Compute
+from patchworks_core.statistics.bins import Bins
+from patchworks_core.statistics.statistics import ImageStatistics, statistics_of
+from patchworks_core.statistics.tile_statistics import limits, tile_statistics
+from patchworks_core.tiles.grid import Tile, TileGrid, plan_grid
+
+RECORD_VERSION = 1
+"""Of the layout of the record beside the image."""
+
+NOISE_WIDTHS = 5.0
+"""Background is taken to reach this many standard deviations above its most frequent value; of a
+million Gaussian pixels fewer than one is brighter."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EmptyTiles:
+    """Which tiles of an image have signal."""
+
+    threshold: float
+    """A tile is empty where no pixel that it reads is above this."""
+
+    n_tiles: int
+    """Tiles in all."""
+
+    n_occupied: int
+    """Tiles with a pixel above the threshold."""
+
+    occupancy: npt.NDArray[np.bool_]
+    """Tiles per axis of the image; True where a tile is occupied."""
+
+    maxima: npt.NDArray[Any]
+    """The brightest finite pixel that each tile reads; NaN where it reads none."""
+
+    statistics: ImageStatistics
+    """Of the whole image; they came with the same pass."""
+
+    @property
+    def empty_tiles(self) -> frozenset[int]:
+        """Numbers of the tiles that are empty, in row-major order from 0."""
+        return frozenset(np.flatnonzero(~self.occupancy.ravel()).tolist())
+
+    @property
+    def empty_fraction(self) -> float:
+        """Share of the tiles that are empty."""
+        return 1 - self.n_occupied / self.n_tiles
+
+    def __str__(self) -> str:
+        return (
+            f"{self.n_tiles - self.n_occupied} of {self.n_tiles} tiles are empty "
+            f"({self.empty_fraction:.0%}): no pixel that they read is above {self.threshold:g}"
+        )
+
+
+def estimate_empty_tiles(
+    image: Any,
+    tile_shape: Sequence[int] | int,
+    threshold: float | None = None,
+    channel: int | str | None = 0,
+    level: int = 0,
+    *,
+    overlap: Sequence[int] | int = 0,
+    axes: str | None = None,
+    cache: bool = True,
+) -> EmptyTiles:
+    """Tell which tiles of an image hold nothing above a threshold; exact, every pixel is looked at.
+
+    Parameters
+    ----------
+    image : array, path, URL or Image
+        As in `tile_process`.
+    tile_shape, overlap
+        As in `patchworks_core.tiles.grid.plan_grid`.
+    threshold : float, optional
+        Brightest value that is background. By default that of `background_threshold`.
+    channel, level, axes
+        As in `tile_process`.
+    cache : bool
+        Keep the maxima beside the image, in a hidden file, and use them while the image is
+        unchanged. An image in memory, or in a place that cannot be written to, is measured anew.
+
+    Returns
+    -------
+    EmptyTiles
+
+    Examples
+    --------
+    >>> pixels = np.zeros((8, 8), dtype="u1")
+    >>> pixels[5, 6] = 9
+    >>> found = estimate_empty_tiles(pixels, 4)
+    >>> found.occupancy.astype(int), found.empty_fraction
+    (array([[0, 0],
+           [0, 1]]), 0.75)
+    """
+    opened = open_image(image, channel=channel, level=level, axes=axes)
+    grid = plan_grid(opened.axes, opened.shape, tile_shape=tile_shape, overlap=overlap)
+    return find_empty_tiles(opened, grid, threshold=threshold, cache=cache)
+
+
+def find_empty_tiles(
+    image: Image,
+    grid: TileGrid,
+    *,
+    threshold: float | None = None,
+    compute: Compute | None = None,
+    cache: bool = True,
+) -> EmptyTiles:
+    """Do as `estimate_empty_tiles`, for the tiles of a grid.
+
+    Parameters
+    ----------
+    image : Image
+    grid : TileGrid
+        Of that image.
+    threshold : float, optional
+    compute : Compute, optional
+        What the image is read on; one thread by default.
+    cache : bool
+    """
+    record = _record_path(image, grid) if cache else None
+    known = _read_record(record, image) if record is not None else None
+    if known is None:
+        known = _measure(image, grid, compute or Compute(max_workers=1))
+        if record is not None:
+            _write_record(record, image, *known)
+    maxima, statistics = known
+    if threshold is None:
+        threshold = background_threshold(statistics)
+    occupancy = (maxima > threshold).reshape(grid.grid_shape)
+    return EmptyTiles(
+        threshold=float(threshold),
+        n_tiles=grid.n_tiles,
+        n_occupied=int(np.count_nonzero(occupancy)),
+        occupancy=occupancy,
+        maxima=maxima.reshape(grid.grid_shape),
+        statistics=statistics,
+    )
+
+
+def background_threshold(statistics: ImageStatistics) -> float:
+    """Return how bright the background of an image gets, erring on the dark side.
+
+    Background is the image's most frequent value and the noise around it. How far noise reaches
+    is seen below that value, where there are no objects: `NOISE_WIDTHS` times the spread there, and
+    not farther up than the darkest pixel is down. An image that has more below its most frequent
+    value than above it has dark objects, or no background: then only tiles without any contrast
+    are empty.
+
+    Examples
+    --------
+    >>> from patchworks_core.tiles.regions import Region
+    >>> from patchworks_core.statistics.statistics import measure_statistics
+    >>> pixels = np.random.default_rng(0).normal(100, 3, (256, 256)).round().astype("u2")
+    >>> whole = [Region((0, 0), (256, 256))]
+    >>> measured = measure_statistics(lambda r: pixels[r.slices], whole, dtype="u2")
+    >>> 110 < background_threshold(measured) < 118
+    True
+    """
+    values, counts = statistics.bins.values, statistics.counts
+    mode = float(values[int(np.argmax(counts))])
+    below = mode - float(statistics.minimum)
+    if below > float(statistics.maximum) - mode:
+        return float(statistics.minimum)
+    darker = values < mode
+    n_darker = int(counts[darker].sum())
+    if not n_darker:
+        return mode
+    # The spread of one side of a symmetric distribution around its mode.
+    spread = np.sqrt(float((counts[darker] * (mode - values[darker]) ** 2).sum()) / n_darker)
+    return mode + min(below, NOISE_WIDTHS * float(spread))
+
+
+@dataclass(frozen=True, slots=True)
+class Brightest:
+    """Gives the brightest finite pixel that a tile reads; NaN where it reads none."""
+
+    image: Image
+
+    def __call__(self, tile: Tile) -> float:
+        """Read one tile."""
+        found = limits(self.image.read(tile.read))
+        return float("nan") if found is None else float(found[1])
+
+
+@dataclass(frozen=True, slots=True)
+class _TileTask:
+    """Measure one tile: the maximum of what it reads, and the statistics of its core."""
+
+    image: Image
+    bins: Bins | None
+
+    def __call__(self, tile: Tile) -> tuple[Any, Any]:
+        pixels = self.image.read(tile.read)
+        core = pixels[tile.core.relative_to(tile.read.start).slices]
+        found = limits(pixels)
+        brightest = None if found is None else found[1]
+        of_core: Any = limits(core) if self.bins is None else tile_statistics(core, self.bins)
+        return brightest, of_core
+
+
+def _measure(
+    image: Image, grid: TileGrid, compute: Compute
+) -> tuple[npt.NDArray[Any], ImageStatistics]:
+    """Read every tile once, twice where the range of the pixels is not known beforehand."""
+    bins = Bins.for_dtype(image.dtype)
+    maxima: list[float] = []
+    with compute.open(grid, image.dtype) as pool:
+
+        def measured(task: _TileTask) -> Iterator[Any]:
+            """Yield what is measured of each core, in order, and keep the maxima."""
+            maxima.clear()
+            outcomes = map_tiles(task, grid.tiles(), executor=pool.executor, window=pool.window)
+            for brightest, of_core in results(
+                in_order(outcomes, grid.tiles()), doing="measuring tiles"
+            ):
+                maxima.append(np.nan if brightest is None else brightest)
+                yield of_core
+
+        if bins is None:
+            known = [pair for pair in measured(_TileTask(image, None)) if pair is not None]
+            if not known:
+                raise ImageError(
+                    f"an image without a finite pixel has no empty tiles to tell from others, got "
+                    f"{image.url or 'an image in memory'!r}; check that it is the right one"
+                )
+            low, high = min(a for a, _ in known), max(b for _, b in known)
+            bins = Bins.for_range(low, high, image.dtype)
+        statistics = statistics_of(measured(_TileTask(image, bins)), bins, image.dtype)
+    return np.array(maxima, dtype=np.float64), statistics
+
+
+def _record_path(image: Image, grid: TileGrid) -> UPath | None:
+    """Return where the maxima of an image are kept; None for an image in memory."""
+    if image.url is None:
+        return None
+    place = as_path(image.url)
+    what = json.dumps([image.channel, image.level, grid.to_dict()], sort_keys=True)
+    digest = blake2b(what.encode(), digest_size=6).hexdigest()
+    return place.parent / f".{place.name}.occupancy-{digest}.json"
+
+
+def _read_record(path: UPath, image: Image) -> tuple[npt.NDArray[Any], ImageStatistics] | None:
+    """Return what was measured of just this content, or None."""
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError):  # there is none, or it was not written to the end
+        return None
+    expected = (RECORD_VERSION, image.fingerprint)
+    if (record.get("record_version"), record.get("fingerprint")) != expected:
+        return None
+    maxima = np.array([np.nan if m is None else m for m in record["maxima"]], dtype=np.float64)
+    return maxima, ImageStatistics.from_dict(record["statistics"])
+
+
+def _write_record(
+    path: UPath, image: Image, maxima: npt.NDArray[Any], statistics: ImageStatistics
+) -> None:
+    record = {
+        "record_version": RECORD_VERSION,
+        "fingerprint": image.fingerprint,
+        "maxima": [
+            m if ok else None for m, ok in zip(maxima.tolist(), np.isfinite(maxima), strict=True)
+        ],
+        "statistics": statistics.to_dict(),
+    }
+    try:
+        write_text(path, json.dumps(record) + "\n")
+    except OSError:  # a place that can only be read; the measurement is good all the same
+        return

@@ -1,0 +1,261 @@
+"""Exact statistics of a whole image from one streaming pass over its tiles.
+
+A threshold taken from a tile differs from the next tile's, and the seam shows. So the histogram of
+the whole image is measured first, tile by tile, and every tile is given the same numbers:
+
+1. `Bins` decides which value falls where, before any pixel is seen (`Bins.for_dtype`), or after a
+   first pass for minimum and maximum where the dtype is too wide for that (`Bins.for_range`).
+2. `tile_statistics` counts one tile. What it returns adds up, in integers only, so the result is
+   the same for any tiling and any order.
+3. `ImageStatistics` answers: percentiles and global thresholds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil, sqrt
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from patchworks_core.errors import ImageError
+from patchworks_core.statistics.bins import Bins
+from patchworks_core.statistics.thresholds import METHODS
+from patchworks_core.statistics.tile_statistics import TileStatistics, limits, tile_statistics
+from patchworks_core.tiles.regions import Region
+
+Array: TypeAlias = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageStatistics:
+    """Statistics of a whole image, the same however it was tiled.
+
+    The histogram, minimum and maximum are exact. So are mean and std where the bins are exact;
+    otherwise they are those of the pixels rounded to the range of the image divided by 2**24,
+    summed in integers, so that they do not depend on the order of summation either.
+    """
+
+    dtype: str
+    """Data type of the pixels."""
+
+    bins: Bins
+    """Where each count belongs."""
+
+    counts: npt.NDArray[np.int64]
+    """Finite pixels per bin."""
+
+    minimum: int | float
+    """Smallest finite pixel."""
+
+    maximum: int | float
+    """Largest finite pixel."""
+
+    mean: float
+    """Mean of the finite pixels."""
+
+    std: float
+    """Standard deviation of the finite pixels (divided by n)."""
+
+    n_pixels: int
+    """Pixels of the image, finite or not."""
+
+    n_not_finite: int
+    """Pixels that are NaN or infinite."""
+
+    tile_maximum: Array
+    """Largest finite pixel of each region measured, in their order; NaN where there is none."""
+
+    @cached_property
+    def _cumulative(self) -> npt.NDArray[np.int64]:
+        return np.cumsum(self.counts)
+
+    def percentile(self, q: float) -> float:
+        """Return the smallest value that at least `q` percent of the finite pixels do not exceed.
+
+        That is ``numpy.percentile(..., method="inverted_cdf")``, exact where bins hold one value
+        each and otherwise within one bin; always between minimum and maximum.
+
+        Raises
+        ------
+        ImageError
+            If `q` is not within 0 to 100.
+        """
+        if not 0 <= q <= 100:
+            raise ImageError(f"a percentile needs 0 <= q <= 100, got {q!r}")
+        if q in (0, 100):
+            return float(self.minimum if q == 0 else self.maximum)
+        rank = max(1, ceil(q * int(self._cumulative[-1]) / 100))
+        value = float(self.bins.values[np.searchsorted(self._cumulative, rank)])
+        return min(max(value, float(self.minimum)), float(self.maximum))
+
+    def threshold(self, method: str = "otsu") -> float:
+        """Return the global threshold; foreground is what lies above it.
+
+        Parameters
+        ----------
+        method : {"otsu", "li", "yen"}, default "otsu"
+            Named as in `skimage.filters`, whose result on the whole image it equals where bins
+            hold one value each.
+
+        Raises
+        ------
+        ImageError
+            If the method is unknown, or the image is constant.
+        """
+        if method not in METHODS:
+            raise ImageError(f"a threshold method is one of {sorted(METHODS)}, got {method!r}")
+        if self.minimum == self.maximum:
+            raise ImageError(
+                f"a {method} threshold is not defined for an image whose pixels are all"
+                f" {self.minimum!r}; pass the threshold itself (value=) instead"
+            )
+        occupied = np.flatnonzero(self.counts)
+        span = slice(occupied[0], occupied[-1] + 1)
+        if occupied.size == 1:  # not constant, yet all in one bin
+            return float(self.minimum)
+        return METHODS[method](self.counts[span], self.bins.values[span])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values, the counts trimmed to where they are not 0."""
+        occupied = np.flatnonzero(self.counts)
+        first, last = int(occupied[0]), int(occupied[-1])
+        finite = np.isfinite(self.tile_maximum).tolist()
+        maxima = self.tile_maximum.tolist()
+        return {
+            "dtype": self.dtype,
+            "bins": {"start": self.bins.start, "width": self.bins.width, "n": self.bins.n},
+            "first_bin": first,
+            "counts": self.counts[first : last + 1].tolist(),
+            "minimum": self.minimum,
+            "maximum": self.maximum,
+            "mean": self.mean,
+            "std": self.std,
+            "n_pixels": self.n_pixels,
+            "n_not_finite": self.n_not_finite,
+            "tile_maximum": [m if ok else None for m, ok in zip(maxima, finite, strict=True)],
+        }
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> ImageStatistics:
+        """Read what `to_dict` wrote.
+
+        Raises
+        ------
+        ImageError
+            If a field is missing or unknown.
+        """
+        fields = dict(record)
+        try:
+            bins = Bins(**fields.pop("bins"))
+            first, occupied = fields.pop("first_bin"), fields.pop("counts")
+            counts = np.zeros(bins.n, np.int64)
+            counts[first : first + len(occupied)] = occupied
+            maxima = _maxima(fields.pop("tile_maximum"), fields["dtype"])
+            return cls(bins=bins, counts=counts, tile_maximum=maxima, **fields)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ImageError(
+                f"not the record of image statistics: {sorted(record)} ({error!r});"
+                " measure the image again"
+            ) from error
+
+
+def _maxima(values: Sequence[int | float | None], dtype: npt.DTypeLike) -> Array:
+    """Return the tile maxima as an array: in the dtype of the image, or float64 with NaN."""
+    if np.dtype(dtype).kind in "biu" and None not in values:
+        return np.asarray(values, dtype)
+    return np.asarray([np.nan if v is None else v for v in values], np.float64)
+
+
+def measure_statistics(
+    read: Callable[[Region], Array],
+    regions: Sequence[Region],
+    bins: Bins | None = None,
+    *,
+    dtype: npt.DTypeLike,
+    map: Callable[..., Iterable[Any]] = map,
+) -> ImageStatistics:
+    """Measure an image region by region.
+
+    Parameters
+    ----------
+    read : callable
+        ``read(region)`` returns the pixels of a region.
+    regions : sequence of Region
+        A partition of the image, such as the cores of its tile blocks in row-major order.
+    bins : Bins, optional
+        Bins that hold every pixel. By default one per value for booleans and integers of up to
+        16 bits; for wider pixels the range is measured in a first pass over the image.
+    dtype : dtype
+        Data type of the pixels.
+    map : callable, default builtin map
+        Where the work is done, such as the ``map`` of a thread pool.
+
+    Returns
+    -------
+    ImageStatistics
+
+    Raises
+    ------
+    ImageError
+        If no pixel is finite, or `bins` do not hold every pixel.
+
+    Examples
+    --------
+    >>> pixels = np.arange(12, dtype="uint8").reshape(3, 4)
+    >>> halves = [Region((0, 0), (3, 2)), Region((0, 2), (3, 4))]
+    >>> measured = measure_statistics(lambda r: pixels[r.slices], halves, dtype="uint8")
+    >>> measured.mean, measured.percentile(50), measured.tile_maximum
+    (5.5, 5.0, array([ 9, 11], dtype=uint8))
+    """
+    bins = bins or Bins.for_dtype(dtype)
+    if bins is None:
+        known = [pair for pair in map(lambda region: limits(read(region)), regions) if pair]
+        if not known:
+            raise _no_pixels(sum(region.size for region in regions), len(regions))
+        bins = Bins.for_range(min(a for a, _ in known), max(b for _, b in known), dtype)
+    settled = bins
+    tiles = map(lambda region: tile_statistics(read(region), settled), regions)
+    return statistics_of(tiles, bins, dtype)
+
+
+def statistics_of(
+    tiles: Iterable[TileStatistics], bins: Bins, dtype: npt.DTypeLike
+) -> ImageStatistics:
+    """Add up the tiles of an image that were measured with the same bins.
+
+    Raises
+    ------
+    ImageError
+        If no pixel is finite.
+    """
+    total: TileStatistics | None = None
+    maxima = []
+    for tile in tiles:
+        maxima.append(tile.maximum)
+        total = tile if total is None else total + tile
+    if total is None or total.minimum is None or total.maximum is None:
+        raise _no_pixels(0 if total is None else total.n_not_finite, len(maxima))
+    n = int(total.counts.sum())
+    return ImageStatistics(
+        dtype=np.dtype(dtype).name,
+        bins=bins,
+        counts=total.counts,
+        minimum=total.minimum,
+        maximum=total.maximum,
+        mean=float(bins.start) + bins.step * (total.sum / n),
+        std=bins.step * sqrt(n * total.sum_squares - total.sum**2) / n,
+        n_pixels=n + total.n_not_finite,
+        n_not_finite=total.n_not_finite,
+        tile_maximum=_maxima(maxima, dtype),
+    )
+
+
+def _no_pixels(n_pixels: int, n_regions: int) -> ImageError:
+    return ImageError(
+        f"statistics need at least one finite pixel, got none among {n_pixels} pixels in"
+        f" {n_regions} regions; check that this is the right image and level"
+    )

@@ -1,0 +1,118 @@
+"""What a plan asks for: its function, other channels beside the tile, which tiles are empty.
+
+What must be measured for that beside the statistics of the segmented channel is one record,
+``measured.json`` in the image's folder, written only where the plan asks for it.
+"""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from patchworks_core.errors import StageError
+from patchworks_core.files.storage import write_text
+from patchworks_core.images.image import Image
+from patchworks_core.plugins.segmentation import Segmentation, segmentation_of
+from patchworks_core.stage.plan import EMPTY_THRESHOLD, FROM_IMAGE, Plan
+from patchworks_core.stage.staging import companions_of
+from patchworks_core.statistics.empty_tiles import background_threshold
+from patchworks_core.statistics.statistics import ImageStatistics
+from patchworks_pipeline.records import ImageFolder
+
+RECORD = "measured.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a plan asks to know of an image beside its statistics."""
+
+    companions: dict[str, ImageStatistics] = field(default_factory=dict)
+    """Statistics of other channels, by the keyword of the function that gets their pixels."""
+
+    maxima: tuple[float, ...] = ()
+    """Brightest pixel that each tile reads, in row-major order; empty where none is skipped."""
+
+    def write(self, folder: ImageFolder, plan: Plan) -> None:
+        """Write the record."""
+        record = {
+            "plan": plan.fingerprint,
+            "companions": {name: found.to_dict() for name, found in self.companions.items()},
+            "maxima": [m if np.isfinite(m) else None for m in self.maxima],
+        }
+        write_text(folder.path / RECORD, json.dumps(record) + "\n")
+
+    @classmethod
+    def read(cls, folder: ImageFolder, plan: Plan) -> "Measured":
+        """Read the record of a plan.
+
+        Raises
+        ------
+        StageError
+            If there is none, or it is of another plan.
+        """
+        path = folder.path / RECORD
+        record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        if record.get("plan") != plan.fingerprint:
+            raise StageError(
+                f"image {folder.key!r} was not measured as its plan asks; materialize "
+                "image_statistics again"
+            )
+        return cls(
+            {n: ImageStatistics.from_dict(found) for n, found in record["companions"].items()},
+            tuple(np.nan if m is None else float(m) for m in record["maxima"]),
+        )
+
+
+def is_asked_for(function: Segmentation, plan: Plan) -> bool:
+    """Tell whether a plan needs more than the statistics of its channel."""
+    return bool(function.measured_companions) or EMPTY_THRESHOLD in plan.segmentation
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What staging is given beside the image."""
+
+    companions: dict[str, Image]
+    """Other channels, by the keyword of the function that gets their pixels."""
+
+    statistics: dict[str, ImageStatistics]
+    """Of those whose statistics are asked for."""
+
+    empty: frozenset[int]
+    """Numbers of the tiles without signal."""
+
+    @classmethod
+    def of(cls, folder: ImageFolder, plan: Plan, function: Segmentation, image: Image) -> "Beside":
+        """Find what a plan asks for."""
+        companions = companions_of(function, image)
+        if not is_asked_for(function, plan):
+            return cls(companions, {}, frozenset())
+        measured = Measured.read(folder, plan)
+        empty: frozenset[int] = frozenset()
+        if EMPTY_THRESHOLD in plan.segmentation:
+            threshold = plan.segmentation[EMPTY_THRESHOLD]
+            if threshold == FROM_IMAGE:
+                threshold = background_threshold(folder.statistics())
+            dark = ~(np.array(measured.maxima) > threshold)
+            empty = frozenset(np.flatnonzero(dark).tolist())
+        return cls(companions, measured.companions, empty)
+
+
+def planned_function(plan: Plan) -> Segmentation:
+    """Return the function that was planned, and only that version of it.
+
+    Raises
+    ------
+    StageError
+        If its version is another now.
+    """
+    planned = plan.segmentation
+    function = segmentation_of(planned["function"], planned["parameters"])
+    if function.version != planned["version"]:
+        raise StageError(
+            f"segmentation function {planned['function']!r} was planned at version "
+            f"{planned['version']!r} and is now {function.version!r}; tiles of two versions are "
+            "not mixed: materialize image again"
+        )
+    return function

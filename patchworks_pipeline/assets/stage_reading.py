@@ -1,0 +1,42 @@
+"""The stage as it was at one moment: its counts and digests are read once.
+
+Each is a small file per tile block, so that reading them is most of what a step costs that asks for
+them ten times; and what is asked in between belongs together only if it is of one moment.
+"""
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from patchworks_core.stage.stage import Stage
+
+
+class StageReading(Stage):
+    """A stage that is read only; open another where tiles are staged meanwhile."""
+
+    @cached_property
+    def _counts_once(self) -> np.ndarray[Any, Any]:
+        return _frozen(super().counts())
+
+    @cached_property
+    def _digests_once(self) -> np.ndarray[Any, Any]:
+        return _frozen(super().digests())
+
+    def counts(self) -> np.ndarray[Any, Any]:
+        """Return the labels of each tile, int64, shape ``grid_shape``; -1 is not staged."""
+        return self._counts_once
+
+    def digests(self) -> np.ndarray[Any, Any]:
+        """Return the digest of the labels of each tile, uint64, shape ``grid_shape``."""
+        return self._digests_once
+
+
+def read_once(stage: Stage) -> StageReading:
+    """Return a stage as it is when its counts and digests are first asked for."""
+    return StageReading(stage.path, stage.plan)
+
+
+def _frozen(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    values.flags.writeable = False
+    return values

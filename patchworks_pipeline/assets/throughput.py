@@ -1,0 +1,97 @@
+"""How fast images go through: staging of each image, and what a day brought.
+
+Kept beside the data, because events of the instance carry pictures and are slow to add up::
+
+    <image>/staging.json               tiles and seconds of all staging runs of the present plan
+    <store>/.days/2026-11-20/<image>   what was finished on a day, by UTC
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import date
+from math import prod
+from typing import Any
+
+from upath import UPath
+
+from patchworks_core.files.storage import write_text
+from patchworks_core.stage.plan import Plan
+from patchworks_pipeline.records import ImageFolder
+
+STAGING = "staging.json"
+
+DAYS = ".days"
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Pixels and tiles that were worked on, and how long it took."""
+
+    n_tiles: int = 0
+    n_pixels: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(
+            self.n_tiles + other.n_tiles,
+            self.n_pixels + other.n_pixels,
+            self.seconds + other.seconds,
+        )
+
+    def speed(self) -> dict[str, float]:
+        """Return how fast it went.
+
+        Examples
+        --------
+        >>> Work(n_tiles=10, n_pixels=5_000_000, seconds=2).speed()
+        {'seconds': 2, 'tiles_per_second': 5.0, 'megapixels_per_second': 2.5}
+        """
+        seconds = max(self.seconds, 1e-3)
+        return {
+            "seconds": round(self.seconds, 3),
+            "tiles_per_second": round(self.n_tiles / seconds, 3),
+            "megapixels_per_second": round(self.n_pixels / seconds / 1e6, 3),
+        }
+
+
+def add_staging(folder: ImageFolder, plan: Plan, work: Work) -> None:
+    """Add what a run staged to what was staged of the same plan before."""
+    if work.n_tiles == 0:
+        return
+    record = {"plan": plan.fingerprint, **asdict(staging_of(folder, plan) + work)}
+    write_text(folder.path / STAGING, json.dumps(record) + "\n")
+
+
+def staging_of(folder: ImageFolder, plan: Plan) -> Work:
+    """Return what was staged of a plan, in all runs; nothing where there is no record of it."""
+    if not folder.has(STAGING):
+        return Work()
+    record = json.loads((folder.path / STAGING).read_text())
+    return Work(**record) if record.pop("plan") == plan.fingerprint else Work()
+
+
+def finish(store: UPath, image: str, plan: Plan, day: date) -> dict[str, Any]:
+    """Enter an image as finished on a day; return what that day has brought so far.
+
+    An image that is finished twice on one day counts once.
+    """
+    folder = store / DAYS / day.isoformat()
+    write_text(folder / f"{image}.json", json.dumps({"n_pixels": _n_pixels(plan)}) + "\n")
+    records = [json.loads(path.read_text()) for path in folder.iterdir() if path.suffix == ".json"]
+    return {
+        "images_today": len(records),
+        "megapixels_today": round(sum(record["n_pixels"] for record in records) / 1e6, 3),
+    }
+
+
+def figures_of(folder: ImageFolder, plan: Plan) -> dict[str, Any]:
+    """Return the figures of one image that a person follows from image to image."""
+    staged = staging_of(folder, plan)
+    if staged.n_tiles == 0:
+        return {"megapixels": round(_n_pixels(plan) / 1e6, 3)}
+    speed = {f"staging_{name}": value for name, value in staged.speed().items()}
+    return {"megapixels": round(_n_pixels(plan) / 1e6, 3), **speed}
+
+
+def _n_pixels(plan: Plan) -> int:
+    return prod(plan.grid.shape)

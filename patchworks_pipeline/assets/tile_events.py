@@ -1,0 +1,201 @@
+"""What a staging run tells while it goes and when it ends: tiles, progress, failures."""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+
+from patchworks_core.errors import ImageError
+from patchworks_core.images.image import Image
+from patchworks_core.machine.engine import Outcome
+from patchworks_core.pictures.drawing import flatten, png_bytes, thumbnail
+from patchworks_core.stage.staging import StagedBlock
+from patchworks_core.tiles.grid import TileBlock
+from patchworks_pipeline.assets.metadata import picture
+from patchworks_pipeline.assets.throughput import Work
+from patchworks_pipeline.progress import report
+from patchworks_pipeline.records import ImageFolder, TileFailure
+
+SECONDS_BETWEEN_LOG_LINES = 10
+"""Progress is logged at most this often."""
+
+SHOWN_FAILURES = 20
+"""Failed tiles listed in a run's failure; all of them are in the image's folder."""
+
+SHOWN_PICTURES = 3
+"""Failed tiles whose input is shown."""
+
+STAGED_LABELS = "staged_labels"
+
+
+def staged_tile(image: str, outcome: Outcome[TileBlock, StagedBlock]) -> dg.AssetMaterialization:
+    """Return what is logged of a tile that was staged."""
+    staged = outcome.value
+    assert staged is not None
+    return dg.AssetMaterialization(
+        asset_key=STAGED_LABELS,
+        partition=f"{image}/{staged.key}",
+        metadata={
+            "n_labels": staged.n_labels,
+            "n_pixels_read": staged.n_pixels_read,
+            "seconds": round(outcome.seconds, 3),
+            "seconds_reading": round(staged.seconds_reading, 3),
+            "seconds_segmenting": round(staged.seconds_segmenting, 3),
+            "seconds_writing": round(staged.seconds_writing, 3),
+            "peak_megabytes": round(staged.peak_bytes / 1e6, 1),
+            "n_attempts": outcome.attempts,
+        },
+    )
+
+
+def found_tile(image: str, block: str) -> dg.AssetMaterialization:
+    """Return what is logged of a tile that was staged by a run that could not log it any more."""
+    return dg.AssetMaterialization(
+        asset_key=STAGED_LABELS,
+        partition=f"{image}/{block}",
+        description="Staged by a run that was ended before it had logged this tile.",
+    )
+
+
+def not_logged(instance: dg.DagsterInstance, image: str, blocks: Iterable[str]) -> list[str]:
+    """Return the tile blocks of an image that were never logged as materialized."""
+    blocks = list(blocks)
+    known = instance.get_materialized_partitions(dg.AssetKey(STAGED_LABELS)) if blocks else set()
+    return [block for block in blocks if f"{image}/{block}" not in known]
+
+
+def tag_run(context: dg.AssetExecutionContext, facts: Mapping[str, object]) -> None:
+    """Put facts of the run where the UI lists them: into its tags."""
+    tags = {f"patchworks/{name}": str(fact) for name, fact in facts.items() if fact is not None}
+    context.instance.add_run_tags(context.run.run_id, tags)
+
+
+def log_failure(context: dg.AssetExecutionContext, image: str, failure: TileFailure) -> None:
+    """Log one failed tile with its traceback."""
+    context.log.error(
+        f"{image}/{failure.block} failed after {failure.attempts} tries ({failure.kind}): "
+        f"{failure.error_type}: {failure.message}\npixels {failure.box}\n{failure.traceback}"
+    )
+
+
+class Progress:
+    """Counts the tiles of one image, and says how it goes now and then."""
+
+    def __init__(self, context: dg.AssetExecutionContext, image: str, n_tiles: int) -> None:
+        self._context = context
+        self._image = image
+        self._n_tiles = n_tiles
+        self.n_done = 0
+        self.n_failed = 0
+        self._n_pixels = 0
+        self._start = self._last = time.monotonic()
+
+    def count(self, outcome: Outcome[TileBlock, StagedBlock]) -> None:
+        """Count one tile."""
+        self.n_done += 1
+        self.n_failed += outcome.failure is not None
+        self._n_pixels += outcome.item.core.size
+        report("stage", self.n_done, self._n_tiles)
+        now = time.monotonic()
+        if now - self._last < SECONDS_BETWEEN_LOG_LINES and self.n_done < self._n_tiles:
+            return
+        self._last = now
+        speed = self.speed()
+        left = (self._n_tiles - self.n_done) / max(speed["tiles_per_second"], 1e-9)
+        self._context.log.info(
+            f"{self._image}: {self.n_done} of {self._n_tiles} tiles done, {self.n_failed} failed; "
+            f"{speed['tiles_per_second']:.1f} tiles/s, "
+            f"{speed['megapixels_per_second']:.1f} Mpx/s, {left:.0f} s left"
+        )
+
+    def work(self) -> Work:
+        """Return what was worked on so far."""
+        return Work(self.n_done, self._n_pixels, time.monotonic() - self._start)
+
+    def speed(self) -> dict[str, float]:
+        """Return how fast it went so far."""
+        return self.work().speed()
+
+
+def fail_if_any(
+    failures: Mapping[str, Sequence[TileFailure]],
+    *,
+    n_tiles: int,
+    stopped: Mapping[str, str],
+    pictures: Mapping[str, bytes],
+) -> None:
+    """End the run as failed, naming the tiles, if any failed.
+
+    Parameters
+    ----------
+    failures : mapping of image to failures
+    n_tiles : int
+        Tiles that were asked for.
+    stopped : mapping of image to reason
+        Images whose circuit breaker opened.
+    pictures : mapping of tile to PNG
+        The input of some of them.
+
+    Raises
+    ------
+    dagster.Failure
+        If there is a failure.
+    """
+    failed = [(image, failure) for image, found in failures.items() for failure in found]
+    if not failed:
+        return
+    names = ", ".join(f"{image}/{failure.block}" for image, failure in failed[:5])
+    description = (
+        f"{len(failed)} of {n_tiles} tiles failed: {names}{', ...' if len(failed) > 5 else ''}; "
+        "the others are staged: materialize the failed partitions again when the cause is mended"
+    )
+    first = failed[0][1]
+    metadata: dict[str, Any] = {
+        "failed_tiles": _table(failed[:SHOWN_FAILURES]),
+        "n_failed": len(failed),
+        "traceback_of_the_first": dg.MetadataValue.md(f"```\n{first.traceback}\n```"),
+    }
+    if stopped:
+        description = f"stopped: {'; '.join(stopped.values())}. {description}"
+        metadata["circuit_breaker"] = "; ".join(stopped.values())
+    for tile, png in pictures.items():
+        metadata[f"input of {tile}"] = picture(png, tile)
+    raise dg.Failure(description=description, metadata=metadata, allow_retries=False)
+
+
+def _table(failed: Sequence[tuple[str, TileFailure]]) -> dg.TableMetadataValue:
+    columns = ("tile", "pixels", "error", "kind", "tries")
+    return dg.MetadataValue.table(
+        records=[
+            dg.TableRecord(
+                {
+                    "tile": f"{image}/{failure.block}",
+                    "pixels": failure.box,
+                    "error": f"{failure.error_type}: {failure.message}"[:500],
+                    "kind": failure.kind,
+                    "tries": str(failure.attempts),
+                }
+            )
+            for image, failure in failed
+        ],
+        schema=dg.TableSchema(columns=[dg.TableColumn(name, "string") for name in columns]),
+    )
+
+
+def input_pictures(
+    folder: ImageFolder, image: Image, axes: str, failures: Sequence[TileFailure]
+) -> dict[str, bytes]:
+    """Return pictures of what the first failed tiles were given, as far as it can be read."""
+    grid = folder.plan().grid
+    pictures = {}
+    for failure in failures[:SHOWN_PICTURES]:
+        region = grid.block_of_key(failure.block).read
+        try:
+            pixels = image.read(region)
+        except (OSError, ImageError):  # what cannot be read failed for that, and says so itself
+            continue
+        pictures[f"{folder.key}/{failure.block}"] = png_bytes(
+            thumbnail(flatten(pixels, axes), max_size=256)
+        )
+    return pictures

@@ -1,0 +1,84 @@
+"""Sensors that tell people: a run failed, or a check of what a run made did."""
+
+from collections.abc import Iterable
+
+import dagster as dg
+
+from patchworks_pipeline.automation.alerts import Alert, Alerts, alerts_of_tiles, link_to_run
+from patchworks_pipeline.automation.events import images_of_run
+from patchworks_pipeline.resources.resources import LabelStore
+
+MEMORY = ".alerts.json"
+"""File in the label store that remembers what was told when."""
+
+
+@dg.run_failure_sensor(
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Tells why a run failed, once per image and cause.",
+)
+def run_failure_alerts(
+    context: dg.RunFailureSensorContext, store: LabelStore, alerts: Alerts
+) -> None:
+    """Send one alert per image and cause of a run that failed."""
+    run = context.dagster_run
+    keys = images_of_run(context.instance, run.tags)
+    found = failed_checks(context.instance, run, keys)
+    is_staging = any("staged_labels" in step for step in _failed_steps(context))
+    for key in keys if is_staging else ():
+        found += alerts_of_tiles(store.folder(key))
+    if not found:
+        cause = _cause(context)
+        found = [Alert(key, cause, link_to_run(run.run_id)) for key in keys or [""]]
+    alerts.send(found, memory=store.path() / MEMORY, log=context.log)
+
+
+@dg.run_status_sensor(
+    run_status=dg.DagsterRunStatus.SUCCESS,
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Tells of checks that failed in a run that did not, once per image and cause.",
+)
+def check_failure_alerts(
+    context: dg.RunStatusSensorContext, store: LabelStore, alerts: Alerts
+) -> None:
+    """Send one alert per image and failed check."""
+    run = context.dagster_run
+    found = failed_checks(context.instance, run, images_of_run(context.instance, run.tags))
+    alerts.send(found, memory=store.path() / MEMORY, log=context.log)
+
+
+def failed_checks(
+    instance: dg.DagsterInstance, run: dg.DagsterRun, images: Iterable[str]
+) -> list[Alert]:
+    """Return an alert per image of a run and check that failed in it."""
+    events = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
+    found = []
+    for entry in events:
+        event = entry.get_dagster_event().asset_check_evaluation_data
+        if event.passed:
+            continue
+        asset = "/".join(event.asset_key.path)
+        cause = f"check {event.check_name!r} of {asset} failed"
+        cause += f": {event.description}" if event.description else ""
+        link = f"/assets/{asset}?view=checks&checkDetail={event.check_name}"
+        found += [Alert(key, cause, link) for key in list(images) or [""]]
+    return found
+
+
+def _failed_steps(context: dg.RunFailureSensorContext) -> list[str]:
+    return [str(event.step_key) for event in context.get_step_failure_events()]
+
+
+def _cause(context: dg.RunFailureSensorContext) -> str:
+    """Return why a run failed, in the words of the innermost error."""
+    events = context.get_step_failure_events()
+    if not events:
+        return str(context.failure_event.message)
+    data = events[0].step_failure_data
+    if data.user_failure_data is not None and data.user_failure_data.description:
+        return str(data.user_failure_data.description)
+    error = data.error
+    while error is not None and error.cause is not None:
+        error = error.cause
+    return error.message.strip() if error is not None else str(events[0].message)

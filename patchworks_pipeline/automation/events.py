@@ -1,0 +1,137 @@
+"""What happened on the instance since last time, and what is going on now.
+
+Sensors read materializations page by page under a cursor of their own. An asset sensor would show
+the latest one only, and a range of tiles is a thousand at once.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import dagster as dg
+
+from patchworks_pipeline.partitions import split_tile_key, tiles
+
+RANGE_START = "dagster/asset_partition_range_start"
+RANGE_END = "dagster/asset_partition_range_end"
+PARTITION = "dagster/partition"
+
+IN_PROGRESS = [
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+BACKFILL_JOB = "__ASSET_JOB"
+"""Job of the runs that the UI starts for a selection of assets."""
+
+REREAD = 250
+"""Events before the cursor that are read again: with several writers a database may show events
+after later ones, as many as each writes together (see `patchworks_pipeline.instance.tile_log`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventCursor:
+    """How far materializations of one asset were read."""
+
+    after: int = 0
+    """Storage id of the latest event that was read."""
+
+    recent: tuple[int, ...] = ()
+    """Storage ids of the last events that were read."""
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, object] | None) -> "EventCursor":
+        """Read what `to_json` gave; None is the beginning."""
+        if not record:
+            return cls()
+        return cls(int(str(record["after"])), tuple(map(int, record["recent"])))  # type: ignore[call-overload]
+
+    def to_json(self) -> dict[str, object]:
+        """Return the cursor as JSON has it."""
+        return {"after": self.after, "recent": list(self.recent)}
+
+
+def new_partitions(
+    instance: dg.DagsterInstance, asset: str, cursor: EventCursor, *, limit: int
+) -> tuple[list[str], EventCursor]:
+    """Return the partitions of an asset that were materialized since, each once, and a new cursor.
+
+    At most `limit` events are read; the rest comes with the next call.
+    """
+    start = cursor.recent[0] - 1 if cursor.recent else cursor.after
+    found: dict[str, None] = {}
+    ids = list(cursor.recent)
+    known, n_new, page = set(ids), 0, None
+    while n_new < limit:
+        result = instance.fetch_materializations(
+            dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), after_storage_id=start),
+            limit=min(1000, limit + len(known)),
+            cursor=page,
+            ascending=True,
+        )
+        for record in result.records:
+            if record.storage_id in known or n_new == limit:
+                continue
+            n_new += 1
+            ids.append(record.storage_id)
+            if record.partition_key is not None:
+                found[record.partition_key] = None
+        page = result.cursor
+        if not result.has_more or not result.records:
+            break
+    ids = sorted(ids)[-REREAD:]
+    return list(found), EventCursor(ids[-1] if ids else cursor.after, tuple(ids))
+
+
+def latest_event(instance: dg.DagsterInstance, asset: str, partition: str) -> int:
+    """Return the storage id of the latest materialization of a partition; 0 where there is none."""
+    records = instance.fetch_materializations(
+        dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[partition]), limit=1
+    ).records
+    return records[0].storage_id if records else 0
+
+
+def images_of_run(instance: dg.DagsterInstance, tags: Mapping[str, str]) -> list[str]:
+    """Return the images that a run with these tags is about, in order."""
+    if PARTITION in tags:
+        return [image_of(tags[PARTITION])]
+    if RANGE_START not in tags:
+        return []
+    start, end = tags[RANGE_START], tags[RANGE_END]
+    if image_of(start) == image_of(end):
+        return [image_of(start)]
+    keys = list(instance.get_dynamic_partitions(str(tiles.name)))
+    if "/" not in start or start not in keys or end not in keys:
+        return [image_of(start), image_of(end)]
+    return unique(map(image_of, keys[keys.index(start) : keys.index(end) + 1]))
+
+
+def busy_images(instance: dg.DagsterInstance, jobs: Iterable[str]) -> frozenset[str]:
+    """Return the images that a run of one of these jobs, or of a backfill, is at or will be at."""
+    found: set[str] = set()
+    for job in (*jobs, BACKFILL_JOB):
+        for run in instance.get_runs(dg.RunsFilter(job_name=job, statuses=IN_PROGRESS)):
+            found.update(images_of_run(instance, run.tags))
+    return frozenset(found)
+
+
+def image_of(key: str) -> str:
+    """Return the image of a partition key of either kind."""
+    return split_tile_key(key)[0] if "/" in key else key
+
+
+def unique(values: Iterable[str]) -> list[str]:
+    """Return each value once, in order of first appearance."""
+    return list(dict.fromkeys(values))
+
+
+def cursor_record(cursor: str | None) -> dict[str, object]:
+    """Return the record in a sensor's cursor; one that was cleared or is not ours is empty."""
+    try:
+        record = json.loads(cursor or "{}")
+    except json.JSONDecodeError:
+        return {}
+    return record if isinstance(record, dict) else {}

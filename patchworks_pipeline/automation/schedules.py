@@ -1,0 +1,180 @@
+"""Schedules: reprocess what is outdated, retry what failed by chance, retire what is finished.
+
+All start stopped, because each spends hours of computing, or removes stages: whoever wants one
+switches it on.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import dagster as dg
+
+from patchworks_core.errors import ImageError, PlanError, SegmentationError, StageError
+from patchworks_core.stage.plan import make_plan
+from patchworks_pipeline.assets import merged_labels
+from patchworks_pipeline.automation.jobs import merge_image, plan_image, stage_tiles
+from patchworks_pipeline.automation.retention import is_retired, retire_images
+from patchworks_pipeline.automation.sensors import IMAGE, staging_run
+from patchworks_pipeline.partitions import images, tile_keys
+from patchworks_pipeline.records import ImageFolder
+from patchworks_pipeline.resources.resources import Automation, LabelStore, Segmentation
+
+CODE_VERSION = "dagster/code_version"
+"""Tag that Dagster gives every materialization."""
+
+EVERY_SUNDAY, EVERY_NIGHT, EVERY_MORNING = "0 1 * * 0", "0 2 * * *", "0 5 * * *"
+
+
+def make_schedules(timezone: str = "UTC") -> list[dg.ScheduleDefinition]:
+    """Return the schedules, their hours in a timezone such as ``Europe/Berlin``."""
+
+    @dg.schedule(
+        cron_schedule=EVERY_SUNDAY,
+        job=plan_image,
+        execution_timezone=timezone,
+        description="Plans images again that were segmented by another function, version or tiling "
+        "than they would be now; staging and merging follow.",
+    )
+    def reprocess_outdated(
+        context: dg.ScheduleEvaluationContext,
+        store: LabelStore,
+        segmentation: Segmentation,
+        automation: Automation,
+    ) -> Iterator[dg.RunRequest | dg.SkipReason]:
+        off = automation.why_off()
+        if off:
+            yield dg.SkipReason(off)
+            return
+        for key in context.instance.get_dynamic_partitions(str(images.name)):
+            try:
+                fingerprint = outdated_by(store.folder(key), segmentation)
+            except (ImageError, PlanError, SegmentationError, OSError) as error:
+                context.log.warning(f"image {key!r} cannot be planned again: {error}")
+                continue
+            if fingerprint is not None:
+                yield dg.RunRequest(
+                    run_key=f"{key}:{fingerprint}", partition_key=key, tags={IMAGE: key}
+                )
+
+    @dg.schedule(
+        cron_schedule=EVERY_SUNDAY,
+        job=merge_image,
+        execution_timezone=timezone,
+        description="Merges images again whose labels were merged by an older code version.",
+    )
+    def remerge_outdated(
+        context: dg.ScheduleEvaluationContext, store: LabelStore, automation: Automation
+    ) -> Iterator[dg.RunRequest | dg.SkipReason]:
+        off = automation.why_off()
+        if off:
+            yield dg.SkipReason(off)
+            return
+        for key in context.instance.get_dynamic_partitions(str(images.name)):
+            folder = store.folder(key)
+            if not is_retired(folder) and has_older_code(context.instance, key):
+                yield dg.RunRequest(partition_key=key, tags={IMAGE: key})
+
+    @dg.schedule(
+        cron_schedule=EVERY_NIGHT,
+        job=stage_tiles,
+        execution_timezone=timezone,
+        description="Stages tiles again that failed of something that passes: memory, I/O, a "
+        "killed worker.",
+    )
+    def retry_transient(
+        context: dg.ScheduleEvaluationContext, store: LabelStore, automation: Automation
+    ) -> Iterator[dg.RunRequest | dg.SkipReason]:
+        off = automation.why_off()
+        if off:
+            yield dg.SkipReason(off)
+            return
+        for key in context.instance.get_dynamic_partitions(str(images.name)):
+            folder = store.folder(key)
+            try:
+                ranges = transient_ranges(folder)
+            except (StageError, PlanError, FileNotFoundError) as error:
+                context.log.warning(f"image {key!r} cannot be staged again: {error}")
+                continue
+            for first, last in ranges:
+                night = context.scheduled_execution_time.date().isoformat()
+                ends = tile_keys(key, (first, last))
+                request = staging_run(
+                    context.instance, key, (ends[0], ends[1]), run_key=f"{ends[0]}:{night}"
+                )
+                if request is not None:
+                    yield request
+
+    @dg.schedule(
+        cron_schedule=EVERY_MORNING,
+        job=retire_images,
+        execution_timezone=timezone,
+        description="Removes stages and tile partitions of images that were merged long ago.",
+    )
+    def retire_finished(
+        context: dg.ScheduleEvaluationContext, automation: Automation
+    ) -> dg.RunRequest | dg.SkipReason:
+        off = automation.why_off()
+        if off:
+            return dg.SkipReason(off)
+        return dg.RunRequest(run_key=context.scheduled_execution_time.date().isoformat())
+
+    return [reprocess_outdated, remerge_outdated, retry_transient, retire_finished]
+
+
+def outdated_by(folder: ImageFolder, segmentation: Segmentation) -> str | None:
+    """Return the fingerprint an image's plan would have now, if it is another than it has.
+
+    An image that was never planned is not outdated. The plan's fingerprint covers the image's
+    content, the grid, and the function with its parameters and version; a function of an
+    installed package has the package's version.
+    """
+    if not (folder.has("plan.json") and folder.has("acquisition.json")):
+        return None
+    acquisition = folder.acquisition()
+    plan = make_plan(
+        acquisition.open(),
+        segmentation.function_of(acquisition),
+        **segmentation.tiling_of(acquisition),
+    )
+    return None if plan.fingerprint == folder.plan().fingerprint else plan.fingerprint
+
+
+def has_older_code(instance: dg.DagsterInstance, image: str) -> bool:
+    """Tell whether the merged labels of an image were made by another code version than is here."""
+    records = instance.fetch_materializations(
+        dg.AssetRecordsFilter(asset_key=merged_labels.key, asset_partitions=[image]), limit=1
+    ).records
+    if not records or records[0].asset_materialization is None:
+        return False
+    made_by = (records[0].asset_materialization.tags or {}).get(CODE_VERSION)
+    return made_by is not None and made_by != _merge_code_version()
+
+
+def _merge_code_version() -> str | None:
+    return merged_labels.get_asset_spec().code_version
+
+
+def transient_ranges(folder: ImageFolder) -> list[tuple[str, str]]:
+    """Return ranges of tile blocks that cover every missing one that failed by chance.
+
+    None covers a missing one that failed for good, or was never tried.
+    """
+    if not folder.has("plan.json") or is_retired(folder):
+        return []
+    plan = folder.plan()
+    transient = {f.block for f in folder.failures() if getattr(f, "is_transient", False)}
+    missing = set(folder.stage(plan).missing_blocks()) if transient else set()
+    ranges: list[list[str]] = [[]]
+    for block in plan.grid.block_keys():
+        if block in missing and block in transient:
+            ranges[-1].append(block)
+        elif block in missing:
+            ranges.append([])
+    return [_ends(blocks) for blocks in ranges if blocks]
+
+
+def _ends(blocks: Sequence[str]) -> tuple[str, str]:
+    return blocks[0], blocks[-1]
+
+
+SCHEDULES = make_schedules()
+"""With their hours in UTC."""

@@ -1,0 +1,398 @@
+"""Sensors: an acquisition lands, is planned, its tiles are staged, and they are merged.
+
+Each decides by what is on disk and in the instance; its cursor says only how far it has read. So a
+tick that is missed, repeated, or begins again from nothing requests nothing twice.
+"""
+
+import json
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import dagster as dg
+
+from patchworks_core.errors import PlanError, StageError
+from patchworks_pipeline.automation.alerts import Alert, Alerts
+from patchworks_pipeline.automation.events import (
+    RANGE_END,
+    RANGE_START,
+    EventCursor,
+    busy_images,
+    cursor_record,
+    image_of,
+    latest_event,
+    new_partitions,
+    unique,
+)
+from patchworks_pipeline.automation.jobs import merge_image, plan_image, stage_tiles
+from patchworks_pipeline.landing.arrivals import (
+    LOOKED_AGAIN,
+    Arrival,
+    Ledger,
+    Quarantine,
+    Version,
+    Watch,
+    look,
+    seen_from_json,
+    seen_to_json,
+    why_unreadable,
+)
+from patchworks_pipeline.landing.candidates import find_candidates
+from patchworks_pipeline.partitions import images, tile_keys, tiles
+from patchworks_pipeline.records import Acquisition, ImageFolder
+from patchworks_pipeline.resources.resources import AcquisitionSource, Automation, LabelStore
+
+RUN_KEY = "dagster/run_key"
+IMAGE = "patchworks/image"
+"""Tag of every run that a sensor or schedule starts for one image."""
+
+EVERY_ROUND = 1
+"""Seconds between ticks: less than the daemon's round of 5 s, or every other round is missed."""
+
+IMAGES_PER_TICK = 100
+"""Images that one tick of the staging sensor looks at."""
+
+EVENTS_PER_TICK = 10_000
+"""Tiles that one tick of the merging sensor reads of."""
+
+MAX_WAITING = 200
+"""Images that are looked at again without a new event; the latest ones."""
+
+SECONDS_TO_LOOK_AGAIN = 60
+"""Between two looks at an image that is not complete and of which nothing is heard."""
+
+NOT_NOW = (StageError, PlanError, FileNotFoundError)
+"""What is raised where an image is being planned anew, or retired, at this moment."""
+
+
+def now() -> int:
+    """Return the time, seconds since 1970."""
+    return int(time.time())
+
+
+@dg.sensor(
+    job=plan_image,
+    minimum_interval_seconds=EVERY_ROUND,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Takes up acquisitions that landed: complete ones, each version once.",
+)
+def landing_sensor(
+    context: dg.SensorEvaluationContext,
+    store: LabelStore,
+    source: AcquisitionSource,
+    automation: Automation,
+    alerts: Alerts,
+) -> dg.SensorResult | dg.SkipReason:
+    """Plan every acquisition that is complete and was not taken in this version."""
+    off = automation.why_off()
+    if off:
+        return dg.SkipReason(off)
+    record: dict[str, Any] = cursor_record(context.cursor)
+    ledger = Ledger.read(store.path() / ".landing.json")
+    before = dict(ledger.taken)
+    quarantine = Quarantine(store.path() / ".quarantine")
+    candidates = find_candidates(source.layout(), known=ledger.taken)
+    _confirm(context.instance, record.get("asked", {}), ledger)
+    turn = int(record.get("turn", 0))
+    folders = [c.url for c in candidates if c.is_folder and c.url in ledger.taken]
+    again = [folders[(turn + i) % len(folders)] for i in range(min(LOOKED_AGAIN, len(folders)))]
+    found = look(
+        candidates,
+        Watch(source.settle_seconds, source.max_per_tick),
+        now=now(),
+        seen=seen_from_json(record.get("seen", {})),
+        ledger=ledger,
+        refused=quarantine.names(),
+        again=again,
+    )
+    requests, refused = [], []
+    asked: dict[str, list[str]] = {}
+    for arrival in found.arrivals:
+        folder = store.folder(arrival.candidate.key) if arrival.candidate.key else None
+        try:
+            reason = _why_refused(arrival, folder)
+        except OSError as error:
+            context.log.warning(f"{arrival.candidate.url} is tried again: {error}")
+            continue
+        if folder is None or reason is not None:
+            quarantine.refuse(arrival, reason or "")
+            refused.append((arrival, reason or ""))
+        elif arrival.candidate.url not in ledger.taken and _is_planned(folder):
+            # Planned by hand, or taken before the ledger was lost.
+            ledger.taken[arrival.candidate.url] = arrival.version
+        else:
+            if not folder.has("acquisition.json"):
+                folder.write_acquisition(Acquisition(url=arrival.candidate.url))
+            requests.append(_plan_request(arrival))
+            version = arrival.version
+            asked[arrival.candidate.url] = [arrival.name, version.signature, version.glance]
+    if ledger.taken != before:
+        ledger.write()
+    alerts.send(
+        [Alert(a.candidate.key, reason, "/assets/image") for a, reason in refused],
+        memory=store.path() / ".alerts.json",
+        log=context.log,
+    )
+    cursor = json.dumps(
+        {
+            "seen": seen_to_json(found.seen),
+            "asked": asked,
+            "turn": (turn + LOOKED_AGAIN) % max(1, len(folders)),
+        },
+        separators=(",", ":"),
+    )
+    return dg.SensorResult(
+        run_requests=requests,
+        skip_reason=None if requests else _nothing_to_take(len(candidates), found.n_waiting),
+        dynamic_partitions_requests=[
+            images.build_add_request(unique(str(r.partition_key) for r in requests))
+        ]
+        if requests
+        else [],
+        asset_events=[
+            dg.AssetObservation(
+                "image",
+                description=f"{arrival.candidate.name} was refused: {reason}",
+                metadata={"acquisition": arrival.candidate.url, "reason": reason},
+            )
+            for arrival, reason in refused
+        ],
+        cursor=cursor,
+    )
+
+
+def _confirm(instance: dg.DagsterInstance, asked: dict[str, list[str]], ledger: Ledger) -> None:
+    """Enter what was requested and has its run into the ledger.
+
+    A daemon may die between a tick and its runs, so a request is not yet a run. What has none
+    settles and is requested again, under the same run key.
+    """
+    for url, (run_key, signature, glance) in asked.items():
+        if instance.get_runs(dg.RunsFilter(tags={RUN_KEY: run_key}), limit=1):
+            ledger.taken[url] = Version(signature, glance)
+
+
+def _why_refused(arrival: Arrival, folder: ImageFolder | None) -> str | None:
+    """Return why a complete acquisition cannot be taken, in words."""
+    name, url = arrival.candidate.name, arrival.candidate.url
+    if folder is None:
+        return f"no partition key can be made of the name {name!r}; rename it"
+    if folder.has("acquisition.json"):
+        try:
+            owner = folder.acquisition().url
+        except PlanError as error:
+            return str(error)
+        if owner != url:
+            return (
+                f"{url!r} would be image {folder.key!r}, which is {owner!r} already; give it "
+                "another name"
+            )
+    return why_unreadable(url)
+
+
+def _is_planned(folder: ImageFolder) -> bool:
+    """Tell whether the image was planned and measured in the content it has now."""
+    if not (folder.has("plan.json") and folder.has("statistics.json")):
+        return False
+    try:
+        planned = folder.plan().image.fingerprint
+    except PlanError:
+        return False
+    return planned == folder.acquisition().open().fingerprint
+
+
+def _plan_request(arrival: Arrival) -> dg.RunRequest:
+    key = arrival.candidate.key
+    return dg.RunRequest(
+        run_key=arrival.name,
+        partition_key=key,
+        tags={IMAGE: key, "patchworks/version": arrival.version.signature},
+    )
+
+
+def _nothing_to_take(n_candidates: int, n_waiting: int) -> str:
+    return f"nothing to take: {n_candidates} acquisitions here, {n_waiting} not complete yet"
+
+
+@dg.sensor(
+    job=stage_tiles,
+    minimum_interval_seconds=EVERY_ROUND,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Stages the missing tiles of every image that was planned and measured.",
+)
+def staging_sensor(
+    context: dg.SensorEvaluationContext, store: LabelStore, automation: Automation
+) -> dg.SensorResult | dg.SkipReason:
+    """Request one run for all missing tiles of every image that was measured (again)."""
+    off = automation.why_off()
+    if off:
+        return dg.SkipReason(off)
+    record: dict[str, Any] = cursor_record(context.cursor)
+    measured, cursor = new_partitions(
+        context.instance,
+        "image_statistics",
+        EventCursor.from_json(record.get("measured")),
+        limit=IMAGES_PER_TICK,
+    )
+    known = set(context.instance.get_dynamic_partitions(str(images.name)))
+    deferred = [key for key in record.get("waiting", []) if key not in measured]
+    candidates = [key for key in [*deferred, *measured] if key in known]
+    busy = busy_images(context.instance, [stage_tiles.name]) if candidates else frozenset()
+    requests, waiting = [], []
+    for key in candidates:
+        folder = store.folder(key)
+        if key in busy:
+            waiting.append(key)
+            continue
+        try:
+            request = _staging_request(context.instance, folder, is_deferred=key in deferred)
+        except NOT_NOW:
+            waiting.append(key)
+            continue
+        if request is not None:
+            requests.append(request)
+    return dg.SensorResult(
+        run_requests=requests,
+        skip_reason=None if requests else f"no tiles to stage; {len(waiting)} images wait",
+        cursor=json.dumps({"measured": cursor.to_json(), "waiting": waiting[-MAX_WAITING:]}),
+    )
+
+
+def _staging_request(
+    instance: dg.DagsterInstance, folder: ImageFolder, *, is_deferred: bool
+) -> dg.RunRequest | None:
+    """Return the run that stages what is missing; None where nothing is, or it was retired."""
+    if not _has_stage(folder):
+        return None
+    plan = folder.plan()
+    missing = folder.stage(plan).missing_blocks()
+    # A person decides about what failed and would fail again; and the run that was waited for has
+    # just tried the others.
+    left = {each.block for each in folder.failures() if is_deferred or not each.is_transient}
+    missing = [block for block in missing if block not in left]
+    if not missing:
+        return None
+    keys = tile_keys(folder.key, missing)
+    event = latest_event(instance, "image_statistics", folder.key)
+    return staging_run(
+        instance,
+        folder.key,
+        (keys[0], keys[-1]),
+        run_key=f"{folder.key}:{plan.fingerprint}:{event}",
+    )
+
+
+def staging_run(
+    instance: dg.DagsterInstance, image: str, ends: tuple[str, str], *, run_key: str
+) -> dg.RunRequest | None:
+    """Return the run that stages a range of tiles; None where they were retired meanwhile."""
+    if not all(instance.has_dynamic_partition(str(tiles.name), key) for key in ends):
+        return None
+    return dg.RunRequest(
+        run_key=run_key,
+        job_name=stage_tiles.name,
+        tags={RANGE_START: ends[0], RANGE_END: ends[1], IMAGE: image},
+        run_config={
+            "ops": {"staged_labels": {"config": {"skip_staged": True, "skip_failed": True}}}
+        },
+    )
+
+
+@dg.sensor(
+    job=merge_image,
+    minimum_interval_seconds=EVERY_ROUND,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Merges every image whose tiles are all staged, also when one was staged again.",
+)
+def merging_sensor(
+    context: dg.SensorEvaluationContext, store: LabelStore, automation: Automation
+) -> dg.SensorResult | dg.SkipReason:
+    """Request a merge of every complete image whose labels were made of other staged tiles."""
+    off = automation.why_off()
+    if off:
+        return dg.SkipReason(off)
+    record: dict[str, Any] = cursor_record(context.cursor)
+    staged, of_tiles = new_partitions(
+        context.instance,
+        "staged_labels",
+        EventCursor.from_json(record.get("staged")),
+        limit=EVENTS_PER_TICK,
+    )
+    # An image that is planned again and has all its tiles goes straight to here.
+    measured, of_images = new_partitions(
+        context.instance,
+        "image_statistics",
+        EventCursor.from_json(record.get("measured")),
+        limit=IMAGES_PER_TICK,
+    )
+    heard_of = unique([*map(image_of, staged), *measured])
+    known = set(context.instance.get_dynamic_partitions(str(images.name)))
+    due = {key: when for key, when in record.get("waiting", {}).items() if key in known}
+    time_now = now()
+    candidates = [key for key in heard_of if key in known]
+    candidates += [key for key, when in due.items() if when <= time_now and key not in heard_of]
+    jobs = [stage_tiles.name, merge_image.name]
+    busy = busy_images(context.instance, jobs) if candidates else frozenset()
+    requests = []
+    for key in candidates:
+        due.pop(key, None)
+        if key in busy:
+            due[key] = time_now
+            continue
+        try:
+            request, is_waiting = _merge_request(context.instance, store.folder(key))
+        except NOT_NOW:
+            request, is_waiting = None, True
+        if request is not None:
+            requests.append(request)
+        if is_waiting:
+            due[key] = time_now + SECONDS_TO_LOOK_AGAIN
+    return dg.SensorResult(
+        run_requests=requests,
+        skip_reason=None if requests else f"no image to merge; {len(due)} are not complete",
+        cursor=json.dumps(
+            {
+                "staged": of_tiles.to_json(),
+                "measured": of_images.to_json(),
+                "waiting": dict(_last(due.items(), MAX_WAITING)),
+            }
+        ),
+    )
+
+
+def _merge_request(
+    instance: dg.DagsterInstance, folder: ImageFolder
+) -> tuple[dg.RunRequest | None, bool]:
+    """Return the run that merges an image, if it should be; and whether it is worth waiting."""
+    if not _has_stage(folder):
+        return None, False
+    plan = folder.plan()
+    stage = folder.stage(plan)
+    if stage.missing_blocks():
+        return None, True
+    content = stage.content()
+    if merged_content(folder) == content:
+        return None, False
+    # The last merge is part of the name, so that tiles that change and change back are merged.
+    event = latest_event(instance, "merged_labels", folder.key)
+    request = dg.RunRequest(
+        run_key=f"{folder.key}:{content}:{event}",
+        partition_key=folder.key,
+        tags={IMAGE: folder.key},
+    )
+    return request, False
+
+
+def merged_content(folder: ImageFolder) -> str | None:
+    """Return the digest of the staged labels that the merged labels were made of."""
+    record = folder.labels(folder.plan()).path / "provenance.json"
+    return json.loads(record.read_text()).get("stage") if record.exists() else None
+
+
+def _has_stage(folder: ImageFolder) -> bool:
+    """Tell whether an image is planned and its stage was not retired."""
+    return folder.has("plan.json") and (folder.path / "stage.zarr" / "plan.json").exists()
+
+
+def _last(items: Iterable[Any], count: int) -> list[Any]:
+    return list(items)[-count:]

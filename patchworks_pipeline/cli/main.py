@@ -1,0 +1,320 @@
+"""The command line: ``patchworks run | retry | merge | segment | pilot | status | ui | demo``."""
+
+import json
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Column, Table
+
+from patchworks_core.errors import (
+    ImageError,
+    PlanError,
+    SegmentationError,
+    StageError,
+)
+from patchworks_pipeline.cli.convert import convert
+from patchworks_pipeline.cli.options import (
+    Axes,
+    Channel,
+    Home,
+    Images,
+    Kind,
+    Level,
+    Merge,
+    MinIou,
+    MinSize,
+    Overlap,
+    Param,
+    SegmentationOption,
+    TileShape,
+    WorkerCount,
+    channel_of,
+    numbers_of,
+    parameters,
+)
+from patchworks_pipeline.cli.pilot import pilot
+from patchworks_pipeline.cli.segment import segment
+from patchworks_pipeline.cli.terminal import (
+    BAD_INPUT,
+    TILES_FAILED,
+    console,
+    errors,
+    fail,
+    say,
+    say_error,
+)
+from patchworks_pipeline.cli.view import view
+
+INPUT_ERRORS = (ImageError, PlanError, SegmentationError)
+
+app = typer.Typer(
+    help="Segment images larger than memory tile by tile into one label image.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+@app.command()
+def run(
+    image: Images,
+    segmentation: SegmentationOption = None,
+    param: Param = None,
+    tile_shape: TileShape = None,
+    overlap: Overlap = None,
+    channel: Channel = None,
+    level: Level = None,
+    axes: Axes = None,
+    merge: Merge = None,
+    min_iou: MinIou = None,
+    min_size: MinSize = None,
+    name: Annotated[str | None, typer.Option(help="Key of the image; its file name.")] = None,
+    workers: WorkerCount = None,
+    worker_kind: Kind = "threads",
+    home: Home = Path(".patchworks"),
+) -> None:
+    """Run images through all assets in this process; again, it redoes only what is missing.
+
+    Options that are left out keep what was chosen for the image before.
+    """
+    chosen = {
+        "function": segmentation,
+        "parameters": parameters(param) if param else None,
+        "tile_shape": numbers_of("--tile-shape", tile_shape),
+        "overlap": overlap if overlap == "auto" else numbers_of("--overlap", overlap),
+        "channel": None if channel is None else (channel_of(channel),),
+        "level": level,
+        "axes": axes,
+        "merge": {"rule": merge, "min_iou": min_iou, "min_size": min_size},
+    }
+    if name is not None and len(image) > 1:
+        fail("--name names one image, and several were given", BAD_INPUT)
+    codes = [
+        _run_one(url, name, chosen, home=home, workers=workers, worker_kind=worker_kind)
+        for url in image
+    ]
+    raise typer.Exit(max(codes))
+
+
+def _run_one(
+    url: str,
+    name: str | None,
+    chosen: dict[str, Any],
+    *,
+    home: Path,
+    workers: int | None = None,
+    worker_kind: str = "threads",
+) -> int:
+    """Run one image and say what came of it; return the exit code."""
+    from patchworks_pipeline.cli.progress_bars import progress_bars
+    from patchworks_pipeline.cli.runs import choose, open_home, plan_of, register, run_image
+    from patchworks_pipeline.partitions import check_image_key, image_key
+    from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore, Segmentation
+
+    try:
+        with open_home(home.absolute()) as instance:
+            budget = ComputeBudget(workers=workers or 0, kind=worker_kind).of_home()
+            store = LabelStore().of_home()
+            url = url if "://" in url else str(Path(url).absolute())
+            key = check_image_key(name) if name else image_key(url)
+            wants_pilot = chosen.get("overlap") == "auto"
+            given = {**chosen, "overlap": None} if wants_pilot else chosen
+            acquisition = choose(store.folder(key), url, given)
+            if wants_pilot:
+                acquisition = Segmentation().of_home().piloted(acquisition)
+            plan = plan_of(acquisition, budget)
+            folder = register(instance, store, key, acquisition)
+            with progress_bars(key, console):
+                result = run_image(instance, folder, plan, budget=budget)
+    except INPUT_ERRORS as error:
+        say_error(str(error))
+        return BAD_INPUT
+    _say(result, home)
+    if result.failures:
+        return TILES_FAILED
+    return 0 if result.is_complete else 1
+
+
+def _say(result: Any, home: Path) -> None:
+    """Print what came of an image, and what to do next."""
+    folder = result.folder
+    if result.failures:
+        n = len(result.failures)
+        title = f"{n} tile{'' if n == 1 else 's'} failed"
+        table = Table(Column("tile", overflow="fold"), "error", title=title, expand=False)
+        for failure in result.failures:
+            message = f"{failure.error_type}: {failure.message}"
+            table.add_row(f"{folder.key}/{failure.block}", escape(message))
+        errors.print(table)
+        say(
+            "the other tiles are staged; when the cause is mended, retry the failed ones with\n"
+            f"  {_retry_command(folder, home)}",
+            on=errors,
+        )
+        return
+    if result.error:
+        say_error(result.error)
+        return
+    summary = json.loads((folder.report / "summary.json").read_text())
+    done = ", ".join(result.steps) or "nothing was missing"
+    lines = [
+        f"{folder.key}: {summary['n_objects']} objects, "
+        f"{summary['n_objects_across_seams']} of them across seams ({done})",
+        f"  labels   {folder.labels(folder.plan()).path}",
+        f"  overlay  {folder.report / 'overlay.png'}",
+        f"  table    {folder.path / 'objects.csv'}",
+    ]
+    say("\n".join(lines))
+
+
+def _retry_command(folder: Any, home: Path) -> str:
+    """Return the command that stages the failed tiles of an image again."""
+    return shlex.join(["patchworks", "retry", folder.key, "--home", str(home)])
+
+
+KnownImage = Annotated[str, typer.Argument(help="Key or path of an image in the home.")]
+
+
+@app.command()
+def retry(
+    image: KnownImage,
+    workers: WorkerCount = None,
+    worker_kind: Kind = "threads",
+    home: Home = Path(".patchworks"),
+) -> None:
+    """Stage the failed and missing tiles of an image again, then merge it."""
+    with _known_image(image, home) as (_, folder):
+        acquisition = folder.acquisition()
+    code = _run_one(
+        acquisition.url,
+        folder.key,
+        {},
+        home=home,
+        workers=workers,
+        worker_kind=worker_kind,
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
+def merge(
+    image: KnownImage,
+    merge: Merge = None,
+    min_iou: MinIou = None,
+    min_size: MinSize = None,
+    allow_missing_tiles: Annotated[
+        bool, typer.Option(help="Merge with holes where tiles are not staged.")
+    ] = False,
+    home: Home = Path(".patchworks"),
+) -> None:
+    """Merge an image again, by another rule or with holes; nothing is segmented again."""
+    from patchworks_pipeline.cli.progress_bars import progress_bars
+    from patchworks_pipeline.cli.runs import merge_again
+
+    chosen = {"rule": merge, "min_iou": min_iou, "min_size": min_size}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    try:
+        with (
+            _known_image(image, home) as (instance, folder),
+            progress_bars(folder.key, console),
+        ):
+            result = merge_again(instance, folder, given, allow_missing=allow_missing_tiles)
+    except (*INPUT_ERRORS, StageError) as error:
+        fail(str(error), BAD_INPUT)
+    _say(result, home)
+    raise typer.Exit(0 if result.is_complete else 1)
+
+
+@contextmanager
+def _known_image(image: str, home: Path) -> Iterator[tuple[Any, Any]]:
+    """Give the instance of a home and the folder of an image in it, or end with what is known."""
+    with _known_images(image, home) as (instance, (folder,)):
+        yield instance, folder
+
+
+@contextmanager
+def _known_images(image: str | None, home: Path) -> Iterator[tuple[Any, list[Any]]]:
+    """Give the instance of a home and the folders of one image or all; end where there are none."""
+    from patchworks_pipeline.cli.runs import open_home
+    from patchworks_pipeline.partitions import image_key, images
+    from patchworks_pipeline.resources.resources import LabelStore
+
+    if not (home / "dagster").is_dir():
+        fail(f"no patchworks home at {home}; make one with 'patchworks run IMAGE'", BAD_INPUT)
+    with open_home(home.absolute()) as instance:
+        known = sorted(instance.get_dynamic_partitions(str(images.name)))
+        keys = known if image is None else [image if image in known else image_key(image)]
+        if image is not None and keys[0] not in known:
+            fail(f"no image {image!r} in {home}; its images are {known!r}", BAD_INPUT)
+        store = LabelStore().of_home()
+        yield instance, [store.folder(key) for key in keys]
+
+
+@app.command()
+def status(
+    image: Annotated[str | None, typer.Argument(help="Key or path of one image.")] = None,
+    home: Home = Path(".patchworks"),
+) -> None:
+    """Show how far images are: their tiles, objects and labels; and which ones were refused."""
+    from patchworks_pipeline.cli.status import refusals, status_of
+
+    with _known_images(image, home) as (_, folders):
+        numbers = ("tiles", "staged", "failed", "missing", "objects")
+        table = Table(Column("image", overflow="fold"), *numbers)
+        labels = []
+        for folder in folders:
+            row = status_of(folder)
+            table.add_row(folder.key, *("-" if row[n] is None else str(row[n]) for n in numbers))
+            labels += [f"{folder.key}: labels {row['labels']}"] if row["labels"] else []
+            for failure in folder.failures() if image else ():
+                failed = f"{folder.key}/{failure.block}: {failure.error_type}: {failure.message}"
+                say(failed, on=errors)
+        for refusal in () if image else refusals():
+            say(refusal, on=errors)
+    console.print(table)
+    for line in labels:
+        say(line)
+
+
+@app.command()
+def ui(
+    home: Home = Path(".patchworks"),
+    port: Annotated[int, typer.Option(help="Of the webserver.")] = 3000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    automation: Annotated[
+        bool, typer.Option(help="Whether sensors and schedules may start runs.")
+    ] = True,
+) -> None:
+    """Serve the Dagster UI of a home, with its daemon, until interrupted."""
+    from patchworks_pipeline.cli.serving import serve
+
+    raise typer.Exit(serve(home.absolute(), host=host, port=port, automation=automation))
+
+
+@app.command()
+def demo(
+    home: Home = Path(".patchworks"),
+) -> None:
+    """Segment a real micrograph that scikit-image carries, through all assets."""
+    from patchworks_pipeline.cli.demo import CHOICES, describe, write_micrograph
+    from patchworks_pipeline.instance.home import prepare_home
+
+    path = write_micrograph(prepare_home(home.absolute()) / "landing")
+    code = _run_one(str(path), None, CHOICES, home=home)
+    if code == 0:
+        say(describe(home))
+    raise typer.Exit(code)
+
+
+app.command()(segment)
+app.command()(pilot)
+app.command()(convert)
+app.command()(view)
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,86 @@
+"""Options that commands share, and how their values are read."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from patchworks_pipeline.cli.terminal import BAD_INPUT, fail
+
+Images = Annotated[list[str], typer.Argument(help="Paths or URLs of images.", show_default=False)]
+Home = Annotated[
+    Path, typer.Option(envvar="PATCHWORKS_HOME", help="Folder of instance, store and landing.")
+]
+SegmentationOption = Annotated[
+    str | None,
+    typer.Option(
+        "--segmentation",
+        help="threshold, watershed, cellpose, stardist, a plugin, or module:function.",
+    ),
+]
+Param = Annotated[
+    list[str] | None,
+    typer.Option("--param", metavar="K=V", help="Parameter of the function; repeat for more."),
+]
+TileShape = Annotated[
+    str | None, typer.Option(help="Pixels of a tile: 512, or per axis from the last: 16,512,512.")
+]
+Overlap = Annotated[
+    str | None, typer.Option(help="Halo on each side of a tile: 32, per axis: 4,32,32, or auto.")
+]
+Channel = Annotated[
+    str | None, typer.Option(help="Channel by position or name; 'all' segments each.")
+]
+Level = Annotated[int | None, typer.Option(help="Resolution level, 0 is full.")]
+Axes = Annotated[
+    str | None, typer.Option(help="Axes in the file's order where it does not say, such as zyx.")
+]
+Merge = Annotated[str | None, typer.Option(help="auto, touching, overlap or none.")]
+MinIou = Annotated[float | None, typer.Option(help="Least IoU for merge=overlap.")]
+MinSize = Annotated[
+    int | None, typer.Option(help="Merged objects of fewer pixels become background.")
+]
+WorkerCount = Annotated[int | None, typer.Option("--workers", min=1, help="Tiles at once.")]
+Kind = Annotated[str, typer.Option("--worker-kind", help="threads or processes.")]
+
+
+def parameters(pairs: list[str]) -> dict[str, Any]:
+    """Read K=V pairs; values are JSON where they can be, text otherwise."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator or not key:
+            fail(f"--param wants K=V, got {pair!r}; for example --param sigma=2", BAD_INPUT)
+        try:
+            found[key] = json.loads(value)
+        except json.JSONDecodeError:
+            found[key] = value
+    return found
+
+
+def numbers_of(option: str, text: str | None) -> tuple[int, ...] | None:
+    """Read whole numbers parted by commas."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        fail(f"{option} wants whole numbers such as 512 or 16,512,512, got {text!r}", BAD_INPUT)
+
+
+def overlap_of(text: str | None) -> Any:
+    """Read a halo: pixels, or ``auto``."""
+    return text if text == "auto" else one_or_all(numbers_of("--overlap", text))
+
+
+def one_or_all(numbers: tuple[int, ...] | None) -> Any:
+    """Return one number as it is, several as a tuple."""
+    return numbers[0] if numbers is not None and len(numbers) == 1 else numbers
+
+
+def channel_of(text: str | None) -> int | str | None:
+    """Read a channel: a position, a name, or 'all'."""
+    if text is None or text == "all":
+        return None
+    return int(text) if text.lstrip("-").isdigit() else text

@@ -1,0 +1,142 @@
+"""The command ``patchworks pilot``: what it tries, and what it says."""
+
+import shlex
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from patchworks_core.errors import ImageError, PlanError, SegmentationError
+from patchworks_pipeline.cli.options import (
+    Axes,
+    Channel,
+    Level,
+    MinIou,
+    Param,
+    TileShape,
+    channel_of,
+    numbers_of,
+    one_or_all,
+    parameters,
+)
+from patchworks_pipeline.cli.terminal import BAD_INPUT, console, fail, say
+
+if TYPE_CHECKING:
+    from patchworks_core.pilot.trials import PilotReport, Trial
+
+
+def pilot(
+    image: Annotated[str, typer.Argument(help="Path or URL of an image.", show_default=False)],
+    segmentation: Annotated[str, typer.Option(help="As for run.")] = "watershed",
+    param: Param = None,
+    tile_shape: TileShape = "1024",
+    overlap: Annotated[
+        list[str] | None, typer.Option(help="Halo to try; repeat for more. From the objects' size.")
+    ] = None,
+    channel: Channel = "0",
+    level: Level = 0,
+    axes: Axes = None,
+    min_iou: MinIou = 0.3,
+    n_regions: Annotated[int, typer.Option(min=1, help="Regions of 2 x 2 (x 2) tiles.")] = 3,
+    seed: Annotated[int, typer.Option(help="Draws the regions.")] = 0,
+) -> None:
+    """Try halos and merge rules on a few regions, and say which to use; writes nothing."""
+    from patchworks_core import open_image, segmentation_of
+    from patchworks_core.pilot.trials import pilot as try_out
+    from patchworks_core.seams.rules import MergeOptions
+    from patchworks_pipeline.cli.progress_bars import progress_bars
+    from patchworks_pipeline.progress import report as progress
+
+    try:
+        opened = open_image(image, channel=channel_of(channel), level=level or 0, axes=axes)
+        with progress_bars(image, console):
+            report = try_out(
+                opened,
+                segmentation_of(segmentation, parameters(param or [])),
+                tile_shape=one_or_all(numbers_of("--tile-shape", tile_shape)),
+                overlaps=[one_or_all(numbers_of("--overlap", o)) for o in overlap or ()] or None,
+                n_regions=n_regions,
+                seed=seed,
+                options=MergeOptions(min_iou=min_iou or 0.0),
+                progress=progress,
+            )
+    except (ImageError, PlanError, SegmentationError) as error:
+        fail(str(error), BAD_INPUT)
+    console.print(trial_table(report))
+    options: dict[str, Any] = {
+        "segmentation": segmentation,
+        "tile-shape": tile_shape,
+        "channel": channel,
+    }
+    options |= {"level": level or None, "axes": axes}
+    say(describe(report, next_command(image, options, param or [])))
+
+
+def trial_table(report: "PilotReport") -> Table:
+    """Return the trials as a table, the recommended one marked."""
+    table = Table(title=f"against no tiles, {report.n_objects} objects in {_regions(report)}")
+    for column in ("overlap", "rule", "F1", "F1 at seams", "pixels read", "seconds"):
+        table.add_column(column)
+    for trial in report.trials:
+        table.add_row(
+            overlap_text(trial),
+            trial.rule,
+            f"{trial.f1:.4f}",
+            f"{trial.seam_f1:.4f}",
+            f"{trial.read_factor:.2f} x",
+            f"{trial.seconds:.1f}",
+            style="bold green" if trial == report.recommended else None,
+        )
+    return table
+
+
+def describe(report: "PilotReport", command: list[str]) -> str:
+    """Say what is recommended, how sure that is, what it costs, and what to run next.
+
+    Parameters
+    ----------
+    report : PilotReport
+    command : list of str
+        The command that segments the image, without overlap and rule.
+    """
+    lines = [report.confidence, f"the pilot took {report.seconds:.1f} s"]
+    best = report.recommended
+    if best is not None and best.is_enough:
+        overlap = overlap_text(best)
+        cost = best.read_factor - 1
+        lines.insert(0, f"overlap {overlap}, merge {best.rule}: reads {cost:.0%} more pixels")
+        chosen = ["--overlap", overlap, "--merge", best.rule]
+        lines += ["next:", f"  {shlex.join([*command, *chosen])}"]
+    return "\n".join(lines)
+
+
+def next_command(image: str, options: dict[str, Any], parameters: list[str]) -> list[str]:
+    """Return the command that segments an image with the options of its pilot.
+
+    Examples
+    --------
+    >>> next_command("a.tif", {"tile-shape": "512", "axes": None}, ["sigma=2"])
+    ['patchworks', 'run', 'a.tif', '--tile-shape', '512', '--param', 'sigma=2']
+    """
+    given = [(name, value) for name, value in options.items() if value is not None]
+    command = ["patchworks", "run", image]
+    for name, value in [*given, *(("param", pair) for pair in parameters)]:
+        command += [f"--{name}", str(value)]
+    return command
+
+
+def overlap_text(trial: "Trial") -> str:
+    """Return a halo as the command line takes it.
+
+    Examples
+    --------
+    >>> from patchworks_core.pilot.trials import Trial
+    >>> overlap_text(Trial((0, 8, 8), "overlap", 1.0, 1.0, 0.1, 1.2))
+    '0,8,8'
+    """
+    return ",".join(str(n) for n in trial.overlap)
+
+
+def _regions(report: "PilotReport") -> str:
+    sizes = " x ".join(str(n) for n in report.regions[0].shape)
+    return f"{len(report.regions)} region{'s' * (len(report.regions) > 1)} of {sizes} pixels"

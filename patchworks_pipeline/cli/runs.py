@@ -1,0 +1,289 @@
+"""Runs of the jobs in this process, on a persistent instance: what the command line does.
+
+Each step runs only where its result is missing or was made from something else, so a second call
+redoes what is missing and nothing more.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from patchworks_core.errors import PlanError, StageError
+from patchworks_core.stage.plan import Plan, make_plan
+from patchworks_pipeline.assets.tile_events import not_logged
+from patchworks_pipeline.automation.events import RANGE_END, RANGE_START
+from patchworks_pipeline.definitions import defs
+from patchworks_pipeline.instance.home import home_environment, opening, prepare_home
+from patchworks_pipeline.partitions import images, tile_keys
+from patchworks_pipeline.records import Acquisition, ImageFolder, TileFailure
+from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore, Segmentation
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRun:
+    """What came of running one image."""
+
+    folder: ImageFolder
+    steps: tuple[str, ...]
+    """Jobs that ran; empty where nothing was missing."""
+
+    failures: tuple[TileFailure, ...]
+    """Tiles that failed."""
+
+    error: str | None
+    """Why a job failed other than by tiles."""
+
+    @property
+    def is_complete(self) -> bool:
+        """True where the image has its merged labels."""
+        return not self.failures and self.error is None
+
+
+@contextmanager
+def open_home(home: Path) -> Iterator[dg.DagsterInstance]:
+    """Open the Dagster instance of a home, making it if needed; this process then uses it."""
+    os.environ.update(home_environment(prepare_home(home)))
+    with opening(home):
+        opened = dg.DagsterInstance.get()
+    with opened as instance:
+        yield instance
+
+
+def plan_of(acquisition: Acquisition, budget: ComputeBudget) -> Plan:
+    """Return the plan of an acquisition, and refuse choices that a later step would refuse.
+
+    Raises
+    ------
+    ImageError, PlanError, SegmentationError
+        If the image cannot be opened, tiled, segmented or merged as chosen.
+    """
+    segmentation = Segmentation().of_home()
+    plan = make_plan(
+        acquisition.open(),
+        segmentation.function_of(acquisition),
+        **segmentation.tiling_of(acquisition),
+    )
+    segmentation.merge_options(acquisition, plan, {})
+    budget.open(budget.decide(plan).count)
+    return plan
+
+
+def choose(folder: ImageFolder, url: str, chosen: Mapping[str, Any]) -> Acquisition:
+    """Return the record of an image: what is chosen now over what was chosen before.
+
+    Parameters
+    ----------
+    folder : ImageFolder
+    url : str
+        Of the image.
+    chosen : mapping
+        Fields of `Acquisition`; None, or left out, keeps what was chosen before. The channel comes
+        in a tuple of one, because None is a channel too.
+    """
+    known = folder.has("acquisition.json") and folder.acquisition().url == url
+    before = folder.acquisition() if known else Acquisition(url)
+    given = {name: value for name, value in chosen.items() if value is not None}
+    if "channel" in given:
+        (given["channel"],) = given["channel"]
+    if "function" in given:
+        given.setdefault("parameters", None)
+    if "overlap" in given:
+        given["pilot"] = None
+    rule = {name: value for name, value in given.pop("merge", {}).items() if value is not None}
+    return replace(before, **given, merge={**before.merge, **rule})
+
+
+def register(
+    instance: dg.DagsterInstance, store: LabelStore, key: str, acquisition: Acquisition
+) -> ImageFolder:
+    """Make an acquisition known: its record, and its partition.
+
+    Raises
+    ------
+    PlanError
+        If the key belongs to another acquisition.
+    """
+    folder = store.folder(key)
+    if folder.has("acquisition.json") and folder.acquisition().url != acquisition.url:
+        raise PlanError(
+            f"image {key!r} is {folder.acquisition().url!r} in this home; give "
+            f"{acquisition.url!r} another name with --name"
+        )
+    folder.write_acquisition(acquisition)
+    instance.add_dynamic_partitions(str(images.name), [key])
+    return folder
+
+
+def run_image(
+    instance: dg.DagsterInstance, folder: ImageFolder, plan: Plan, *, budget: ComputeBudget
+) -> ImageRun:
+    """Materialise whatever of an image is missing, in this process.
+
+    Parameters
+    ----------
+    instance : DagsterInstance
+    folder : ImageFolder
+        Of a registered acquisition.
+    plan : Plan
+        What the image's plan is to be, as `plan_of` gives it.
+    budget : ComputeBudget
+    """
+    steps = []
+    resources = {"budget": {"config": {"workers": budget.workers, "kind": budget.kind}}}
+    if not _is_planned(folder, plan):
+        steps.append("plan_image")
+        error = _run(instance, "plan_image", resources, partition_key=folder.key)
+        if error:
+            return ImageRun(folder, tuple(steps), (), error.message)
+    blocks = folder.stage(plan).missing_blocks()
+    # What was staged by a run that was ended before it had logged it is staged no second time.
+    blocks = blocks or not_logged(instance, folder.key, plan.grid.block_keys())
+    if blocks:
+        steps.append("stage_tiles")
+        keys = tile_keys(folder.key, blocks)
+        error = _run(
+            instance,
+            "stage_tiles",
+            resources,
+            tags={RANGE_START: keys[0], RANGE_END: keys[-1]},
+            ops={"staged_labels": {"config": {"skip_staged": True}}},
+        )
+        if error:
+            failures = tuple(folder.failures()) if error.is_of_tiles else ()
+            return ImageRun(folder, tuple(steps), failures, error.message)
+    if not _is_merged(folder, plan):
+        steps.append("merge_image")
+        error = _run(instance, "merge_image", resources, partition_key=folder.key)
+        if error:
+            return ImageRun(folder, tuple(steps), (), error.message)
+    return ImageRun(folder, tuple(steps), (), None)
+
+
+def merge_again(
+    instance: dg.DagsterInstance,
+    folder: ImageFolder,
+    chosen: dict[str, Any],
+    *,
+    allow_missing: bool = False,
+) -> ImageRun:
+    """Merge the staged labels of an image again, by another rule or with holes.
+
+    Parameters
+    ----------
+    instance : DagsterInstance
+    folder : ImageFolder
+        Of an image that was staged.
+    chosen : dict
+        Fields of `MergeOptions`; they are kept for the image.
+    allow_missing : bool
+        Take tiles that are not staged for tiles without labels.
+
+    Raises
+    ------
+    PlanError, StageError
+        If the options are wrong, or tiles are missing and that is not allowed.
+    """
+    plan = folder.plan()
+    stage = folder.stage(plan)
+    before = folder.acquisition()
+    acquisition = replace(before, merge={**before.merge, **chosen})
+    Segmentation().of_home().merge_options(acquisition, plan, {})
+    stage.settled_counts(allow_missing=allow_missing)
+    folder.write_acquisition(acquisition)
+    has_pairs = folder.has_edges_of(stage, allow_missing=allow_missing)
+    names = MERGE_ASSETS[1:] if has_pairs else MERGE_ASSETS
+    error = _run(
+        instance,
+        "merge_image",
+        {},
+        partition_key=folder.key,
+        ops={}
+        if has_pairs
+        else {"boundary_pairs": {"config": {"allow_missing_tiles": allow_missing}}},
+        assets=names,
+    )
+    return ImageRun(folder, ("merge_image",), (), error.message if error else None)
+
+
+MERGE_ASSETS = ("boundary_pairs", "global_lut", "merged_labels", "object_table", "quality_report")
+
+
+@dataclass(frozen=True, slots=True)
+class _JobError:
+    """Why a job failed."""
+
+    message: str
+    is_of_tiles: bool = False
+    """True where the function failed on tiles, and the image's folder says on which."""
+
+
+def _run(
+    instance: dg.DagsterInstance,
+    job: str,
+    resources: dict[str, Any],
+    *,
+    partition_key: str | None = None,
+    tags: dict[str, str] | None = None,
+    ops: dict[str, Any] | None = None,
+    assets: Sequence[str] | None = None,
+) -> _JobError | None:
+    """Run a job and return why it failed, or None."""
+    result = defs.resolve_job_def(job).execute_in_process(
+        instance=instance,
+        partition_key=partition_key,
+        tags=tags or {},
+        run_config={
+            "resources": resources,
+            "ops": ops or {},
+            # The instance keeps every event; the terminal shows progress bars instead.
+            "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+        },
+        asset_selection=None if assets is None else [dg.AssetKey(name) for name in assets],
+        raise_on_error=False,
+    )
+    if result.success:
+        return None
+    failures = [e for e in result.all_events if e.is_step_failure]
+    if not failures:
+        return _JobError(f"job {job!r} failed; see run {result.run_id} in the UI")
+    data = failures[0].step_failure_data
+    if data.user_failure_data is not None and data.user_failure_data.description:
+        return _JobError(str(data.user_failure_data.description), is_of_tiles=True)
+    error = data.error
+    while error is not None and error.cause is not None:
+        error = error.cause
+    if error is None:
+        return _JobError(f"job {job!r} failed")
+    # Dagster writes the class with its modules, which say nothing to a person.
+    name, separator, text = error.message.strip().partition(": ")
+    return _JobError(f"{name.rpartition('.')[2]}{separator}{text}")
+
+
+def _is_planned(folder: ImageFolder, plan: Plan) -> bool:
+    """Tell whether the plan is this one, and its stage and its statistics are there."""
+    try:
+        folder.stage(plan)
+        folder.statistics()
+        return folder.plan().fingerprint == plan.fingerprint
+    except (PlanError, StageError):  # missing, or of another plan: it is planned again
+        return False
+
+
+def _is_merged(folder: ImageFolder, plan: Plan) -> bool:
+    """Tell whether labels, table and report were made of the staged labels, by the same rule."""
+    record = folder.labels(plan).path / "provenance.json"
+    report = folder.report / "summary.json"
+    if not (record.exists() and folder.has("objects.parquet") and report.exists()):
+        return False
+    provenance = json.loads(record.read_text())
+    options = Segmentation().of_home().merge_options(folder.acquisition(), plan, {})
+    return bool(
+        provenance.get("stage") == folder.stage(plan).content()
+        and provenance.get("merge") == options.to_dict()
+    )

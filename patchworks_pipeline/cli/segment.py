@@ -1,0 +1,107 @@
+"""The command ``patchworks segment``: one image with the library alone."""
+
+from typing import Annotated, Any
+
+import typer
+
+from patchworks_core.errors import ImageError, PlanError, SegmentationError, TilesFailedError
+from patchworks_pipeline.cli.options import (
+    Axes,
+    Channel,
+    Kind,
+    Level,
+    Merge,
+    MinIou,
+    Overlap,
+    Param,
+    WorkerCount,
+    channel_of,
+    numbers_of,
+    one_or_all,
+    overlap_of,
+    parameters,
+)
+from patchworks_pipeline.cli.terminal import BAD_INPUT, TILES_FAILED, console, fail, say
+
+Limit = Annotated[float | None, typer.Option(help="Objects beyond it become background.")]
+
+
+def segment(
+    image: Annotated[str, typer.Argument(help="Path or URL of an image.", show_default=False)],
+    output: Annotated[
+        str, typer.Option("-o", "--output", help="OME-Zarr to write labels/<name> into.")
+    ],
+    segmentation: Annotated[str, typer.Option(help="As for run.")] = "watershed",
+    param: Param = None,
+    tile_shape: Annotated[
+        str, typer.Option(help="Pixels of a tile: 512, 16,512,512, or auto: what memory allows.")
+    ] = "1024",
+    overlap: Overlap = "32",
+    channel: Channel = "0",
+    level: Level = 0,
+    axes: Axes = None,
+    merge: Merge = "auto",
+    min_iou: MinIou = 0.3,
+    min_size: Limit = 0,
+    max_size: Limit = None,
+    size_unit: Annotated[str, typer.Option(help="Of sizes: pixels or micrometers.")] = "pixels",
+    skip_empty: Annotated[bool, typer.Option(help="Leave out tiles without signal.")] = False,
+    empty_threshold: Annotated[
+        float | None, typer.Option(help="Brightest background; from the image by default.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Of the label image.")] = "labels",
+    workers: WorkerCount = None,
+    worker_kind: Kind = "threads",
+    resume: Annotated[bool, typer.Option(help="Take up an interrupted call.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Only say what it would take.")] = False,
+) -> None:
+    """Segment one image with the library alone: no Dagster, no home."""
+    from patchworks_core import open_image, segment_to_ome_zarr, segmentation_of, tile_process
+    from patchworks_core.api.arguments import in_pixels
+    from patchworks_core.machine.pools import Compute
+    from patchworks_core.seams.rules import MergeOptions
+    from patchworks_pipeline.cli.progress_bars import progress_bars
+    from patchworks_pipeline.progress import report
+
+    tiling: dict[str, Any] = {
+        "tile_shape": _tile_shape_of(tile_shape),
+        "overlap": overlap_of(overlap),
+        "skip_empty": skip_empty,
+        "empty_threshold": empty_threshold,
+    }
+    try:
+        opened = open_image(image, channel=channel_of(channel), level=level or 0, axes=axes)
+        function = segmentation_of(segmentation, parameters(param or []))
+        options = MergeOptions(
+            merge,  # type: ignore[arg-type]
+            None,
+            min_iou or 0.0,
+            in_pixels(min_size, size_unit, opened) or 0,  # type: ignore[arg-type]
+            max_size=in_pixels(max_size, size_unit, opened, round_up=False),  # type: ignore[arg-type]
+        )
+        kind: Any = worker_kind
+        if dry_run:
+            counted = {"max_workers": workers, "workers": kind}
+            say(str(tile_process(opened, function, dry_run=True, **tiling, **counted)))
+            return
+        with progress_bars(image, console):
+            written = segment_to_ome_zarr(
+                opened,
+                function,
+                output,
+                name=name,
+                options=options,
+                compute=Compute(workers, kind),
+                progress=report,
+                resume=resume,
+                **tiling,
+            )
+    except (ImageError, PlanError, SegmentationError) as error:
+        fail(str(error), BAD_INPUT)
+    except TilesFailedError as error:
+        fail(str(error), TILES_FAILED)
+    say(f"{written.n_objects} objects\n  labels  {written.path}")
+
+
+def _tile_shape_of(text: str) -> Any:
+    return text if text == "auto" else one_or_all(numbers_of("--tile-shape", text))

@@ -1,0 +1,89 @@
+"""The webserver and the daemon of a home, as two processes that end together."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import dagster as dg
+import psutil
+
+from patchworks_pipeline.instance.home import home_environment, opening, prepare_home
+from patchworks_pipeline.resources.resources import AUTOMATION_VARIABLE
+
+MODULE = "patchworks_pipeline.definitions"
+
+SECONDS_TO_STOP = 10
+"""Given to processes to end when they are told to."""
+
+SECONDS_TO_FOLLOW = 2
+"""Given to what they started to follow by itself."""
+
+
+def serve(home: Path, *, host: str, port: int, automation: bool = True) -> int:
+    """Run webserver and daemon until one ends or this process is interrupted.
+
+    Parameters
+    ----------
+    home : Path
+    host, port
+        Of the webserver.
+    automation : bool
+        Whether sensors and schedules may start runs.
+
+    Returns
+    -------
+    int
+        Exit code: 0 after an interrupt, else that of the process that ended.
+    """
+    environment = {**os.environ, **home_environment(prepare_home(home))}
+    if not automation:
+        environment[AUTOMATION_VARIABLE] = "off"
+    os.environ.update(environment)
+    with opening(home), dg.DagsterInstance.get():
+        pass
+    commands = [
+        [sys.executable, "-m", "dagster_webserver", "-m", MODULE, "-h", host, "-p", str(port)],
+        [sys.executable, "-m", "dagster._daemon", "run", "-m", MODULE],
+    ]
+    print(f"Dagster UI of {home}: http://{host}:{port} (Ctrl-C ends it)", flush=True)
+    # A terminal sends Ctrl-C to all three; a service manager sends SIGTERM to this one. What was
+    # started in the background of a shell ignores Ctrl-C, and would hand that down.
+    previous = {each: signal.signal(each, _interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for command in commands:
+            processes.append(subprocess.Popen(command, env=environment))
+        while all(process.poll() is None for process in processes):
+            time.sleep(0.5)
+        return next(p.returncode for p in processes if p.returncode is not None)
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+        _stop(processes)
+
+
+def _stop(processes: list[subprocess.Popen[bytes]]) -> None:
+    """End processes and all that they started: code servers, and runs that are going on.
+
+    Dagster's own processes leave their code servers to end by themselves, up to a minute later.
+    """
+    running = [psutil.Process(process.pid) for process in processes if process.poll() is None]
+    family = [child for parent in running for child in parent.children(recursive=True)]
+    for process in running:
+        process.send_signal(signal.SIGINT)
+    psutil.wait_procs(running, SECONDS_TO_STOP)
+    _, left = psutil.wait_procs(family, SECONDS_TO_FOLLOW)
+    for process in left:
+        process.terminate()  # a run that gets it records that it was interrupted
+    _, left = psutil.wait_procs([*running, *left], SECONDS_TO_STOP)
+    for process in left:
+        process.kill()
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,120 @@
+"""The command ``patchworks view``: image, labels and tiles in napari, or in a picture."""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from patchworks_core.errors import ImageError, PlanError, StageError
+from patchworks_pipeline.cli.options import (
+    Axes,
+    Home,
+    Level,
+    channel_of,
+    numbers_of,
+    one_or_all,
+)
+from patchworks_pipeline.cli.terminal import BAD_INPUT, fail, say
+
+if TYPE_CHECKING:
+    from patchworks_core.images.image import Image
+    from patchworks_core.tiles.grid import TileGrid
+
+
+def view(
+    image: Annotated[str, typer.Argument(help="Path or URL of an image, or its key in the home.")],
+    labels: Annotated[
+        str | None, typer.Option(help="Path or URL of labels, such as a.ome.zarr/labels/cells.")
+    ] = None,
+    tile_shape: Annotated[
+        str | None, typer.Option(help="Tiles to draw; else those the labels were made in.")
+    ] = None,
+    channel: Annotated[
+        str | None, typer.Option(help="Channel by position or name; all in napari, else the first.")
+    ] = None,
+    level: Level = 0,
+    axes: Axes = None,
+    picture: Annotated[
+        Path | None, typer.Option("-o", "--picture", help="PNG to write instead of opening napari.")
+    ] = None,
+    home: Home = Path(".patchworks"),
+) -> None:
+    """Show an image with labels and tiles in napari, or write a picture where there is none."""
+    from patchworks_core.pictures.viewing import layers_of, picture_of, show
+
+    asked = Asked(image, labels, channel, level or 0, axes)
+    try:
+        asked = asked.in_home(home)
+        wants_napari = picture is None and find_spec("napari") is not None
+        opened, labelled, grid = asked.open(None if wants_napari else 0, tile_shape)
+        if wants_napari:
+            show(layers_of(opened, labelled, grid), title=image)
+            return
+        path = picture or Path(f"{Path(asked.image.rstrip('/')).name}.overlay.png")
+        path.write_bytes(picture_of(opened, labelled, grid))
+    except (ImageError, PlanError, StageError) as error:
+        fail(str(error), BAD_INPUT)
+    say(f"  picture  {path.absolute()}")
+    if picture is None:
+        say("for a view to move in: pip install 'patchworks-pipeline[napari]'")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is to be shown."""
+
+    image: str
+    """Path, URL, or key."""
+
+    labels: str | None
+    """Path or URL."""
+
+    channel: str | None
+    """As on the command line; None leaves it to the viewer."""
+
+    level: int
+    axes: str | None
+
+    def in_home(self, home: Path) -> "Asked":
+        """Return the same with the paths of an image of a home, where the image is the key of one.
+
+        The labels are those that were merged last; while there are none, none are shown.
+        """
+        if "://" in self.image or Path(self.image).exists() or not (home / "dagster").is_dir():
+            return self
+        from patchworks_pipeline.cli.runs import open_home
+        from patchworks_pipeline.resources.resources import LabelStore
+
+        with open_home(home.absolute()):
+            folder = LabelStore().of_home().folder(self.image)
+            if not folder.has("acquisition.json"):
+                return self
+            known = folder.acquisition()
+            path = folder.labels(folder.plan()).path if folder.has("plan.json") else None
+        has_labels = path is not None and path.exists()
+        return Asked(
+            known.url,
+            self.labels or (str(path) if has_labels else None),
+            self.channel or (None if known.channel is None else str(known.channel)),
+            known.level,
+            known.axes,
+        )
+
+    def open(
+        self, default_channel: int | None, tile_shape: str | None
+    ) -> "tuple[Image, Image | None, TileGrid | None]":
+        """Open image and labels, and find the tiles to draw."""
+        from patchworks_core import open_image
+        from patchworks_core.pictures.viewing import grid_of_labels
+        from patchworks_core.tiles.grid import plan_grid
+
+        channel = default_channel if self.channel is None else channel_of(self.channel)
+        image = open_image(self.image, channel=channel, level=self.level, axes=self.axes)
+        labels = None if self.labels is None else open_image(self.labels, channel=None)
+        grid = None if self.labels is None else grid_of_labels(self.labels)
+        if tile_shape is not None:
+            wanted = one_or_all(numbers_of("--tile-shape", tile_shape))
+            grid = plan_grid(image.axes, image.shape, tile_shape=wanted)
+        return image, labels, grid

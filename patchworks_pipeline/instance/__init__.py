@@ -1,0 +1,1 @@
+"""The home of an instance, and what is logged in it."""

@@ -1,0 +1,1 @@
+"""What lies in the landing folder: candidates, and which of them have arrived."""

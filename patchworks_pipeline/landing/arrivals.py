@@ -1,0 +1,301 @@
+"""Which acquisitions have arrived: complete, readable, and not taken before.
+
+1. `look` compares every candidate with what was seen at earlier looks and says which have been
+   still for long enough, or carry their marker.
+2. `why_unreadable` opens one without reading pixels.
+3. The `Ledger` remembers which version of what was taken, the `Quarantine` what was refused.
+
+A look does not wait: what was seen when is handed back, and given again to the next look.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+import imageio.v3 as iio
+from upath import UPath
+
+from patchworks_core.errors import ImageError
+from patchworks_core.files.locations import (
+    file_stamp,
+    filesystem,
+    folder_stamp,
+    is_remote,
+    remote_folder_stamp,
+)
+from patchworks_core.files.storage import write_text
+from patchworks_core.images.image import open_image
+from patchworks_core.images.readers import raster
+from patchworks_core.images.readers.zarr_node import METADATA_FILES
+from patchworks_pipeline.landing.candidates import Candidate
+
+MAX_PENDING = 1000
+"""Candidates watched at once; the rest wait their turn, so that the cursor stays small."""
+
+LOOKED_AGAIN = 5
+"""Taken Zarr folders whose every file is looked at again per look, in turn."""
+
+Seen = Mapping[str, tuple[str, int]]
+"""Per candidate: signature, and the second since when it is the same."""
+
+_GONE = (FileNotFoundError, NotADirectoryError)
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One state of the content of an acquisition."""
+
+    signature: str
+    """Digest of names, sizes and times of change of all its files."""
+
+    glance: str
+    """The same of a Zarr folder's metadata files only: cheap, and told by most changes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A candidate that is complete."""
+
+    candidate: Candidate
+    version: Version
+
+    @property
+    def name(self) -> str:
+        """Of this version of the acquisition; a run key, and the name of a record."""
+        return f"{self.candidate.key}-{self.version.signature}"
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one look at the landing folder found."""
+
+    arrivals: list[Arrival]
+    """Complete now, by path."""
+
+    seen: dict[str, tuple[str, int]]
+    """For the next look."""
+
+    n_waiting: int
+    """Candidates that are not complete yet, or wait for their turn."""
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Which version of each acquisition was taken, by URL."""
+
+    path: UPath
+    taken: dict[str, Version] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: UPath) -> "Ledger":
+        """Read a ledger; one that is not there, or damaged, is empty.
+
+        Nothing is taken twice for it: runs are requested under the name of the version.
+        """
+        try:
+            record = json.loads(path.read_text())
+            return cls(path, {url: Version(**version) for url, version in record.items()})
+        except (*_GONE, ValueError, TypeError, AttributeError):
+            return cls(path)
+
+    def write(self) -> None:
+        """Write the ledger."""
+        record = {url: asdict(version) for url, version in sorted(self.taken.items())}
+        write_text(self.path, json.dumps(record, indent=0) + "\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """Acquisitions that were refused, one record per version."""
+
+    path: UPath
+
+    def names(self) -> frozenset[str]:
+        """Return the versions that were refused; see `Arrival.name`."""
+        if not self.path.is_dir():
+            return frozenset()
+        return frozenset(entry.name.removesuffix(".json") for entry in self.path.iterdir())
+
+    def refuse(self, arrival: Arrival, reason: str) -> None:
+        """Record why a version was refused; another one will be tried again."""
+        record = {
+            "url": arrival.candidate.url,
+            "key": arrival.candidate.key,
+            "signature": arrival.version.signature,
+            "reason": reason,
+        }
+        write_text(self.path / f"{arrival.name}.json", json.dumps(record, indent=2) + "\n")
+
+    def reasons(self) -> dict[str, str]:
+        """Return why, by version."""
+        return {
+            name: str(json.loads((self.path / f"{name}.json").read_text())["reason"])
+            for name in sorted(self.names())
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """When a candidate counts as complete, and how many are taken at once."""
+
+    settle_seconds: float
+    max_arrivals: int
+
+
+def look(
+    candidates: Sequence[Candidate],
+    watch: Watch,
+    *,
+    now: int,
+    seen: Seen,
+    ledger: Ledger,
+    refused: frozenset[str] = frozenset(),
+    again: Iterable[str] = (),
+) -> Look:
+    """Say which candidates are complete and were not taken in this version.
+
+    Parameters
+    ----------
+    candidates : sequence of Candidate
+    watch : Watch
+    now : int
+        Seconds since 1970.
+    seen : mapping
+        What the look before handed back.
+    ledger : Ledger
+        Its glances are brought up to date where metadata were touched and nothing changed.
+    refused : frozenset of str
+        Versions in quarantine.
+    again : iterable of str
+        URLs of taken acquisitions to look at in full.
+
+    Returns
+    -------
+    Look
+
+    Notes
+    -----
+    A marker says that a new acquisition is complete. It is still there when the acquisition is
+    written over, so a later version must also be still.
+    """
+    arrivals: list[Arrival] = []
+    still: dict[str, tuple[str, int]] = {}
+    n_waiting = 0
+    in_full = set(again)
+    for candidate in candidates:
+        taken, before = ledger.taken.get(candidate.url), seen.get(candidate.name)
+        glance = glance_at(candidate)
+        if taken and before is None and taken.glance == glance and candidate.url not in in_full:
+            continue
+        signature = glance if not candidate.is_folder else signature_of(candidate)
+        if signature is None or glance is None:
+            n_waiting += 1
+            continue
+        version = Version(signature, glance)
+        arrival = Arrival(candidate, version)
+        if taken and taken.signature == signature:
+            ledger.taken[candidate.url] = version
+            continue
+        if arrival.name in refused:
+            continue
+        since = before[1] if before and before[0] == signature else now
+        is_complete = now - since >= watch.settle_seconds
+        if candidate.marker:
+            is_marked = _exists(candidate.marker)
+            is_complete = is_marked and (is_complete or taken is None)
+        if is_complete and len(arrivals) < watch.max_arrivals:
+            arrivals.append(arrival)
+            continue
+        n_waiting += 1
+        if len(still) < MAX_PENDING:
+            still[candidate.name] = (signature, since)
+    return Look(arrivals, still, n_waiting)
+
+
+def signature_of(candidate: Candidate) -> str | None:
+    """Return the digest of all files of a candidate; None where it is gone, or no image yet."""
+    return _digest_of(lambda: _stamps(candidate, in_full=True))
+
+
+def glance_at(candidate: Candidate) -> str | None:
+    """Return the digest of a file, or of the metadata files of a Zarr folder; None as above."""
+    return _digest_of(lambda: _stamps(candidate, in_full=False))
+
+
+def _stamps(candidate: Candidate, *, in_full: bool) -> Iterator[bytes]:
+    """Yield what identifies a candidate; nothing where a folder has no metadata."""
+    if not candidate.is_folder:
+        yield from file_stamp(candidate.url)
+        return
+    metadata = _metadata(candidate.url)
+    if not metadata:
+        return
+    if not in_full:
+        for url in (*metadata, *_metadata(f"{candidate.url}/0")):
+            yield from file_stamp(url)
+    elif is_remote(candidate.url):
+        fs, path = filesystem(candidate.url)
+        yield from remote_folder_stamp(fs, path, METADATA_FILES)
+    else:
+        yield from folder_stamp(candidate.url)
+
+
+def _metadata(folder: str) -> list[str]:
+    """Return the Zarr metadata files that are in a folder."""
+    return [url for url in (f"{folder}/{name}" for name in METADATA_FILES) if _exists(url)]
+
+
+def _digest_of(stamps: Callable[[], Iterator[bytes]]) -> str | None:
+    digest, is_empty = blake2b(digest_size=8), True
+    try:
+        for part in stamps():
+            is_empty = False
+            digest.update(len(part).to_bytes(8, "little") + part)
+    except _GONE:
+        return None  # taken away while we looked
+    return None if is_empty else digest.hexdigest()
+
+
+def _exists(url: str) -> bool:
+    if not is_remote(url):
+        return os.path.exists(url)
+    fs, path = filesystem(url)
+    return bool(fs.exists(path))
+
+
+def why_unreadable(url: str) -> str | None:
+    """Return why an image cannot be opened, in words; None where it can. No pixels are read.
+
+    Raises
+    ------
+    FileNotFoundError, ConnectionError, TimeoutError
+        If it could not be tried now.
+    """
+    try:
+        if url.lower().endswith(tuple(raster.FORMATS)):
+            # Opening one decodes it whole; its header is all a sensor has time for.
+            fs, path = filesystem(url)
+            with fs.open(path, "rb") as file:
+                iio.improps(file, plugin="pillow", index=0)
+        else:
+            open_image(url)
+    except (*_GONE, ConnectionError, TimeoutError):
+        raise
+    except ImageError as error:
+        return str(error)
+    except Exception as error:  # a damaged file may raise anything; it is handed on, in words
+        return f"{type(error).__name__}: {error}; the file at {url!r} may be damaged"
+    return None
+
+
+def seen_to_json(seen: Seen) -> dict[str, Any]:
+    """Return what was seen as JSON has it."""
+    return {name: list(entry) for name, entry in seen.items()}
+
+
+def seen_from_json(record: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
+    """Read what `seen_to_json` gave."""
+    return {name: (str(signature), int(since)) for name, (signature, since) in record.items()}

@@ -1,0 +1,211 @@
+"""Acquisitions in the landing folder: where each lies, and the partition key it gets.
+
+A landing folder is read by glob patterns, or by a template whose fields make the key. An OME-NGFF
+plate gives one acquisition per field. Whether one is complete is the business of `landing`.
+"""
+
+import fnmatch
+import json
+import re
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from patchworks_core.errors import PlanError
+from patchworks_core.files.locations import filesystem
+from patchworks_core.files.storage import as_path
+from patchworks_pipeline.partitions import SUFFIXES, image_key, suffix_of
+
+_FIELD = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+_ZARR_SUFFIX = ".zarr"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Something in the landing folder that would be an image, once it is complete."""
+
+    url: str
+    """Path or URL."""
+
+    name: str
+    """Path below the landing folder; what people are shown."""
+
+    key: str
+    """Partition key; empty where none can be made of the name."""
+
+    is_folder: bool
+    """True for Zarr."""
+
+    marker: str | None = None
+    """Path or URL of the file that says the acquisition is complete; None where none is asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a landing folder is laid out."""
+
+    landing: str
+    """Folder or fsspec URL."""
+
+    patterns: tuple[str, ...] = ()
+    """Globs relative to `landing`, such as ``*.tif`` or ``*/*.ome.zarr``; none: all formats."""
+
+    template: str = ""
+    """Instead of patterns, such as ``{plate}/{well}/{field}.ome.tif``; the fields make the key."""
+
+    marker: str = ""
+    """Name of the file that marks one as complete, such as ``{name}.done``; empty: none."""
+
+    def __post_init__(self) -> None:
+        if self.template and not _FIELD.search(self.template):
+            raise PlanError(
+                f"a landing template must name fields in braces, got {self.template!r}; for "
+                "example '{plate}/{well}/{field}.ome.tif'"
+            )
+        if self.marker and not {"{name}", "{stem}"} & set(re.findall(r"\{\w+\}", self.marker)):
+            raise PlanError(
+                f"a marker must contain {{name}} or {{stem}}, got {self.marker!r}; for example "
+                "'{name}.done'"
+            )
+
+
+def find_candidates(layout: Layout, *, known: Container[str] = ()) -> list[Candidate]:
+    """Return what lies in a landing folder, by path.
+
+    Parameters
+    ----------
+    layout : Layout
+    known : container of str
+        URLs of images that are no plates; their metadata are not read again.
+
+    Returns
+    -------
+    list of Candidate
+        Two may have the same key. A folder that does not exist holds none.
+    """
+    folder = str(as_path(layout.landing))
+    fs, root = filesystem(folder)
+    # Object stores cache listings, and would never show what landed since.
+    fs.invalidate_cache()
+    wanted = [layout.template] if layout.template else layout.patterns
+    wanted = wanted or [f"*{suffix}" for suffix in SUFFIXES]
+    found: dict[str, Candidate] = {}
+    for parts in ([_regex(part) for part in each.split("/")] for each in wanted):
+        for path, is_folder, fields in _match(fs, root.rstrip("/"), parts, {}):
+            name = path[len(root.rstrip("/")) + 1 :]
+            if name in found or (is_folder and not name.endswith(_ZARR_SUFFIX)):
+                continue
+            url = f"{folder.rstrip('/')}/{name}"
+            key = _key("/".join(fields.values()) if layout.template else name)
+            marker = _marker(layout.marker, url)
+            found[name] = Candidate(url, name, key, is_folder, marker)
+    candidates: list[Candidate] = []
+    for name in sorted(found):
+        whole = found[name]
+        fields_of_plate = None
+        if whole.is_folder and whole.url not in known:
+            fields_of_plate = _plate_fields(fs, f"{root.rstrip('/')}/{name}")
+        if fields_of_plate is None:
+            candidates.append(whole)
+            continue
+        candidates += [
+            Candidate(
+                f"{whole.url}/{path}", f"{name}/{path}", f"{whole.key}_{key}", True, whole.marker
+            )
+            for path, key in fields_of_plate
+        ]
+    return candidates
+
+
+def _regex(part: str) -> re.Pattern[str]:
+    """Return the pattern of one path part, written as a glob or with fields in braces."""
+    if not _FIELD.search(part):
+        return re.compile(fnmatch.translate(part), re.IGNORECASE)
+    text, end = "", 0
+    for field in _FIELD.finditer(part):
+        text += re.escape(part[end : field.start()]) + f"(?P<{field[1]}>[^/]+?)"
+        end = field.end()
+    return re.compile(text + re.escape(part[end:]) + r"\Z", re.IGNORECASE)
+
+
+def _match(
+    fs: Any, folder: str, parts: Sequence[re.Pattern[str]], fields: dict[str, str]
+) -> Iterator[tuple[str, bool, dict[str, str]]]:
+    """Yield path, whether it is a folder, and the fields of what matches below a folder."""
+    try:
+        entries = fs.ls(folder or "/", detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return  # not made yet, or taken away while we looked
+    for entry in entries:
+        path = entry["name"].rstrip("/")
+        name = path.rsplit("/", 1)[-1]
+        match = parts[0].match(name)
+        if name.startswith(".") or match is None:
+            continue
+        is_folder = entry["type"] == "directory"
+        named = {**fields, **match.groupdict()}
+        if len(parts) == 1:
+            yield path, is_folder, named
+        elif is_folder:
+            yield from _match(fs, path, parts[1:], named)
+
+
+def _key(name: str) -> str:
+    """Return the key of a path below the landing folder: its parts joined, made legal."""
+    try:
+        return image_key(name.replace("/", "_"))
+    except PlanError:
+        return ""
+
+
+def _marker(pattern: str, url: str) -> str | None:
+    """Return the marker of an acquisition, beside it."""
+    if not pattern:
+        return None
+    folder, _, name = url.rpartition("/")
+    stem = name.removesuffix(suffix_of(name))
+    return f"{folder}/{pattern.replace('{name}', name).replace('{stem}', stem)}"
+
+
+def _ome_attributes(fs: Any, folder: str) -> dict[str, Any] | None:
+    """Return the OME attributes of a Zarr group, of either format; None where there are none."""
+    for name in ("zarr.json", ".zattrs"):
+        try:
+            record = json.loads(fs.cat_file(f"{folder}/{name}"))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except ValueError:
+            return None  # half-written
+        attributes = record.get("attributes", {}) if name == "zarr.json" else record
+        ome = attributes.get("ome", attributes)
+        return ome if isinstance(ome, dict) else None
+    return None
+
+
+def _plate_fields(fs: Any, folder: str) -> list[tuple[str, str]] | None:
+    """Return path and key of each field of a plate that is there; None where it is no plate.
+
+    A well that the plate names and that is not written yet has no fields yet.
+    """
+    attributes = _ome_attributes(fs, folder)
+    if attributes is None or "plate" not in attributes:
+        return None
+    try:
+        wells = [_inside(well["path"]) for well in attributes["plate"]["wells"]]
+        fields = []
+        for well in wells:
+            record = (_ome_attributes(fs, f"{folder}/{well}") or {}).get("well", {})
+            for image in record.get("images", []):
+                path = _inside(str(image["path"]))
+                fields.append((f"{well}/{path}", _key(f"{well.replace('/', '')}/{path}")))
+    except (KeyError, TypeError, AttributeError, PlanError):
+        return None  # not valid: opening it will say why
+    return fields
+
+
+def _inside(path: str) -> str:
+    """Return a path of a plate's metadata, which must not lead out of the plate."""
+    if not path or any(part in ("", ".", "..") for part in path.split("/")):
+        raise PlanError(f"a path in the metadata of a plate must lie within it, got {path!r}")
+    return path

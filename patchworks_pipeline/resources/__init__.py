@@ -1,0 +1,1 @@
+"""What a deployment decides: settings, clusters, pools of workers."""

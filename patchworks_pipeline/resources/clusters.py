@@ -1,0 +1,87 @@
+"""The Dask cluster that tiles may run on, configured as `dagster_dask.dask_resource` is.
+
+One YAML file says which: an existing scheduler, processes on this machine, SLURM, Kubernetes, ...::
+
+    client: {address: "tcp://head-node:8786"}      # an existing scheduler
+
+    cluster: {slurm: {queue: gpu, cores: 4, memory: 64GB, walltime: "12:00:00"}}
+
+``$PATCHWORKS_DASK`` names the file; without it there is no cluster.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import dagster as dg
+import yaml
+from pydantic import Field
+
+from patchworks_core.errors import PlanError
+from patchworks_core.machine.dask_clients import refuse_in_process
+from patchworks_pipeline.resources.settings import Deployed
+
+DASK_VARIABLE = "PATCHWORKS_DASK"
+
+
+class DaskCluster(Deployed):
+    """The Dask cluster for tiles, if any."""
+
+    section: ClassVar[str] = "cluster"
+
+    config_file: str = Field(
+        default="",
+        description=f"YAML in the form of dagster_dask.dask_resource; empty: ${DASK_VARIABLE}, "
+        "and if that is empty too there is no cluster.",
+    )
+    seconds_to_wait: float = Field(
+        default=600, description="For the first worker, which a batch system may start late."
+    )
+
+    def settings(self) -> dict[str, Any] | None:
+        """Return what the file says; None where no file is named.
+
+        Raises
+        ------
+        PlanError
+            If there is no such file, or it does not describe a cluster.
+        """
+        name = self.config_file or os.environ.get(DASK_VARIABLE, "")
+        if not name:
+            return None
+        if not Path(name).is_file():
+            raise PlanError(
+                f"no cluster configuration at {name!r}; correct {DASK_VARIABLE} or DaskCluster"
+            )
+        found = yaml.safe_load(Path(name).read_text())
+        if not isinstance(found, dict) or not set(found) & {"client", "cluster"}:
+            raise PlanError(
+                f"{name} must have a key 'client' or 'cluster' as dagster_dask.dask_resource has, "
+                f"got {found!r}"
+            )
+        return found
+
+    @contextmanager
+    def open(self) -> Iterator[Any]:
+        """Connect to the cluster, or start it; give the client, or None where there is none.
+
+        Raises
+        ------
+        PlanError
+            If the client's workers are threads of this process.
+        """
+        settings = self.settings()
+        if settings is None:
+            yield None
+            return
+        from dagster_dask import dask_resource
+
+        with dg.build_resources(
+            {"dask": dask_resource}, resource_config={"dask": {"config": settings}}
+        ) as resources:
+            client = resources.dask.client
+            refuse_in_process(client)
+            client.wait_for_workers(1, timeout=self.seconds_to_wait)
+            yield client

@@ -1,0 +1,84 @@
+"""Where tiles run: the one seam between the assets and threads, processes, GPUs or a cluster.
+
+1. A Dask cluster, if one is configured, takes all tiles.
+2. A function that wants a GPU gets one worker process per slot, bound to its device.
+3. Otherwise the compute budget decides how many threads or processes there are.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from patchworks_core.machine.engine import WINDOW_PER_WORKER
+from patchworks_core.machine.faults import RetryPolicy
+from patchworks_core.machine.pools import TilePool
+from patchworks_core.machine.workers import Workers
+from patchworks_core.stage.plan import Plan
+from patchworks_pipeline.resources.clusters import DaskCluster
+from patchworks_pipeline.resources.resources import ComputeBudget, GpuPool
+
+RETRY = RetryPolicy()
+
+RETRY_ON_CLUSTER = RetryPolicy(killed_attempts=2)
+"""Dask tries a tile on several workers before it blames it, but a tile that shared a dying worker
+is blamed as well: so once more, alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class TilePools:
+    """What a run may compute on."""
+
+    budget: ComputeBudget
+    gpus: GpuPool
+    cluster: DaskCluster
+
+    @property
+    def is_decided(self) -> bool:
+        """True where what a tile takes would not change how many are worked on at once."""
+        return bool(self.budget.workers) or self.cluster.settings() is not None
+
+    @contextmanager
+    def open(
+        self, plan: Plan, *, wants_gpu: bool = False, measured_bytes: int = 0
+    ) -> Iterator[TilePool]:
+        """Open a pool for the tiles of a plan.
+
+        Parameters
+        ----------
+        plan : Plan
+        wants_gpu : bool
+            Whether the function uses a GPU.
+        measured_bytes : int
+            What a tile was seen to take; 0 where none was measured.
+        """
+        with self.cluster.open() as client:
+            if client is not None:
+                n_threads = sum(client.nthreads().values())
+                yield TilePool(
+                    client.get_executor(pure=False),
+                    WINDOW_PER_WORKER * max(1, n_threads),
+                    RETRY_ON_CLUSTER,
+                    f"Dask cluster at {client.scheduler.address} with {n_threads} threads",
+                    client.dashboard_link,
+                )
+                return
+        workers, reason = self._on_this_machine(plan, wants_gpu, measured_bytes)
+        with workers.open() as executor:
+            yield TilePool(executor, WINDOW_PER_WORKER * workers.count, RETRY, reason)
+
+    def _on_this_machine(
+        self, plan: Plan, wants_gpu: bool, measured_bytes: int
+    ) -> tuple[Workers, str]:
+        """Decide on the workers of this machine."""
+        decision = self.budget.decide(plan, measured_bytes=measured_bytes)
+        slots = self.gpus.slots() if wants_gpu else ()
+        if not slots:
+            why = "; no GPU found, the function runs on the CPU" if wants_gpu else ""
+            return self.budget.open(decision.count), decision.reason + why
+        limit = self.budget.workers or len(slots)
+        n_devices = len(set(slots))
+        reason = f"{len(slots)} slots on {n_devices} GPUs, one worker process each"
+        # Each process holds one tile, so the memory of the host bounds them too.
+        fit = self.budget.model_copy(update={"cores_left_free": 0, "workers": len(slots)})
+        count = min(limit, len(slots), fit.decide(plan, measured_bytes=measured_bytes).count)
+        return Workers(count, "processes", slots), reason

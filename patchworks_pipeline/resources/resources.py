@@ -1,0 +1,304 @@
+"""Resources: what a deployment decides. Choices of one run are config, facts are records."""
+
+import os
+from dataclasses import replace
+from typing import Any, ClassVar, cast
+
+import dagster as dg
+import numpy as np
+from pydantic import Field
+from upath import UPath
+
+from patchworks_core.errors import ImageError
+from patchworks_core.files.storage import as_path
+from patchworks_core.machine.budget import (
+    WorkerDecision,
+    block_bytes,
+    decide_workers,
+    granted_cores,
+    granted_memory_bytes,
+)
+from patchworks_core.machine.devices import Device, granted_devices, slots_on
+from patchworks_core.machine.workers import WorkerKind, Workers
+from patchworks_core.pilot.trials import recommend_overlap
+from patchworks_core.plugins.segmentation import Segmentation as SegmentationFunction
+from patchworks_core.plugins.segmentation import segmentation_of
+from patchworks_core.seams.rules import MergeOptions
+from patchworks_core.stage.plan import FROM_IMAGE, Plan
+from patchworks_pipeline.instance.home import home_folder
+from patchworks_pipeline.landing.candidates import Layout, find_candidates
+from patchworks_pipeline.partitions import check_image_key
+from patchworks_pipeline.records import Acquisition, ImageFolder
+from patchworks_pipeline.resources.settings import Deployed
+
+AUTOMATION_VARIABLE = "PATCHWORKS_AUTOMATION"
+"""``off`` switches automation off; read at every tick."""
+
+
+class LabelStore(Deployed):
+    """Where stages and merged labels are kept, one folder per image."""
+
+    section: ClassVar[str] = "store"
+
+    root: str = Field(
+        default="",
+        description="Folder or fsspec URL (s3://, memory://); empty is store/ in the home.",
+    )
+
+    def path(self) -> UPath:
+        """Return where the folders of images lie."""
+        return as_path(self.root or home_folder() / "store")
+
+    def folder(self, image: str) -> ImageFolder:
+        """Return the folder of an image."""
+        return ImageFolder(self.path() / check_image_key(image), image)
+
+
+class AcquisitionSource(Deployed):
+    """Where acquisitions land, how the folder is laid out, and when one is complete."""
+
+    section: ClassVar[str] = "source"
+
+    landing: str = Field(
+        default="", description="Folder or fsspec URL; empty is landing/ in the home."
+    )
+    patterns: list[str] = Field(
+        default=[],
+        description="Globs below the folder, such as '*.tif' or '*/*.ome.zarr'; none: whatever "
+        "can be read and lies directly in it.",
+    )
+    template: str = Field(
+        default="",
+        description="Instead of patterns, such as '{plate}/{well}/{field}.ome.tif'; the fields "
+        "make the partition key.",
+    )
+    marker: str = Field(
+        default="",
+        description="File that says one is complete, such as '{name}.done' or '{stem}.done' "
+        "beside it; empty: it is complete once it is still.",
+    )
+    settle_seconds: float = Field(
+        default=15, description="One is complete when no file of it changed for so long."
+    )
+    max_per_tick: int = Field(
+        default=100, description="Acquisitions taken by one tick of the landing sensor."
+    )
+
+    def layout(self) -> Layout:
+        """Return how the landing folder is laid out."""
+        landing = self.landing or str(home_folder() / "landing")
+        return Layout(landing, tuple(self.patterns), self.template, self.marker)
+
+    def find(self, image: str) -> Acquisition:
+        """Return the acquisition in the landing folder whose key is `image`.
+
+        Raises
+        ------
+        ImageError
+            If there is none, or more than one.
+        """
+        layout = self.layout()
+        found = [each for each in find_candidates(layout) if each.key == image]
+        if len(found) != 1:
+            names = [each.name for each in found]
+            raise ImageError(
+                f"image {image!r} is not registered and {len(found)} acquisitions in "
+                f"{layout.landing} have that key ({names!r}); copy exactly one there, or register "
+                "it with 'patchworks run'"
+            )
+        return Acquisition(url=found[0].url)
+
+
+class Automation(Deployed):
+    """Whether sensors and schedules may start runs: the one switch for those who do not want it."""
+
+    section: ClassVar[str] = "automation"
+
+    enabled: bool = Field(
+        default=True, description="False: no sensor and no schedule starts a run by itself."
+    )
+
+    def why_off(self) -> str | None:
+        """Return why automation is off, in words; None where it is on."""
+        if not self.enabled:
+            return "automation is switched off by the resource 'automation'"
+        value = os.environ.get(AUTOMATION_VARIABLE, "on")
+        if value.lower() in ("off", "0", "false", "no"):
+            return f"automation is switched off by {AUTOMATION_VARIABLE}={value}"
+        return None
+
+
+class Backfills(Deployed):
+    """How a backfill of tiles is cut into runs; read when the code location is loaded."""
+
+    section: ClassVar[str] = "backfills"
+
+    max_partitions_per_run: int = Field(
+        default=0,
+        ge=0,
+        description="Tiles of one run at most, so that several machines share a backfill, or that "
+        "a run ends within a night; 0 is one run for all.",
+    )
+
+    def policy(self) -> dg.BackfillPolicy:
+        """Return this as Dagster has it."""
+        if self.max_partitions_per_run == 0:
+            return dg.BackfillPolicy.single_run()
+        return dg.BackfillPolicy.multi_run(self.max_partitions_per_run)
+
+
+class Segmentation(Deployed):
+    """The segmentation function of images that do not name their own, and how it is tiled."""
+
+    section: ClassVar[str] = "segmentation"
+
+    function: str = Field(
+        default="watershed",
+        description="Built-in name, name of an installed plugin, or 'module:function'.",
+    )
+    parameters: dict[str, Any] = Field(
+        default_factory=dict, description="Keyword arguments of every call."
+    )
+    tile_shape: list[int] = Field(
+        default=[1024],
+        description="Pixels of a tile; one value for all spatial axes, or one per axis from the "
+        "last; -1 is the whole axis.",
+    )
+    overlap: list[int] = Field(
+        default=[32], description="Halo on each side of a tile, pixels, by the same rules."
+    )
+    merge: str = Field(
+        default="auto", description="auto, touching, overlap or none: which labels are one object."
+    )
+    connectivity: int = Field(
+        default=0, description="Contact that counts for 'touching', 1 to 3; 0 is the function's."
+    )
+    min_iou: float = Field(default=0.3, description="Least IoU for 'overlap', 0 to 1.")
+    min_size: int = Field(
+        default=0, description="Merged objects of fewer pixels become background."
+    )
+    skip_empty: bool = Field(default=False, description="Leave tiles without signal unsegmented.")
+    empty_threshold: float | None = Field(
+        default=None,
+        description="Brightest value that is background; by default the image's histogram says.",
+    )
+    max_tile_partitions: int = Field(
+        default=5000, description="Tile partitions of one image; more tiles are grouped in blocks."
+    )
+
+    def function_of(self, acquisition: Acquisition) -> SegmentationFunction:
+        """Return the function that an image named, or this deployment's."""
+        if acquisition.function is None:
+            return segmentation_of(self.function, acquisition.parameters or self.parameters)
+        return segmentation_of(acquisition.function, acquisition.parameters)
+
+    def tiling_of(self, acquisition: Acquisition) -> dict[str, Any]:
+        """Return tile shape, overlap and block limit of an image."""
+        tile_shape = acquisition.tile_shape or tuple(self.tile_shape)
+        overlap = self.overlap if acquisition.overlap is None else acquisition.overlap
+        return {
+            "tile_shape": tile_shape[0] if len(tile_shape) == 1 else tile_shape,
+            "overlap": overlap[0] if len(overlap) == 1 else overlap,
+            "max_blocks": self.max_tile_partitions,
+            "empty_threshold": self._empty_threshold(),
+        }
+
+    def _empty_threshold(self) -> float | str | None:
+        """Return what a plan says of empty tiles."""
+        if self.empty_threshold is not None:
+            return self.empty_threshold
+        return FROM_IMAGE if self.skip_empty else None
+
+    def piloted(self, acquisition: Acquisition) -> Acquisition:
+        """Return the acquisition with the overlap and the rule that a pilot recommends.
+
+        Raises
+        ------
+        PlanError
+            If it has none to recommend.
+        """
+        chosen: dict[str, Any] = {"rule": self.merge, "min_iou": self.min_iou, **acquisition.merge}
+        chosen["connectivity"] = chosen.get("connectivity") or self.connectivity or None
+        report, best = recommend_overlap(
+            acquisition.open(),
+            self.function_of(acquisition),
+            tile_shape=self.tiling_of(acquisition)["tile_shape"],
+            options=MergeOptions(**chosen),
+        )
+        return replace(
+            acquisition,
+            overlap=best.overlap,
+            merge={**acquisition.merge, "rule": best.rule},
+            pilot=report.to_dict(),
+        )
+
+    def merge_options(
+        self, acquisition: Acquisition, plan: Plan, chosen: dict[str, Any]
+    ) -> MergeOptions:
+        """Return how labels of an image are merged: the run's choice, the image's, or this one."""
+        values = {
+            "rule": self.merge,
+            "connectivity": self.connectivity or None,
+            "min_iou": self.min_iou,
+            "min_size": self.min_size,
+            **acquisition.merge,
+            **chosen,
+        }
+        function = segmentation_of(plan.segmentation["function"], plan.segmentation["parameters"])
+        return MergeOptions(**values).resolve(
+            plan.grid, declared=function.merge, connectivity=function.connectivity
+        )
+
+
+class ComputeBudget(Deployed):
+    """How much of the machine a run takes; SLURM, cgroup and affinity limits are honoured."""
+
+    section: ClassVar[str] = "budget"
+
+    memory_fraction: float = Field(
+        default=0.8, description="Share of the granted memory to use, 0 to 1."
+    )
+    cores_left_free: int = Field(default=1, description="Granted cores to leave to others.")
+    workers: int = Field(default=0, description="Tiles at once; 0 decides from the budget.")
+    kind: str = Field(
+        default="threads",
+        description="threads, or processes for functions that hold the GIL.",
+    )
+
+    def decide(self, plan: Plan, *, measured_bytes: int = 0) -> WorkerDecision:
+        """Decide how many tile blocks of a plan are worked on at once, and say why.
+
+        `measured_bytes` is what the first tile took; it counts where it is more than expected.
+        """
+        expected = block_bytes(plan.grid, np.dtype(plan.image.dtype))
+        return decide_workers(
+            max(expected, measured_bytes),
+            cores=granted_cores(),
+            memory=granted_memory_bytes(),
+            memory_fraction=self.memory_fraction,
+            cores_left_free=self.cores_left_free,
+            at_most=self.workers or None,
+        )
+
+    def open(self, count: int) -> Workers:
+        """Return that many workers of the chosen kind."""
+        return Workers(count, cast(WorkerKind, self.kind))
+
+
+class GpuPool(Deployed):
+    """The GPUs of this machine that runs may use; each running tile has one slot on one device."""
+
+    section: ClassVar[str] = "gpus"
+
+    slots_per_device: int = Field(default=1, description="Tiles on one device at once.")
+    min_free_bytes: int = Field(
+        default=2_000_000_000, description="A device with less free memory is not used."
+    )
+
+    def devices(self) -> list[Device]:
+        """Return the devices that were granted and have enough free memory; may be none."""
+        return [d for d in granted_devices() if d.free_bytes >= self.min_free_bytes]
+
+    def slots(self) -> tuple[str, ...]:
+        """Return the UUID of the device behind each slot; none where the CPU is used."""
+        return slots_on(self.devices(), self.slots_per_device)

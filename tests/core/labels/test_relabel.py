@@ -1,0 +1,100 @@
+"""Sequential ids for label images that have gaps, held against scikit-image."""
+
+from __future__ import annotations
+
+import dask.array as da
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from skimage.segmentation import relabel_sequential
+
+from patchworks_core import (
+    ImageError,
+    PlanError,
+    relabel_sequential_array,
+    relabel_sequential_zarr,
+)
+from patchworks_core.labels import relabel as module
+
+
+def gappy(shape=(20, 30), seed: int = 0, n: int = 40) -> np.ndarray:
+    return np.random.default_rng(seed).choice([0, *range(3, 5 * n, 5)], shape).astype("i4")
+
+
+def stored(path, labels, *, zarr_format=3, **options):
+    group = zarr.open_group(str(path), mode="a", zarr_format=zarr_format)
+    array = group.create_array("labels", shape=labels.shape, dtype=labels.dtype, **options)
+    array[...] = labels
+    array.attrs["author"] = "someone"
+    return array
+
+
+@settings(max_examples=50)
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(0, 50), lazy=st.booleans())
+def test_ids_are_those_of_scikit_image(seed, n, lazy):
+    labels = gappy(seed=seed, n=n)
+    given_ = da.from_array(labels, chunks=(7, 11)) if lazy else labels
+    found = relabel_sequential_array(given_)
+    assert isinstance(found, da.Array) == lazy
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(found, relabel_sequential(labels)[0])
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_a_stored_image_is_renumbered_elsewhere_or_in_place(tmp_path, zarr_format):
+    labels = gappy()
+    stored(tmp_path / "a.zarr", labels, chunks=(7, 11), zarr_format=zarr_format)
+    n = relabel_sequential_zarr(tmp_path / "a.zarr", tmp_path / "b.zarr", output_component="ids")
+    expected = relabel_sequential(labels)[0]
+    assert n == expected.max()
+    written = zarr.open_array(str(tmp_path / "b.zarr" / "ids"))
+    np.testing.assert_array_equal(written[...], expected)
+    np.testing.assert_array_equal(zarr.open_array(str(tmp_path / "a.zarr" / "labels"))[...], labels)
+    assert (written.chunks, written.attrs["author"]) == ((7, 11), "someone")
+    assert relabel_sequential_zarr(tmp_path / "a.zarr", in_place=True) == n
+    replaced = zarr.open_array(str(tmp_path / "a.zarr" / "labels"))
+    np.testing.assert_array_equal(replaced[...], expected)
+    assert sorted(p.name for p in (tmp_path / "a.zarr").iterdir() if p.is_dir()) == ["labels"]
+
+
+def test_shards_are_written_whole(tmp_path):
+    labels = gappy((64, 64))
+    stored(tmp_path / "a.zarr", labels, chunks=(8, 8), shards=(32, 32))
+    relabel_sequential_zarr(tmp_path / "a.zarr", in_place=True, n_workers=2)
+    written = zarr.open_array(str(tmp_path / "a.zarr" / "labels"))
+    assert written.shards == (32, 32)
+    np.testing.assert_array_equal(written[...], relabel_sequential(labels)[0])
+
+
+def test_a_killed_call_leaves_the_old_labels_whole(tmp_path, monkeypatch):
+    labels = gappy()
+    stored(tmp_path / "a.zarr", labels, chunks=(7, 11))
+
+    def die(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "remove", die)
+    with pytest.raises(KeyboardInterrupt):
+        relabel_sequential_zarr(tmp_path / "a.zarr", in_place=True)
+    np.testing.assert_array_equal(zarr.open_array(str(tmp_path / "a.zarr" / "labels"))[...], labels)
+    monkeypatch.undo()
+    assert relabel_sequential_zarr(tmp_path / "a.zarr", in_place=True) == 40
+
+
+def test_labels_are_never_replaced_unasked(tmp_path):
+    stored(tmp_path / "a.zarr", gappy(), chunks=(7, 11))
+    with pytest.raises(PlanError, match="not replaced unless asked; give write_to, or in_place"):
+        relabel_sequential_zarr(tmp_path / "a.zarr")
+    with pytest.raises(PlanError, match="write_to names the labels that are read"):
+        relabel_sequential_zarr(tmp_path / "a.zarr", tmp_path / "a.zarr")
+    with pytest.raises(PlanError, match="got both in_place and write_to"):
+        relabel_sequential_zarr(tmp_path / "a.zarr", tmp_path / "b.zarr", in_place=True)
+
+
+def test_what_are_no_labels_is_refused():
+    with pytest.raises(ImageError, match="whole numbers, got float64"):
+        relabel_sequential_array(np.ones((2, 2)))
+    with pytest.raises(ImageError, match="0 or more, got -3"):
+        relabel_sequential_array(np.array([[-3, 1]]))

@@ -1,0 +1,151 @@
+"""Where the tiles of a library call run, and how many at once."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from patchworks_core import TilesFailedError, declare, make_local_cluster, tile_process
+from patchworks_core.errors import PlanError
+from patchworks_core.machine import dask_clients
+from patchworks_core.machine import pools as compute_module
+from patchworks_core.machine.budget import Limit
+from patchworks_core.machine.devices import Device
+from patchworks_core.machine.pools import Compute
+from patchworks_core.tiles.grid import plan_grid
+from tests.core.oracles import assert_same_partition
+from tests.core.staging import blobs, label_components
+
+GRID = plan_grid("yx", (4096, 4096), tile_shape=1024, overlap=32)
+U2 = np.dtype("u2")
+
+
+@pytest.fixture
+def granted(monkeypatch):
+    def grant(cores: int, memory: int) -> None:
+        monkeypatch.setattr(compute_module, "granted_cores", lambda: Limit(cores, "a test"))
+        monkeypatch.setattr(compute_module, "granted_memory_bytes", lambda: Limit(memory, "a test"))
+
+    return grant
+
+
+def workers_of(compute: Compute, **options) -> int:
+    with compute.open(GRID, U2, **options) as pool:
+        return pool.window // 2
+
+
+def test_the_granted_cores_less_one_work_where_memory_allows(granted):
+    granted(4, 10**10)
+    assert workers_of(Compute()) == 3
+    assert workers_of(Compute(), measured_bytes=3 * 10**9) == 2
+
+
+def test_a_number_is_obeyed_beyond_the_cores_but_not_beyond_the_memory(granted):
+    granted(1, 10**10)
+    assert workers_of(Compute(3)) == 3
+    with pytest.warns(UserWarning, match="max_workers=3 would not fit: .*give smaller tiles"):
+        assert workers_of(Compute(3), measured_bytes=3 * 10**9) == 2
+
+
+def test_a_tile_that_cannot_fit_is_refused_before_it_runs(granted):
+    granted(4, 10**6)
+    with pytest.raises(PlanError, match=r"one tile needs about .* use smaller tiles"):
+        tile_process(np.zeros((2048, 2048)), label_components, tile_shape=-1)
+
+
+def test_the_first_tile_says_how_many_may_run_at_once(granted, capfd):
+    granted(4, 10**9)
+
+    @declare(merge="touching", version="1")
+    def hungry(tile):
+        np.ones(250 << 20, dtype="u1")
+        return ndimage.label(tile)[0]
+
+    pixels = blobs((64, 64))
+    labels = tile_process(pixels, hungry, tile_shape=32, verbose=True)
+    assert_same_partition(labels, ndimage.label(pixels)[0])
+    said = capfd.readouterr().err
+    assert "3 workers: memory of a test (800.0 MB usable) holds 3 tiles of 26" in said
+    assert "tile y000x000: " in said
+
+
+def test_invalid_choices_are_named():
+    with pytest.raises(PlanError, match="workers must be at least 1, got 0"):
+        tile_process(np.zeros((4, 4)), label_components, tile_shape=2, max_workers=0)
+
+
+def test_without_a_gpu_the_cpu_is_used_and_it_is_said_once():
+    with pytest.warns(UserWarning, match="no GPU found; the function runs on the CPU") as caught:
+        tile_process(np.ones((8, 8)), label_components, tile_shape=4, use_gpu=True)
+    assert len(caught) == 1
+    with (
+        pytest.raises(PlanError, match="needs a GPU, and none is visible"),
+        make_local_cluster(True),
+    ):
+        pass
+
+
+def test_each_gpu_has_one_worker_that_sees_no_other(monkeypatch):
+    pair = tuple(Device(i, f"GPU-{i}", "", 0, 0) for i in range(2))
+    monkeypatch.setattr(dask_clients, "granted_devices", lambda: pair)
+    with make_local_cluster(use_gpu=True) as client:
+        seen = client.run(lambda: os.environ["CUDA_VISIBLE_DEVICES"])
+        assert sorted(seen.values()) == ["GPU-0", "GPU-1"]
+        assert client.dashboard_link.startswith("http://")
+    with (
+        pytest.raises(PlanError, match="got n_workers=3 for 2 GPUs"),
+        make_local_cluster(use_gpu=True, n_workers=3),
+    ):
+        pass
+
+
+def test_an_active_cluster_takes_the_tiles_without_being_told(tmp_path):
+    pixels, pids = blobs((48, 48)), tmp_path / "pids"
+    pids.mkdir()
+
+    @declare(merge="touching", version="1")
+    def leave_a_trace(tile):
+        (pids / str(os.getpid())).touch()
+        return ndimage.label(tile)[0]
+
+    with make_local_cluster(n_workers=2, memory_bytes=2 * 10**9, dashboard_address=None) as client:
+        labels = tile_process(pixels, leave_a_trace, tile_shape=16, write_to=tmp_path / "o.zarr")
+        workers = set(client.run(os.getpid).values())
+    assert {int(p.name) for p in pids.iterdir()} <= workers
+    assert os.getpid() not in workers
+    assert_same_partition(labels.compute(), ndimage.label(pixels)[0])
+
+
+def test_a_client_whose_workers_are_threads_is_refused():
+    from distributed import Client
+
+    with (
+        Client(processes=False, n_workers=1, dashboard_address=None) as client,
+        pytest.raises(PlanError, match=r"has its workers in this process; .*make_local_cluster"),
+    ):
+        tile_process(np.ones((8, 8)), label_components, tile_shape=4, client=client)
+
+
+def test_an_unknown_error_is_told_at_once_and_a_passing_one_is_tried_again():
+    calls = []
+
+    @declare(version="1")
+    def broken(tile):
+        calls.append(1)
+        raise ZeroDivisionError("no")
+
+    with pytest.raises(TilesFailedError):
+        tile_process(np.ones((4, 4)), broken, tile_shape=4)
+    assert len(calls) == 1
+
+    @declare(version="1")
+    def out_of_memory_once(tile):
+        calls.append(1)
+        if len(calls) == 2:
+            raise MemoryError
+        return tile.astype(int)
+
+    assert tile_process(np.ones((4, 4)), out_of_memory_once, tile_shape=4).max() == 1

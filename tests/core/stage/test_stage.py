@@ -1,0 +1,263 @@
+"""The stage on disk: its commit record, its identity, its blocks."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from patchworks_core.errors import PlanError, StageError
+from patchworks_core.images.image import open_image
+from patchworks_core.merge.steps import pair_tiles
+from patchworks_core.plugins.segmentation import declare
+from patchworks_core.seams.rules import MergeOptions
+from patchworks_core.seams.strips import HIGH, LOW, strip_axes
+from patchworks_core.stage.plan import Plan
+from patchworks_core.stage.stage import Stage
+from patchworks_core.stage.staging import stage_blocks
+from tests.core.oracles import assert_same_partition
+from tests.core.staging import blobs, label_components, merged_of, plan_of, stage_into
+
+
+@declare(merge="touching", version="2")
+def newer_version(tile):
+    return ndimage.label(tile)[0]
+
+
+class Crash(Exception):
+    """Stands for a process that is killed."""
+
+
+def crash_at(name: str, stage: Stage, monkeypatch) -> None:
+    """Let every write of one array of the stage raise."""
+
+    def raise_crash(self, place, value):
+        raise Crash(name)
+
+    monkeypatch.setattr(stage, name, type("Killed", (), {"__setitem__": raise_crash})())
+
+
+def staged_tile(stage, key, image):
+    """Run one block as the stage step does, in this thread."""
+    from patchworks_core.stage.staging import _StageTask
+
+    return _StageTask(image, stage, label_components)(stage.grid.block_of_key(key))
+
+
+@pytest.mark.parametrize("name", ["_labels", "_digests", "_counts"])
+def test_a_tile_killed_while_it_is_written_was_not_staged(name, tmp_path, monkeypatch):
+    image, plan = plan_of(blobs((8, 8)))
+    stage = Stage.create(tmp_path / "stage", plan)
+    stage_into(tmp_path / "stage", blobs((8, 8)), keys=["y000x000"])
+    crash_at(name, stage, monkeypatch)
+    monkeypatch.setattr(stage, "forget", lambda block: None)
+    with pytest.raises(Crash):
+        staged_tile(stage, "y001x001", image)
+    missing = Stage.open(tmp_path / "stage", plan).missing_blocks()
+    assert missing == ["y000x001", "y001x000", "y001x001"]
+
+
+def test_the_count_is_the_last_thing_that_is_written(tmp_path, monkeypatch):
+    image, plan = plan_of(blobs((8, 8)))
+    stage = Stage.create(tmp_path / "stage", plan)
+    monkeypatch.setattr(stage, "forget", lambda block: None)
+    crash_at("_counts", stage, monkeypatch)
+    with pytest.raises(Crash):
+        staged_tile(stage, "y000x000", image)
+    block = stage.grid.block_of_key("y000x000")
+    assert stage.labels(block).any()
+    assert stage.digests()[0, 0] != 0
+    assert stage.strip((0, 0), 0, HIGH).any()
+    assert len(stage.objects(block)) == stage.labels(block).max()
+
+
+def test_a_tile_killed_while_it_is_staged_again_was_not_staged(tmp_path, monkeypatch):
+    pixels = blobs((8, 8))
+    stage = stage_into(tmp_path / "stage", pixels)
+    assert stage.missing_blocks() == []
+    monkeypatch.setattr(stage, "write", lambda block, tiles: (_ for _ in ()).throw(Crash))
+    with pytest.raises(Crash):
+        staged_tile(stage, "y000x001", open_image(pixels))
+    assert stage.missing_blocks() == ["y000x001"]
+
+
+def test_staging_again_replaces_what_was_staged(tmp_path):
+    pixels = blobs((8, 8))
+
+    @declare(version="1")
+    def nothing(tile):
+        return np.zeros(tile.shape, dtype=int)
+
+    image, plan = plan_of(pixels)
+    stage = stage_into(tmp_path / "stage", pixels)
+    block = plan.grid.block_of_key("y000x000")
+    with ThreadPoolExecutor(1) as executor:
+        list(stage_blocks(image, stage, nothing, [block], executor=executor, window=1))
+    assert stage.counts()[0, 0] == 0
+    assert not stage.labels(block).any()
+    assert not stage.strip((0, 0), 0, HIGH).any()
+    assert len(stage.objects(block)) == 0
+
+
+def test_an_incomplete_stage_is_not_merged_and_names_what_is_missing(tmp_path):
+    stage = stage_into(tmp_path / "stage", blobs((8, 8)), keys=["y000x000"])
+    with pytest.raises(StageError, match="3 of 4 tile blocks are not staged .*y000x001, y001x000"):
+        stage.settled_counts()
+    with ThreadPoolExecutor(1) as executor, pytest.raises(StageError, match="before merging"):
+        pair_tiles(stage, executor=executor, window=1)
+
+
+def test_there_must_be_a_stage_to_open(tmp_path):
+    _, plan = plan_of(blobs((8, 8)))
+    with pytest.raises(StageError, match="no stage at .*; stage the tiles of the image first"):
+        Stage.open(tmp_path / "nothing", plan)
+
+
+TWO_CHANNELS = np.stack([blobs((8, 8)), blobs((8, 8), seed=1)])
+OTHER_PLANS = {
+    "image content": plan_of(~TWO_CHANNELS, axes="cyx"),
+    "channel: 1 is not 0": plan_of(TWO_CHANNELS, axes="cyx", channel=1),
+    "segmentation version: '2' is not '1'": plan_of(TWO_CHANNELS, newer_version, axes="cyx"),
+    "segmentation function": plan_of(TWO_CHANNELS, newer_version, axes="cyx"),
+    "halo: (1, 1) is not (0, 0)": plan_of(TWO_CHANNELS, axes="cyx", overlap=1),
+    "tile_shape: (5, 5) is not (4, 4)": plan_of(TWO_CHANNELS, axes="cyx", tile_shape=5),
+    "block_shape": plan_of(TWO_CHANNELS, axes="cyx", max_blocks=1),
+}
+
+
+@pytest.mark.parametrize("words", OTHER_PLANS)
+def test_the_stage_of_another_plan_is_refused_with_what_differs(words, tmp_path):
+    stage_into(tmp_path / "stage", TWO_CHANNELS, axes="cyx")
+    _, other = OTHER_PLANS[words]
+    with pytest.raises(StageError) as caught:
+        Stage.open(tmp_path / "stage", other)
+    assert words in str(caught.value)
+    assert "tiles cannot be mixed" in str(caught.value)
+    assert len(Stage.open_or_create(tmp_path / "stage", other).missing_blocks()) > 0
+
+
+def test_another_channel_is_not_called_other_content(tmp_path):
+    stage_into(tmp_path / "stage", TWO_CHANNELS, axes="cyx")
+    with pytest.raises(StageError) as caught:
+        Stage.open(tmp_path / "stage", OTHER_PLANS["channel: 1 is not 0"][1])
+    assert "image content" not in str(caught.value)
+
+
+def test_a_stage_killed_while_it_is_replaced_is_no_stage(tmp_path, monkeypatch):
+    stage = stage_into(tmp_path / "stage", blobs((8, 8)))
+    _, other = plan_of(blobs((8, 8)), tile_shape=3)
+    monkeypatch.setattr("patchworks_core.stage.stage.create_array", lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Stage.create(tmp_path / "stage", other)
+    with pytest.raises(StageError, match="no stage at"):
+        Stage.open(tmp_path / "stage", stage.plan)
+
+
+def test_an_image_that_changed_after_planning_is_not_staged(tmp_path):
+    stage = stage_into(tmp_path / "stage", blobs((8, 8)), keys=["y000x000"])
+    changed = open_image(blobs((8, 8), seed=1))
+    with ThreadPoolExecutor(1) as executor, pytest.raises(StageError, match="plan it again"):
+        list(stage_blocks(changed, stage, label_components, [], executor=executor, window=1))
+
+
+@given(
+    seed=st.integers(0, 2**16),
+    overlap=st.integers(0, 2),
+    max_blocks=st.integers(1, 8),
+    rule=st.sampled_from(["touching", "overlap"]),
+)
+@settings(max_examples=15)
+def test_tiles_in_blocks_are_merged_as_tiles_one_by_one(
+    seed, overlap, max_blocks, rule, tmp_path_factory
+):
+    pixels, options = blobs((13, 10), seed=seed), MergeOptions(rule, 1)
+    folder = tmp_path_factory.mktemp("stages")
+    one = stage_into(folder / "one", pixels, tile_shape=3, overlap=overlap)
+    many = stage_into(folder / "many", pixels, tile_shape=3, overlap=overlap, max_blocks=max_blocks)
+    assert many.grid.n_blocks <= max_blocks < one.grid.n_blocks
+    np.testing.assert_array_equal(merged_of(many, options), merged_of(one, options))
+    if rule == "touching":
+        assert_same_partition(merged_of(many, options), ndimage.label(pixels)[0])
+
+
+@pytest.mark.parametrize("max_blocks", [None, 2])
+def test_strips_on_disk_are_what_the_tiles_saw(max_blocks, tmp_path):
+    pixels = blobs((10, 9))
+    stage = stage_into(tmp_path / "s", pixels, tile_shape=4, overlap=2, max_blocks=max_blocks)
+    for tile in stage.grid.tiles():
+        seen = ndimage.label(pixels[tile.read.slices])[0] > 0
+        for axis in strip_axes(stage.grid):
+            for side in (LOW, HIGH):
+                strip = stage.strip(tile.index, axis, side)
+                at_border = tile.index[axis] == (0, stage.grid.grid_shape[axis] - 1)[side]
+                face = (tile.core.start, tile.core.stop)[side][axis] - tile.read.start[axis]
+                around = seen.take(range(max(face - 2, 0), min(face + 2, seen.shape[axis])), axis)
+                assert np.count_nonzero(strip) == (0 if at_border else around.sum())
+
+
+def test_a_stage_lives_at_a_url(tmp_path):
+    pixels = blobs((8, 8))
+    url = f"memory://{uuid.uuid4().hex}/stage"
+    stage = stage_into(url, pixels, overlap=1)
+    local = stage_into(tmp_path / "stage", pixels, overlap=1)
+    np.testing.assert_array_equal(merged_of(stage), merged_of(local))
+    assert Stage.open(url, stage.plan).missing_blocks() == []
+    stage.forget(stage.grid.block_of_key("y001x000"))
+    assert Stage.open(url, stage.plan).missing_blocks() == ["y001x000"]
+
+
+def test_a_stage_pickles_as_its_location(tmp_path):
+    stage = stage_into(tmp_path / "stage", blobs((64, 64)), tile_shape=32)
+    sent = pickle.dumps(stage)
+    assert len(sent) < 4000
+    np.testing.assert_array_equal(pickle.loads(sent).counts(), stage.counts())
+
+
+def test_a_relative_location_is_the_same_place_from_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    stage = stage_into("stage", blobs((8, 8)))
+    sent = pickle.dumps(stage)
+    os.makedirs("elsewhere")
+    monkeypatch.chdir("elsewhere")
+    np.testing.assert_array_equal(pickle.loads(sent).counts(), stage.counts())
+
+
+def test_a_file_url_is_the_local_path(tmp_path):
+    stage = stage_into(f"file://{tmp_path}/stage", blobs((8, 8)))
+    assert Stage.open(tmp_path / "stage", stage.plan).missing_blocks() == []
+
+
+def test_a_plan_comes_back_from_its_record_and_notices_changes_by_hand(tmp_path):
+    _, plan = plan_of(blobs((8, 8)), overlap=2)
+    plan.write(tmp_path / "plan.json")
+    assert Plan.read(tmp_path / "plan.json") == plan
+    text = (tmp_path / "plan.json").read_text()
+    edited = text.replace('"version": "1"', '"version": "9"')
+    assert edited != text
+    with pytest.raises(PlanError, match="changed by hand; plan the image again"):
+        Plan.from_json(edited)
+    for broken in ("{}", "[]", "nonsense"):
+        with pytest.raises(PlanError, match="is not the record of a plan"):
+            Plan.from_json(broken)
+    with pytest.raises(PlanError, match="has layout 99, this patchworks reads 1"):
+        Plan.from_json(text.replace('"record_version": 1', '"record_version": 99'))
+
+
+def test_two_runs_that_stage_the_same_tiles_at_once_do_no_harm(tmp_path):
+    pixels = blobs((24, 24))
+    _, plan = plan_of(pixels)
+    Stage.create(tmp_path / "stage", plan)
+    with ThreadPoolExecutor(2) as runs:
+        both = [runs.submit(stage_into, tmp_path / "stage", pixels) for _ in range(2)]
+        stages = [run.result() for run in both]
+    quiet = stage_into(tmp_path / "quiet", pixels)
+    assert stages[0].missing_blocks() == []
+    assert stages[0].content() == quiet.content()
+    np.testing.assert_array_equal(merged_of(stages[0]), merged_of(quiet))

@@ -1,0 +1,222 @@
+"""Statistics of tiles, added up, against those of the whole image."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from skimage import filters
+
+from patchworks_core.errors import ImageError
+from patchworks_core.statistics.bins import Bins, count_values
+from patchworks_core.statistics.statistics import (
+    ImageStatistics,
+    measure_statistics,
+    tile_statistics,
+)
+from patchworks_core.tiles.regions import Region
+
+DTYPES = ["bool", "uint8", "int8", "uint16", "int16", "int32", "uint64", "float32", "float64"]
+
+
+def whole(pixels, **keywords):
+    region = Region((0,) * pixels.ndim, pixels.shape)
+    return measure_statistics(lambda r: pixels[r.slices], [region], dtype=pixels.dtype, **keywords)
+
+
+def tiled(pixels, cuts, **keywords):
+    rows = [Region((a, 0), (b, pixels.shape[1])) for a, b in pairwise([0, *cuts, len(pixels)])]
+    return measure_statistics(lambda r: pixels[r.slices], rows, dtype=pixels.dtype, **keywords)
+
+
+def random_pixels(dtype, seed, shape=(23, 7)):
+    rng = np.random.default_rng(seed)
+    if np.dtype(dtype).kind == "f":
+        pixels = rng.normal(100, 30, shape).astype(dtype)
+        pixels[rng.random(shape) < 0.05] = rng.choice([np.nan, np.inf, -np.inf])
+        return pixels
+    limit = np.iinfo(dtype) if dtype != "bool" else None
+    if limit is None:
+        return rng.random(shape) < 0.3
+    return rng.integers(limit.min, limit.max, shape, dtype=dtype, endpoint=True)
+
+
+def bimodal(dtype="uint8", scale=1.0, seed=0):
+    rng = np.random.default_rng(seed)
+    pixels = np.concatenate([rng.normal(40, 8, 40_000), rng.normal(140, 25, 9_000)])
+    return (pixels.clip(0, 255) * scale).astype(dtype).reshape(70, 700)
+
+
+@given(
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 2**32 - 1),
+    cuts=st.lists(st.integers(1, 22), unique=True).map(sorted),
+)
+@settings(deadline=None, max_examples=60)
+def test_any_tiling_gives_the_statistics_of_the_whole(dtype, seed, cuts):
+    pixels = random_pixels(dtype, seed)
+    pixels[0, 0] = 1
+    one, many = whole(pixels).to_dict(), tiled(pixels, cuts).to_dict()
+    maxima = [m for m in many.pop("tile_maximum") if m is not None]
+    assert [max(maxima)] == one.pop("tile_maximum")
+    assert one == many
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_mean_std_and_limits_are_numpys(dtype):
+    pixels = random_pixels(dtype, 3)
+    finite = pixels[np.isfinite(pixels)]
+    measured = whole(pixels)
+    span = float(finite.max()) - float(finite.min())
+    assert measured.mean == pytest.approx(finite.mean(dtype=np.float64), abs=span * 2**-23)
+    assert measured.std == pytest.approx(finite.std(dtype=np.float64), abs=span * 2**-23)
+    assert measured.minimum == finite.min()
+    assert measured.maximum == finite.max()
+    assert measured.n_pixels == pixels.size
+    assert measured.n_not_finite == pixels.size - finite.size
+
+
+def test_the_order_of_regions_and_a_thread_pool_change_nothing():
+    pixels = random_pixels("float32", 5)
+    regions = [Region((i, 0), (i + 1, 7)) for i in range(23)]
+    with ThreadPoolExecutor(2) as pool:
+        backwards = measure_statistics(
+            lambda r: pixels[r.slices], regions[::-1], dtype="float32", map=pool.map
+        )
+    assert (backwards.mean, backwards.std) == (whole(pixels).mean, whole(pixels).std)
+    np.testing.assert_array_equal(backwards.counts, whole(pixels).counts)
+
+
+def test_images_of_16_bits_are_read_once_and_wider_ones_twice():
+    for dtype, n_reads in (("uint16", 1), ("float32", 2)):
+        seen = []
+        regions = [Region((0,), (4,))]
+        measure_statistics(
+            lambda r, seen=seen, dtype=dtype: seen.append(r) or np.arange(4, dtype=dtype),
+            regions,
+            dtype=dtype,
+        )
+        assert len(seen) == n_reads
+
+
+@given(seed=st.integers(0, 2**32 - 1), q=st.integers(0, 100))
+@settings(deadline=None, max_examples=60)
+def test_percentiles_of_integers_are_the_pixel_of_that_rank(seed, q):
+    pixels = np.random.default_rng(seed).integers(-300, 300, 150, dtype="int16")[None]
+    # numpy's "inverted_cdf" is one rank off where q / 100 rounds up, as for 55 % of 100
+    rank = max(1, -(-q * 150 // 100))
+    assert whole(pixels).percentile(q) == np.sort(pixels[0])[rank - 1]
+
+
+@given(seed=st.integers(0, 2**32 - 1), q=st.floats(0, 100))
+@settings(deadline=None, max_examples=60)
+def test_percentiles_of_floats_are_within_one_bin(seed, q):
+    pixels = np.random.default_rng(seed).normal(size=(10, 31))
+    measured = whole(pixels)
+    expected = np.percentile(pixels, q, method="inverted_cdf")
+    assert measured.percentile(q) == pytest.approx(expected, abs=measured.bins.width)
+
+
+def test_a_percentile_beyond_100_is_an_error():
+    with pytest.raises(ImageError, match="0 <= q <= 100, got 101"):
+        whole(bimodal()).percentile(101)
+
+
+@pytest.mark.parametrize("method", ["otsu", "li", "yen"])
+@pytest.mark.parametrize("seed", range(4))
+def test_thresholds_of_integers_are_those_of_skimage(method, seed):
+    pixels = bimodal(seed=seed)
+    expected = getattr(filters, f"threshold_{method}")(pixels)
+    assert whole(pixels).threshold(method) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["otsu", "li"])
+def test_thresholds_of_floats_are_near_those_of_skimage(method):
+    pixels = np.random.default_rng(0).gamma(2.0, 10.0, (300, 300))
+    function = getattr(filters, f"threshold_{method}")
+    expected = function(pixels, **({"nbins": 65_536} if method == "otsu" else {}))
+    assert whole(pixels).threshold(method) == pytest.approx(expected, rel=2e-3)
+
+
+def test_counting_an_image_many_times_does_not_move_its_threshold():
+    once = whole(bimodal("uint16", 200))
+    many = ImageStatistics(**{**once.__dict__, "counts": once.counts * 7777})
+    for method in ("otsu", "li", "yen"):
+        assert many.threshold(method) == pytest.approx(once.threshold(method))
+
+
+def test_a_constant_image_has_no_threshold():
+    with pytest.raises(ImageError, match=r"otsu threshold is not defined .* all 7; pass the thre"):
+        whole(np.full((3, 3), 7, "uint8")).threshold("otsu")
+
+
+def test_an_unknown_method_is_an_error():
+    with pytest.raises(ImageError, match=r"one of \['li', 'otsu', 'yen'\], got 'triangle'"):
+        whole(bimodal()).threshold("triangle")
+
+
+def test_not_finite_pixels_are_in_no_bin():
+    pixels = np.array([np.nan, 0, 1, np.inf], "float32")
+    tile = tile_statistics(pixels, Bins(0.0, 0.5, 2))
+    assert tile.counts.tolist() == [1, 1]
+    assert tile.n_not_finite == 2
+
+
+def test_an_image_without_a_finite_pixel_is_an_error():
+    with pytest.raises(ImageError, match="at least one finite pixel, got none among 6 pixels"):
+        whole(np.full((2, 3), np.nan))
+
+
+def test_pixels_outside_the_bins_are_an_error():
+    with pytest.raises(ImageError, match="bins hold 0 to 10, got pixels from 3 to 12"):
+        count_values(np.array([3, 12]), Bins(0, 1, 10))
+    with pytest.raises(ImageError, match="bins hold"):
+        count_values(np.array([2**64 - 1], "uint64"), Bins(5, 1, 10))
+
+
+def test_complex_pixels_are_an_error():
+    with pytest.raises(ImageError, match="got dtype complex128"):
+        count_values(np.zeros(3, complex), Bins(0, 1, 2))
+
+
+def test_bins_without_a_width_are_an_error():
+    with pytest.raises(ImageError, match="a width above 0"):
+        Bins(0, 0, 4)
+
+
+def test_a_range_wider_than_its_dtype_is_an_error():
+    with pytest.raises(ImageError, match="finite range"):
+        Bins.for_range(-1.7e308, 1.7e308, "float64")
+
+
+def test_wide_integers_of_a_small_range_get_one_bin_per_value():
+    assert Bins.for_range(10**12, 10**12 + 65_535, "int64") == Bins(10**12, 1, 65_536)
+    assert Bins.for_range(0, 65_536, "int64") == Bins(0, 2, 32_769)
+
+
+def test_a_constant_float_image_is_measured():
+    measured = whole(np.full((4, 4), 3.7))
+    assert (measured.mean, measured.std, measured.percentile(50)) == (3.7, 0, 3.7)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_statistics_survive_json(dtype):
+    pixels = random_pixels(dtype, 8)
+    pixels[:2] = np.nan if np.dtype(dtype).kind == "f" else 0
+    measured = tiled(pixels, [1, 5])
+    text = json.dumps(measured.to_dict(), allow_nan=False)
+    back = ImageStatistics.from_dict(json.loads(text))
+    assert back.to_dict() == measured.to_dict()
+    np.testing.assert_array_equal(back.counts, measured.counts)
+    np.testing.assert_array_equal(back.tile_maximum, measured.tile_maximum)
+    assert back.tile_maximum.dtype == measured.tile_maximum.dtype
+
+
+def test_a_foreign_record_is_an_error():
+    with pytest.raises(ImageError, match=r"not the record of image statistics: \['a'\]"):
+        ImageStatistics.from_dict({"a": 1})

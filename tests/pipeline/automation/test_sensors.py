@@ -1,0 +1,489 @@
+"""The chain from landing to merged labels: nothing lost, nothing twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import dagster as dg
+import numpy as np
+import pytest
+import zarr
+
+from patchworks_core import tile_process
+from patchworks_pipeline.automation import sensors
+from patchworks_pipeline.automation.events import (
+    RANGE_END,
+    RANGE_START,
+    EventCursor,
+    busy_images,
+    cursor_record,
+    images_of_run,
+    new_partitions,
+)
+from patchworks_pipeline.automation.sensors import landing_sensor, merging_sensor, staging_sensor
+from patchworks_pipeline.definitions import defs
+from patchworks_pipeline.landing.arrivals import Quarantine
+from patchworks_pipeline.partitions import tile_keys, tiles
+from patchworks_pipeline.records import Acquisition, TileFailure
+from patchworks_pipeline.resources.resources import AcquisitionSource, Automation, LabelStore
+from tests.pipeline.conftest import Pipeline
+from tests.pipeline.daemon import CHAIN, Daemon
+from tests.tissue import HALO, MARKED_KEY, TILE, marked_tissue, tissue, write_tiff
+
+SETTLE = 10
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1000
+
+    def __call__(self) -> int:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(sensors, "now", clock)
+    return clock
+
+
+@pytest.fixture
+def landing(home: Path) -> Path:
+    folder = home / "landing"
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture
+def daemon(instance: dg.DagsterInstance, clock: Clock, landing: Path) -> Daemon:
+    return Daemon(instance, {"source": AcquisitionSource(settle_seconds=SETTLE)})
+
+
+def choose(key: str, path: Path, function: str = "perfect") -> None:
+    """Leave the record that says how an image is tiled and segmented."""
+    acquisition = Acquisition(
+        str(path), tile_shape=(TILE,), overlap=(HALO,), function=f"tissue_functions:{function}"
+    )
+    LabelStore().folder(key).write_acquisition(acquisition)
+
+
+def land(daemon: Daemon, clock: Clock) -> list[dg.RunRequest]:
+    """Tick twice, a settling time apart."""
+    daemon.tick(landing_sensor)
+    clock.now += SETTLE
+    return daemon.tick(landing_sensor)
+
+
+def labels_of(key: str) -> np.ndarray:
+    folder = LabelStore().folder(key)
+    return zarr.open_array(str(folder.labels(folder.plan()).path / "0"), mode="r")[...]
+
+
+def stage_again(daemon: Daemon, key: str, block: str) -> dg.ExecuteInProcessResult:
+    """Materialize one tile by hand."""
+    return defs.resolve_job_def("stage_tiles").execute_in_process(
+        instance=daemon.instance, partition_key=f"{key}/{block}", raise_on_error=False
+    )
+
+
+# Landing
+
+
+def test_an_acquisition_is_taken_once_it_is_still(daemon, clock, landing):
+    write_tiff(landing / "a.tif", tissue())
+    assert daemon.tick(landing_sensor) == []
+    clock.now += SETTLE - 1
+    assert daemon.tick(landing_sensor) == []
+    clock.now += 1
+    (request,) = daemon.tick(landing_sensor)
+    assert request.partition_key == "a"
+    assert request.tags["patchworks/image"] == "a"
+    assert list(daemon.instance.get_dynamic_partitions("images")) == ["a"]
+    assert LabelStore().folder("a").acquisition().url == str(landing / "a.tif")
+    assert LabelStore().folder("a").has("plan.json")
+
+
+def test_a_tick_that_is_done_twice_asks_for_the_same_run(daemon, clock, landing):
+    write_tiff(landing / "a.tif", tissue())
+    daemon.tick(landing_sensor)
+    clock.now += SETTLE
+    first, second = (daemon.evaluate(landing_sensor) for _ in range(2))
+    assert [r.run_key for r in first.run_requests] == [r.run_key for r in second.run_requests]
+
+
+def test_a_run_that_the_daemon_lost_is_asked_for_again(daemon, clock, landing):
+    write_tiff(landing / "a.tif", tissue())
+    lost = land_without_running(daemon, clock)
+    clock.now += SETTLE
+    daemon.tick(landing_sensor, run=False)
+    clock.now += SETTLE
+    again = daemon.tick(landing_sensor)
+    assert [r.run_key for r in again] == [r.run_key for r in lost]
+
+
+def land_without_running(daemon: Daemon, clock: Clock) -> list[dg.RunRequest]:
+    daemon.tick(landing_sensor)
+    clock.now += SETTLE
+    return daemon.tick(landing_sensor, run=False)
+
+
+@pytest.mark.parametrize("loses_ledger", [False, True])
+def test_a_cursor_that_is_reset_takes_nothing_twice(daemon, clock, landing, loses_ledger):
+    for name in ("a.tif", "b.tif"):
+        write_tiff(landing / name, tissue())
+    assert len(land(daemon, clock)) == 2
+    daemon.tick(landing_sensor)
+    daemon.cursors.clear()
+    if loses_ledger:
+        LabelStore().path().joinpath(".landing.json").unlink()
+    assert land(daemon, clock) == []
+    assert land(daemon, clock) == []
+    assert len(daemon.runs) == 2
+
+
+def test_an_acquisition_that_was_run_by_hand_is_not_run_again(daemon, clock, landing):
+    path = write_tiff(landing / "a.tif", tissue())
+    pipeline = Pipeline(daemon.instance, {})
+    pipeline.plan(pipeline.register(path, "a"))
+    assert land(daemon, clock) == []
+    assert daemon.runs == []
+
+
+def test_an_acquisition_that_is_registered_keeps_its_choices(daemon, clock, landing):
+    choose("a", write_tiff(landing / "a.tif", tissue()))
+    land(daemon, clock)
+    assert LabelStore().folder("a").plan().grid.tile_shape == (TILE, TILE)
+
+
+def test_an_acquisition_that_is_written_over_is_planned_again(daemon, clock, landing):
+    path = write_tiff(landing / "a.tif", tissue())
+    land(daemon, clock)
+    first = LabelStore().folder("a").plan().fingerprint
+    write_tiff(path, tissue((64, 64)))
+    (request,) = land(daemon, clock)
+    assert request.partition_key == "a"
+    assert LabelStore().folder("a").plan().fingerprint != first
+    assert list(daemon.instance.get_dynamic_partitions("images")) == ["a"]
+
+
+def test_an_unreadable_one_is_told_of_once_and_stops_no_other(daemon, clock, landing, caplog):
+    (landing / "a.tif").write_bytes(b"not a tiff")
+    write_tiff(landing / "b.tif", tissue())
+    daemon.tick(landing_sensor)
+    clock.now += SETTLE
+    tick = daemon.evaluate(landing_sensor)
+    assert [r.partition_key for r in tick.run_requests] == ["b"]
+    (observation,) = tick.asset_events
+    assert "a.tif was refused" in observation.description
+    daemon.cursors["landing_sensor"] = tick.cursor
+    clock.now += SETTLE
+    for _ in range(3):
+        later = daemon.evaluate(landing_sensor)
+        assert not later.asset_events
+        daemon.cursors["landing_sensor"] = later.cursor
+        clock.now += SETTLE
+    (reason,) = Quarantine(LabelStore().path() / ".quarantine").reasons().values()
+    assert "a.tif" in reason
+
+
+def test_an_unreadable_one_that_is_replaced_is_taken(daemon, clock, landing):
+    (landing / "a.tif").write_bytes(b"not a tiff")
+    assert land(daemon, clock) == []
+    write_tiff(landing / "a.tif", tissue())
+    (request,) = land(daemon, clock)
+    assert request.partition_key == "a"
+
+
+def test_of_two_with_the_same_key_the_second_is_told_whose_it_is(daemon, clock, landing):
+    for name in ("a b.tif", "a_b.tif"):
+        write_tiff(landing / name, tissue())
+    (request,) = land(daemon, clock)
+    assert request.partition_key == "a_b"
+    (reason,) = Quarantine(LabelStore().path() / ".quarantine").reasons().values()
+    assert f"a_b.tif' would be image 'a_b', which is '{landing}/a b.tif' already" in reason
+    assert "give it another name" in reason
+
+
+def test_a_name_of_which_no_key_can_be_made_is_told_of(daemon, clock, landing):
+    write_tiff(landing / "___.tif", tissue())
+    assert land(daemon, clock) == []
+    (reason,) = Quarantine(LabelStore().path() / ".quarantine").reasons().values()
+    assert reason == "no partition key can be made of the name '___.tif'; rename it"
+
+
+def test_a_damaged_record_stops_no_other(daemon, clock, landing):
+    for name in ("a.tif", "b.tif"):
+        write_tiff(landing / name, tissue())
+    folder = LabelStore().folder("a")
+    folder.path.mkdir(parents=True)
+    (folder.path / "acquisition.json").write_text("{")
+    assert [r.partition_key for r in land(daemon, clock)] == ["b"]
+
+
+def test_one_tick_takes_no_more_than_a_page(daemon, clock, landing):
+    daemon.resources["source"] = AcquisitionSource(settle_seconds=SETTLE, max_per_tick=2)
+    for n in range(5):
+        np.save(landing / f"{n}.npy", tissue((8, 8)))
+    daemon.tick(landing_sensor)
+    pages = []
+    for _ in range(4):
+        clock.now += SETTLE
+        pages.append(len(daemon.tick(landing_sensor)))
+    assert pages == [2, 2, 1, 0]
+
+
+def test_a_cursor_that_is_not_ours_is_a_beginning():
+    assert cursor_record("12345") == cursor_record("no json") == cursor_record(None) == {}
+
+
+# The chain
+
+
+def test_the_chain_gives_what_one_call_of_the_library_gives(daemon, clock, landing):
+    choose("a", write_tiff(landing / "a.tif", tissue()))
+    land(daemon, clock)
+    assert daemon.until_quiet() == ["stage_tiles", "merge_image"]
+    function = pytest.importorskip("tissue_functions").perfect
+    expected = tile_process(tissue(), function, tile_shape=TILE, overlap=HALO)
+    np.testing.assert_array_equal(labels_of("a"), expected)
+
+
+def test_a_new_version_goes_through_the_whole_chain(daemon, clock, landing):
+    path = write_tiff(landing / "a.tif", tissue())
+    choose("a", path)
+    land(daemon, clock)
+    daemon.until_quiet()
+    write_tiff(path, tissue((64, 64), seed=1))
+    assert len(land(daemon, clock)) == 1
+    assert daemon.until_quiet() == ["stage_tiles", "merge_image"]
+    assert labels_of("a").shape == (64, 64)
+
+
+def test_cursors_that_are_reset_start_no_run(daemon, clock, landing):
+    for key in ("a", "b"):
+        choose(key, write_tiff(landing / f"{key}.tif", tissue((48, 48))))
+    land(daemon, clock)
+    assert sorted(daemon.until_quiet()) == ["merge_image"] * 2 + ["stage_tiles"] * 2
+    daemon.cursors.clear()
+    clock.now += SETTLE
+    assert daemon.until_quiet() == []
+    clock.now += SETTLE
+    assert daemon.until_quiet() == []
+
+
+def test_a_daemon_that_starts_again_at_every_tick_ends_the_same(daemon, clock, landing):
+    choose("a", write_tiff(landing / "a.tif", tissue()))
+
+    def forget() -> None:
+        clock.now += SETTLE
+        daemon.cursors.clear()
+
+    land(daemon, clock)
+    daemon.cursors.clear()
+    assert daemon.until_quiet(forget) == ["stage_tiles", "merge_image"]
+
+
+def test_a_failed_tile_makes_the_merge_wait(daemon, clock, landing, mended):
+    choose("a", write_tiff(landing / "a.tif", marked_tissue()), "fails_at_mark")
+    land(daemon, clock)
+    assert daemon.until_quiet() == ["stage_tiles"]
+    mended.touch()
+    clock.now += 10 * SETTLE
+    assert daemon.until_quiet() == []
+    assert stage_again(daemon, "a", MARKED_KEY).success
+    assert daemon.until_quiet() == ["merge_image"]
+    assert labels_of("a").max() == len(np.unique(marked_tissue())) - 1
+
+
+def test_a_tile_that_comes_out_otherwise_is_merged_once(daemon, clock, landing):
+    choose("a", write_tiff(landing / "a.tif", tissue()))
+    land(daemon, clock)
+    daemon.until_quiet()
+    change_a_tile("a")
+    report(daemon.instance, "a/y000x000")
+    assert daemon.until_quiet() == ["merge_image"]
+
+
+def test_tiles_that_change_and_change_back_are_merged_each_time(daemon, clock, landing):
+    choose("a", write_tiff(landing / "a.tif", tissue()))
+    land(daemon, clock)
+    daemon.until_quiet()
+    change_a_tile("a")
+    for _ in range(3):
+        report(daemon.instance, "a/y000x000")
+        assert daemon.until_quiet() == ["merge_image"]
+        change_a_tile("a")
+
+
+def change_a_tile(key: str) -> None:
+    """Stage the first tile as if the function had found something else, or the first again."""
+    path = LabelStore().folder(key).path / "stage.zarr" / "digests"
+    digests = zarr.open_array(str(path), mode="r+")
+    digests[0, 0] = digests[0, 0] ^ np.uint64(1)
+
+
+def test_a_tile_that_comes_out_the_same_is_not_merged_again(daemon, clock, landing):
+    choose("a", write_tiff(landing / "a.tif", tissue()))
+    land(daemon, clock)
+    daemon.until_quiet()
+    assert stage_again(daemon, "a", "y001x001").success
+    assert daemon.until_quiet() == []
+
+
+def test_a_merge_is_asked_for_once_while_it_waits_in_line(daemon, clock, landing):
+    choose("a", write_tiff(landing / "a.tif", tissue()))
+    land(daemon, clock)
+    daemon.tick(staging_sensor)
+    (first,) = daemon.tick(merging_sensor, run=False)
+    daemon.cursors.pop("merging_sensor")
+    (again,) = daemon.tick(merging_sensor, run=False)
+    assert again.run_key == first.run_key
+
+
+def test_an_image_that_a_run_is_at_is_left_to_it(daemon, clock, landing):
+    choose("a", write_tiff(landing / "a.tif", tissue()))
+    land(daemon, clock)
+    keys = tile_keys("a", LabelStore().folder("a").plan().grid.block_keys())
+    by_hand = daemon.instance.create_run_for_job(
+        defs.resolve_job_def("stage_tiles"),
+        tags={RANGE_START: keys[0], RANGE_END: keys[-1]},
+        status=dg.DagsterRunStatus.STARTED,
+    )
+    assert daemon.tick(staging_sensor) == []
+    assert "1 images wait" in daemon.evaluate(staging_sensor).skip_reason.skip_message
+    daemon.instance.report_run_failed(by_hand)
+    assert len(daemon.tick(staging_sensor)) == 1
+    assert daemon.until_quiet() == ["merge_image"]
+
+
+def test_tiles_that_the_awaited_run_found_to_fail_are_not_tried_again(daemon, clock, landing):
+    choose("a", write_tiff(landing / "a.tif", tissue()))
+    land(daemon, clock)
+    folder = LabelStore().folder("a")
+    by_hand = daemon.instance.create_run_for_job(
+        defs.resolve_job_def("stage_tiles"),
+        tags={"dagster/partition": "a/y000x000"},
+        status=dg.DagsterRunStatus.STARTED,
+    )
+    daemon.tick(staging_sensor)
+    for block in folder.plan().grid.block_keys():
+        folder.write_failure(TileFailure(block, "ValueError", "no", ""))
+    daemon.instance.report_run_failed(by_hand)
+    assert daemon.tick(staging_sensor) == []
+
+
+def test_images_that_were_retired_meanwhile_are_passed_over(daemon, clock, landing):
+    for key in ("a", "b"):
+        choose(key, write_tiff(landing / f"{key}.tif", tissue((48, 48))))
+    land(daemon, clock)
+    daemon.instance.delete_dynamic_partition("images", "a")
+    (request,) = daemon.tick(staging_sensor)
+    assert request.tags["patchworks/image"] == "b"
+    daemon.instance.delete_dynamic_partition("images", "b")
+    assert daemon.tick(merging_sensor) == []
+
+
+def test_tiles_that_were_retired_meanwhile_are_passed_over(daemon, clock, landing):
+    choose("a", write_tiff(landing / "a.tif", tissue((48, 48))))
+    land(daemon, clock)
+    for key in daemon.instance.get_dynamic_partitions("tiles"):
+        daemon.instance.delete_dynamic_partition("tiles", key)
+    assert daemon.tick(staging_sensor) == []
+
+
+def test_a_stage_whose_last_event_was_lost_is_merged_all_the_same(daemon, clock, landing, mended):
+    choose("a", write_tiff(landing / "a.tif", marked_tissue()), "fails_at_mark")
+    land(daemon, clock)
+    daemon.until_quiet()
+    mended.touch()
+    with dg.DagsterInstance.ephemeral() as elsewhere:
+        elsewhere.add_dynamic_partitions("tiles", [f"a/{MARKED_KEY}"])
+        assert stage_again(Daemon(elsewhere, {}), "a", MARKED_KEY).success
+    assert daemon.tick(merging_sensor) == []
+    clock.now += sensors.SECONDS_TO_LOOK_AGAIN
+    assert len(daemon.tick(merging_sensor)) == 1
+
+
+def test_an_image_that_is_planned_again_with_all_its_tiles_needs_no_run(daemon, clock, landing):
+    choose("a", write_tiff(landing / "a.tif", tissue()))
+    land(daemon, clock)
+    daemon.tick(staging_sensor)
+    Pipeline(daemon.instance, {}).plan(LabelStore().folder("a"))
+    assert daemon.until_quiet() == ["merge_image"]
+
+
+@pytest.mark.parametrize("how", ["resource", "variable"])
+def test_switched_off_automation_starts_nothing(daemon, clock, landing, monkeypatch, how):
+    write_tiff(landing / "a.tif", tissue())
+    if how == "resource":
+        daemon.resources["automation"] = Automation(enabled=False)
+    else:
+        monkeypatch.setenv("PATCHWORKS_AUTOMATION", "off")
+    daemon.tick(landing_sensor)
+    clock.now += SETTLE
+    for sensor in CHAIN:
+        tick = daemon.evaluate(sensor)
+        assert not tick.run_requests
+        assert "automation is switched off" in tick.skip_reason.skip_message
+
+
+def test_every_sensor_of_the_chain_runs_from_the_start():
+    assert all(s.default_status == dg.DefaultSensorStatus.RUNNING for s in CHAIN)
+
+
+# Events
+
+
+def report(instance: dg.DagsterInstance, *partitions: str) -> None:
+    for partition in partitions:
+        instance.report_runless_asset_event(
+            dg.AssetMaterialization("staged_labels", partition=partition)
+        )
+
+
+def test_events_are_read_once_in_pages(instance):
+    keys = [f"a/{n}" for n in range(45)]
+    report(instance, *keys)
+    cursor, found = EventCursor(), []
+    for expected in (20, 20, 5, 0):
+        page, cursor = new_partitions(instance, "staged_labels", cursor, limit=20)
+        cursor = EventCursor.from_json(json.loads(json.dumps(cursor.to_json())))
+        assert len(page) == expected
+        found += page
+    assert found == keys
+
+
+def test_more_events_than_a_page_of_the_database_are_read_in_one_tick(instance):
+    report(instance, *(f"a/{n}" for n in range(1100)))
+    page, cursor = new_partitions(instance, "staged_labels", EventCursor(), limit=10_000)
+    assert len(page) == 1100
+    assert new_partitions(instance, "staged_labels", cursor, limit=10_000)[0] == []
+
+
+def test_an_event_that_shows_late_is_read(instance):
+    report(instance, "a/0", "a/1", "a/2")
+    late = EventCursor(after=3, recent=(1, 3))
+    assert new_partitions(instance, "staged_labels", late, limit=10)[0] == ["a/1"]
+
+
+def test_a_run_over_tiles_of_several_images_is_at_all_of_them(instance):
+    instance.add_dynamic_partitions(str(tiles.name), ["a/0", "a/1", "b/0", "c/0"])
+    tags = {RANGE_START: "a/1", RANGE_END: "c/0"}
+    assert images_of_run(instance, tags) == ["a", "b", "c"]
+    assert images_of_run(instance, {"dagster/partition": "a/1"}) == ["a"]
+    assert images_of_run(instance, {}) == []
+
+
+def test_a_run_that_ended_keeps_no_image_busy(instance):
+    run = instance.create_run_for_job(
+        defs.resolve_job_def("merge_image"),
+        tags={"dagster/partition": "a"},
+        status=dg.DagsterRunStatus.STARTED,
+    )
+    assert busy_images(instance, ["merge_image"]) == {"a"}
+    instance.report_run_failed(run)
+    assert busy_images(instance, ["merge_image"]) == frozenset()

@@ -1,0 +1,404 @@
+"""What lies in the landing folder, and when it is complete."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from upath import UPath
+
+from patchworks_core.errors import PlanError
+from patchworks_core.files.storage import as_path
+from patchworks_pipeline.landing.arrivals import (
+    MAX_PENDING,
+    Arrival,
+    Ledger,
+    Look,
+    Quarantine,
+    Version,
+    Watch,
+    look,
+    seen_from_json,
+    seen_to_json,
+    signature_of,
+    why_unreadable,
+)
+from patchworks_pipeline.landing.candidates import Candidate, Layout, find_candidates
+from tests.tissue import tissue, write_tiff
+
+SETTLE = 10
+
+
+class Landing:
+    """A landing folder that is looked at every now and then."""
+
+    def __init__(self, layout: Layout, path: UPath) -> None:
+        self.layout = layout
+        self.ledger = Ledger(path / "ledger.json")
+        self.quarantine = Quarantine(path / "quarantine")
+        self.seen: dict[str, tuple[str, int]] = {}
+        self.max_arrivals = 100
+
+    def candidates(self) -> list[Candidate]:
+        return find_candidates(self.layout, known=self.ledger.taken)
+
+    def look(self, now: int, *again: str) -> Look:
+        found = look(
+            self.candidates(),
+            Watch(SETTLE, self.max_arrivals),
+            now=now,
+            seen=seen_from_json(json.loads(json.dumps(seen_to_json(self.seen)))),
+            ledger=self.ledger,
+            refused=self.quarantine.names(),
+            again=again,
+        )
+        self.seen = found.seen
+        return found
+
+    def arrivals(self, now: int) -> list[str]:
+        return [arrival.candidate.key for arrival in self.look(now).arrivals]
+
+    def take(self, now: int) -> list[Arrival]:
+        """Look, and enter what arrived into the ledger."""
+        found = self.look(now).arrivals
+        self.ledger.taken |= {each.candidate.url: each.version for each in found}
+        return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "landing"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def landing(folder: Path, tmp_path: Path) -> Landing:
+    return Landing(Layout(str(folder)), as_path(tmp_path / "store"))
+
+
+@pytest.fixture
+def in_memory() -> Iterator[UPath]:
+    folder = UPath(f"memory://{uuid.uuid4().hex}")
+    folder.mkdir()
+    yield folder
+    folder.fs.rm(folder.path, recursive=True)
+
+
+def write_image_group(folder: Path, shape: tuple[int, int] = (8, 8)) -> Path:
+    """Write an OME-Zarr 0.5 image."""
+    group = zarr.create_group(str(folder), overwrite=True)
+    array = group.create_array("0", shape=shape, chunks=(4, 4), dtype="u1")
+    array[...] = 7
+    axes = [{"name": axis, "type": "space"} for axis in "yx"]
+    transformations = [{"type": "scale", "scale": [1.0, 1.0]}]
+    datasets = [{"path": "0", "coordinateTransformations": transformations}]
+    multiscales = [{"axes": axes, "datasets": datasets}]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": multiscales}
+    return folder
+
+
+def write_plate(folder: Path, wells: dict[str, int]) -> None:
+    """Write an OME-NGFF plate with so many fields per well."""
+    plate = zarr.create_group(str(folder))
+    record = [{"path": well, "rowIndex": 0, "columnIndex": 0} for well in wells]
+    plate.attrs["ome"] = {"version": "0.5", "plate": {"wells": record}}
+    for well, n_fields in wells.items():
+        group = zarr.create_group(f"{folder}/{well}")
+        images = [{"path": str(field)} for field in range(n_fields)]
+        group.attrs["ome"] = {"version": "0.5", "well": {"images": images}}
+        for field in range(n_fields):
+            write_image_group(folder / well / str(field))
+
+
+# What lies there
+
+
+def test_a_landing_folder_that_was_not_made_yet_holds_nothing(tmp_path):
+    assert find_candidates(Layout(str(tmp_path / "nowhere"))) == []
+
+
+def test_every_format_that_can_be_read_is_found_and_nothing_else(folder):
+    for name in ("a.tif", "b.ome.tiff", "c.png", "D.TIF", "notes.txt", ".e.tif", "f.tif.part"):
+        (folder / name).touch()
+    (folder / "g.ome.zarr").mkdir()
+    (folder / "subfolder").mkdir()
+    found = find_candidates(Layout(str(folder)))
+    assert [(each.name, each.key) for each in found] == [
+        ("D.TIF", "D"),
+        ("a.tif", "a"),
+        ("b.ome.tiff", "b"),
+        ("c.png", "c"),
+        ("g.ome.zarr", "g"),
+    ]
+    assert [each.is_folder for each in found] == [False] * 4 + [True]
+
+
+def test_patterns_reach_into_folders_and_the_folders_are_part_of_the_key(folder):
+    for name in ("p 1/a.tif", "p 1/b.png", "p2/a.tif"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    found = find_candidates(Layout(str(folder), patterns=("*/*.tif",)))
+    assert [(each.name, each.key) for each in found] == [
+        ("p 1/a.tif", "p_1_a"),
+        ("p2/a.tif", "p2_a"),
+    ]
+
+
+def test_a_folder_whose_name_has_brackets_is_searched(tmp_path):
+    folder = tmp_path / "[landing]"
+    folder.mkdir()
+    (folder / "a.tif").touch()
+    assert len(find_candidates(Layout(str(folder)))) == 1
+
+
+def test_a_template_makes_the_key_of_its_fields(folder):
+    for name in ("plate1/B03/f0.ome.tif", "plate1/B03/f1.ome.tif", "plate1/B03/f1.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    found = find_candidates(Layout(str(folder), template="{plate}/{well}/{field}.ome.tif"))
+    assert [each.key for each in found] == ["plate1_B03_f0", "plate1_B03_f1"]
+
+
+def test_a_template_without_fields_is_refused():
+    with pytest.raises(PlanError, match=r"must name fields in braces, got 'plate/\*.tif'"):
+        Layout("landing", template="plate/*.tif")
+
+
+def test_a_marker_that_would_be_the_same_for_all_is_refused():
+    with pytest.raises(PlanError, match=r"must contain \{name\} or \{stem\}, got 'done'"):
+        Layout("landing", marker="done")
+
+
+def test_every_field_of_a_plate_is_an_acquisition(folder):
+    write_plate(folder / "plate1.ome.zarr", {"B/03": 2, "C/4": 1})
+    found = find_candidates(Layout(str(folder)))
+    assert [each.key for each in found] == ["plate1_B03_0", "plate1_B03_1", "plate1_C4_0"]
+    assert found[0].url == str(folder / "plate1.ome.zarr" / "B" / "03" / "0")
+    assert why_unreadable(found[0].url) is None
+
+
+def test_wells_that_are_not_written_yet_have_no_fields_yet(folder):
+    plate = zarr.create_group(str(folder / "plate.zarr"))
+    plate.attrs["ome"] = {"plate": {"wells": [{"path": "A/1"}]}}
+    assert find_candidates(Layout(str(folder))) == []
+
+
+def test_a_plate_of_zarr_v2_is_a_plate(folder):
+    plate = folder / "plate.zarr"
+    (plate / "A" / "1").mkdir(parents=True)
+    (plate / ".zattrs").write_text(json.dumps({"plate": {"wells": [{"path": "A/1"}]}}))
+    (plate / "A/1/.zattrs").write_text(json.dumps({"well": {"images": [{"path": "0"}]}}))
+    assert [each.key for each in find_candidates(Layout(str(folder)))] == ["plate_A1_0"]
+
+
+def test_a_plate_whose_metadata_lead_out_of_it_is_no_plate(folder):
+    plate = zarr.create_group(str(folder / "plate.zarr"))
+    plate.attrs["ome"] = {"plate": {"wells": [{"path": "../../etc"}]}}
+    (candidate,) = find_candidates(Layout(str(folder)))
+    assert candidate.key == "plate"
+    assert why_unreadable(candidate.url) is not None
+
+
+def test_a_name_of_which_no_key_can_be_made_hides_no_other(folder):
+    for name in ("___.tif", "a.tif"):
+        (folder / name).touch()
+    assert [each.key for each in find_candidates(Layout(str(folder)))] == ["", "a"]
+
+
+def test_a_landing_folder_may_be_a_url(in_memory, tmp_path):
+    (in_memory / "a.tif").write_bytes(b"12")
+    landing = Landing(Layout(str(in_memory)), as_path(tmp_path))
+    assert [each.url for each in landing.candidates()] == [f"{in_memory}/a.tif"]
+    assert landing.arrivals(0) == []
+    assert landing.arrivals(SETTLE) == ["a"]
+    (in_memory / "b.tif").write_bytes(b"1")
+    assert landing.arrivals(SETTLE + 1) == []
+    assert "b.tif" in landing.seen
+
+
+# When it is complete
+
+
+def test_a_file_is_complete_once_it_was_still_for_long_enough(folder, landing):
+    (folder / "a.tif").write_bytes(b"half")
+    assert landing.arrivals(100) == []
+    assert landing.arrivals(100 + SETTLE - 1) == []
+    (folder / "a.tif").write_bytes(b"half and more")
+    assert landing.arrivals(100 + SETTLE) == []
+    assert landing.arrivals(100 + 2 * SETTLE) == ["a"]
+
+
+def test_a_zarr_folder_is_complete_once_no_chunk_changes(folder, landing):
+    path = write_image_group(folder / "a.ome.zarr")
+    assert landing.arrivals(0) == []
+    (path / "0" / "c" / "9").write_bytes(b"one chunk more")
+    assert landing.arrivals(SETTLE) == []
+    assert landing.arrivals(2 * SETTLE) == ["a"]
+
+
+def test_a_zarr_folder_without_metadata_is_never_complete(folder, landing):
+    (folder / "a.ome.zarr" / "0").mkdir(parents=True)
+    (folder / "a.ome.zarr" / "0" / "chunk").write_bytes(b"1")
+    assert landing.arrivals(0) == []
+    assert landing.look(10 * SETTLE).n_waiting == 1
+
+
+def test_what_was_taken_is_not_taken_again(folder, landing):
+    (folder / "a.tif").write_bytes(b"1")
+    write_image_group(folder / "b.ome.zarr")
+    landing.look(0)
+    assert len(landing.take(SETTLE)) == 2
+    landing.seen = {}
+    for now in range(2 * SETTLE, 6 * SETTLE, SETTLE):
+        assert landing.take(now) == []
+    assert landing.seen == {}
+
+
+def test_what_is_written_over_is_a_new_version_of_the_same_key(folder, landing):
+    (folder / "a.tif").write_bytes(b"1")
+    write_image_group(folder / "b.ome.zarr")
+    landing.look(0)
+    first = landing.take(SETTLE)
+    (folder / "a.tif").write_bytes(b"other")
+    write_image_group(folder / "b.ome.zarr", (16, 16))
+    assert landing.take(2 * SETTLE) == []
+    second = landing.take(3 * SETTLE)
+    assert [each.candidate.key for each in second] == ["a", "b"]
+    assert not {each.name for each in first} & {each.name for each in second}
+
+
+def test_a_changed_chunk_alone_is_seen_when_its_turn_comes(folder, landing):
+    path = write_image_group(folder / "a.ome.zarr")
+    landing.look(0)
+    landing.take(SETTLE)
+    (path / "0" / "c" / "0" / "0").write_bytes(b"other pixels")
+    assert landing.look(2 * SETTLE).seen == {}
+    assert "a.ome.zarr" in landing.look(3 * SETTLE, str(path)).seen
+    assert [each.candidate.key for each in landing.take(4 * SETTLE)] == ["a"]
+
+
+def test_a_marker_completes_an_acquisition_at_once(folder, tmp_path):
+    landing = Landing(Layout(str(folder), marker="{name}.done"), as_path(tmp_path))
+    (folder / "a.tif").write_bytes(b"1")
+    assert landing.take(0) == []
+    assert landing.take(5 * SETTLE) == []
+    (folder / "a.tif.done").touch()
+    assert [each.candidate.key for each in landing.take(6 * SETTLE)] == ["a"]
+    (folder / "a.tif").write_bytes(b"written over, and the marker is still there")
+    assert landing.take(7 * SETTLE) == []
+    assert [each.candidate.key for each in landing.take(8 * SETTLE)] == ["a"]
+
+
+def test_a_marker_may_be_named_by_the_stem(folder, tmp_path):
+    landing = Landing(Layout(str(folder), marker="{stem}.ok"), as_path(tmp_path))
+    (folder / "a.ome.tif").write_bytes(b"1")
+    (folder / "a.ok").touch()
+    assert landing.arrivals(0) == ["a"]
+
+
+def test_the_marker_of_a_plate_stands_for_its_fields(folder, tmp_path):
+    landing = Landing(Layout(str(folder), marker="{name}.done"), as_path(tmp_path))
+    write_plate(folder / "p.zarr", {"A/1": 2})
+    assert landing.arrivals(0) == []
+    (folder / "p.zarr.done").touch()
+    assert landing.arrivals(1) == ["p_A1_0", "p_A1_1"]
+
+
+def test_thousands_come_in_pages_and_each_once(folder, landing):
+    for n in range(2500):
+        (folder / f"{n:04}.tif").write_bytes(b"1")
+    landing.max_arrivals = 400
+    taken: list[str] = []
+    for now in range(0, 12 * SETTLE, SETTLE):
+        page = landing.take(now)
+        assert len(page) <= 400
+        assert len(landing.seen) <= MAX_PENDING
+        taken += [each.candidate.key for each in page]
+    assert len(taken) == len(set(taken)) == 2500
+
+
+def test_one_that_is_taken_away_meanwhile_stops_nothing(folder, landing):
+    (folder / "a.tif").write_bytes(b"1")
+    candidates = landing.candidates()
+    (folder / "a.tif").unlink()
+    watch = Watch(0, 1)
+    found = look(candidates, watch, now=0, seen={}, ledger=landing.ledger)
+    assert (found.arrivals, found.n_waiting) == ([], 1)
+
+
+# What is remembered
+
+
+def test_a_ledger_is_read_as_it_was_written(tmp_path):
+    ledger = Ledger(as_path(tmp_path / "ledger.json"), {"/landing/a.tif": Version("s", "g")})
+    ledger.write()
+    assert Ledger.read(ledger.path) == ledger
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"a": 3}', '{"a": {"b": 1}}'])
+def test_a_damaged_ledger_is_empty(tmp_path, content):
+    (tmp_path / "ledger.json").write_text(content)
+    assert Ledger.read(as_path(tmp_path / "ledger.json")).taken == {}
+
+
+def test_what_is_in_quarantine_is_left_alone_until_it_changes(folder, landing):
+    (folder / "a.tif").write_bytes(b"1")
+    landing.look(0)
+    (arrival,) = landing.look(SETTLE).arrivals
+    landing.quarantine.refuse(arrival, "it is damaged")
+    assert landing.arrivals(2 * SETTLE) == []
+    assert landing.arrivals(3 * SETTLE) == []
+    assert landing.quarantine.reasons() == {arrival.name: "it is damaged"}
+    (folder / "a.tif").write_bytes(b"mended")
+    landing.look(4 * SETTLE)
+    assert landing.arrivals(5 * SETTLE) == ["a"]
+
+
+def test_a_signature_is_of_names_sizes_and_times(folder):
+    path = write_image_group(folder / "a.zarr")
+    candidate = Candidate(str(path), "a.zarr", "a", is_folder=True)
+    first = signature_of(candidate)
+    assert signature_of(candidate) == first
+    (path / "0" / "c" / "0" / "0").rename(path / "0" / "c" / "0" / "2")
+    assert signature_of(candidate) != first
+
+
+# What can be read
+
+
+def test_what_can_be_opened_has_no_reason_against_it(folder):
+    assert why_unreadable(str(write_tiff(folder / "a.tif", tissue()))) is None
+    assert why_unreadable(str(write_image_group(folder / "a.zarr"))) is None
+    np.save(folder / "a.npy", tissue())
+    assert why_unreadable(str(folder / "a.npy")) is None
+
+
+def test_only_the_header_of_a_picture_is_read(folder, monkeypatch):
+    import imageio.v3 as iio
+
+    path = folder / "a.png"
+    iio.imwrite(path, np.zeros((4, 5), "u1"))
+    monkeypatch.setattr("patchworks_pipeline.landing.arrivals.open_image", None)
+    assert why_unreadable(str(path)) is None
+    path.write_bytes(b"not a picture")
+    assert "may be damaged" in why_unreadable(str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [("a.tif", b"not a tiff", "a.tif"), ("a.tif", b"", "a.tif"), ("a.npy", b"no", "a.npy")],
+)
+def test_why_a_file_cannot_be_read_is_said_in_words(folder, name, content, reason):
+    (folder / name).write_bytes(content)
+    assert reason in why_unreadable(str(folder / name))
+
+
+def test_a_file_that_is_gone_is_not_called_unreadable(folder):
+    with pytest.raises(FileNotFoundError):
+        why_unreadable(str(folder / "a.png"))
