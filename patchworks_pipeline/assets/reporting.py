@@ -11,7 +11,8 @@ import pyarrow as pa
 from patchworks_core.files.storage import write_bytes, write_text
 from patchworks_core.merge.objects import object_table as table_of_objects
 from patchworks_core.merge.steps import measure_objects
-from patchworks_core.pictures.drawing import png_bytes, size_histogram, tile_map
+from patchworks_core.pictures.charts import size_histogram, tile_map
+from patchworks_core.pictures.drawing import png_bytes
 from patchworks_core.pictures.report import image_picture
 from patchworks_core.seams.faces import judge_sizes
 from patchworks_pipeline.assets.acquiring import OWNERS

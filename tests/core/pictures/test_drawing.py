@@ -10,14 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchworks_core.errors import ImageError
+from patchworks_core.pictures.charts import size_histogram, tile_map
 from patchworks_core.pictures.drawing import (
     flatten,
     label_colours,
     overlay,
     png_bytes,
-    size_histogram,
     thumbnail,
-    tile_map,
     to_display,
 )
 
