@@ -21,6 +21,12 @@ wrote, the other would not see.
 ZIP_SUFFIXES = (".zarr.zip", ".ozx")
 """How the names of zip files end that hold a Zarr node."""
 
+CLUTTER_NAMES = {".ds_store", "thumbs.db", "desktop.ini", "__macosx", ".directory", "@eadir"}
+"""What file managers and archivers leave in folders, in lower case."""
+
+CLUTTER_SUFFIXES = (".part", ".partial", ".crdownload", ".filepart", ".tmp", "~")
+"""How the names of files end that are still being copied, or were left by an editor."""
+
 _IDENTIFYING = ("ETag", "etag", "size", "mtime", "LastModified", "last_modified", "created")
 
 
@@ -117,21 +123,45 @@ def file_stamp(url: str) -> Iterator[bytes]:
     yield from info_stamp(fs.info(path))
 
 
+def is_content(path: str) -> bool:
+    """Tell whether a file below an image's folder belongs to its pixels.
+
+    Clutter does not, nor labels that anybody wrote beside the pixels.
+
+    Parameters
+    ----------
+    path : str
+        Relative to the folder, parts separated by ``/``.
+
+    Examples
+    --------
+    >>> is_content("0/c/1/2"), is_content("0/.DS_Store"), is_content("labels/cells/0/c/0")
+    (True, False, False)
+    """
+    *folders, name = path.lower().split("/")
+    if "labels" in folders or name.startswith("._") or name.endswith(CLUTTER_SUFFIXES):
+        return False
+    return not CLUTTER_NAMES & {*folders, name}
+
+
 def folder_stamp(folder: str) -> Iterator[bytes]:
-    """Yield what identifies every file below a local folder, in sorted order."""
+    """Yield what identifies every file of an image in a local folder, in sorted order."""
     yield folder.encode()
     for parent, folders, files in os.walk(folder):
         folders.sort()
         for name in sorted(files):
             path = os.path.join(parent, name)
-            yield os.path.relpath(path, folder).encode()
+            relative = os.path.relpath(path, folder)
+            if not is_content(relative.replace(os.sep, "/")):
+                continue
+            yield relative.encode()
             yield from _local_file(path)
 
 
 def remote_folder_stamp(
     fs: AbstractFileSystem, folder: str, names: Iterable[str]
 ) -> Iterator[bytes]:
-    """Yield what identifies every object below a remote folder, in sorted order.
+    """Yield what identifies every object of an image in a remote folder, in sorted order.
 
     A web server lists nothing: there only the files called `names` are looked at.
     """
@@ -142,9 +172,11 @@ def remote_folder_stamp(
         found = {path: fs.info(path) for path in paths if fs.exists(path)}
     else:
         found = fs.find(folder, detail=True)
+    start = fs._strip_protocol(folder).rstrip("/") + "/"
     for path in sorted(found):
-        yield path.encode()
-        yield from info_stamp(found[path])
+        if is_content(path.removeprefix(start)):
+            yield path.encode()
+            yield from info_stamp(found[path])
 
 
 def info_stamp(info: dict[str, Any]) -> Iterator[bytes]:

@@ -139,7 +139,7 @@ class Image:
         Raises
         ------
         ImageError
-            If the region is not within the image.
+            If the region is not within the image, or its pixels are of another type than declared.
 
         Notes
         -----
@@ -160,6 +160,11 @@ class Image:
             index[position] = part
         block = np.asarray(self.pixels[tuple(index)])
         single = [i for i in range(block.ndim) if i not in self._order]
+        if block.dtype.newbyteorder("=") != self.dtype:
+            raise ImageError(
+                f"pixels must be of the type that the image declares, {self.dtype}, got "
+                f"{block.dtype} at {region} in {self._where}; convert them, or declare that type"
+            )
         block = block.transpose(single + list(self._order))[(0,) * len(single)]
         # Zarr gives fresh arrays; any other may be a view that the caller must not write to.
         is_new = isinstance(self.pixels, zarr.Array)

@@ -9,9 +9,15 @@ resolution tags of any other TIFF are ignored: most programs write a screen's 72
 
 from __future__ import annotations
 
+import logging
+import os
+import threading
 import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from math import prod
 from typing import Any
 
 import tifffile
@@ -69,22 +75,68 @@ def open_tiff(url: str, level: int, axes: str | None) -> Opened:
 
     Samples (RGB) are the channel axis. A file with channels and samples, both longer than 1, is
     refused: merging them would invent an order.
+
+    Raises
+    ------
+    ImageError
+        If it is no TIFF, or fewer planes or bytes are there than the file says it has.
     """
-    try:
-        tif = tifffile.TiffFile(_file(url))
-    except (tifffile.TiffFileError, OSError) as error:
-        raise ImageError(f"cannot open {url!r} as TIFF: {error}") from error
-    try:
-        opened = _open_series(tif, url, level, axes)
-    except BaseException:
-        tif.close()
-        raise
+    with _complaints() as complaints:
+        try:
+            tif = tifffile.TiffFile(_file(url))
+        except (tifffile.TiffFileError, OSError) as error:
+            raise ImageError(f"cannot open {url!r} as TIFF: {error}") from error
+        try:
+            series = _first_series(tif, url)
+            len(tif.pages)  # follows the chain of pages to its end
+            _check_silence(complaints, url)
+            opened = _open_series(tif, series, url, level, axes)
+            _check_silence(complaints, url)
+        except BaseException as error:
+            tif.close()
+            # What a damaged tag makes tifffile raise is of any kind: IndexError, struct.error, ...
+            if isinstance(error, Exception) and not isinstance(error, ImageError):
+                raise _damaged(url, f"reading it fails with {error!r}") from error
+            raise
     if isinstance(opened.pixels, zarr.Array):
         # The chunks are read from this file for as long as anybody holds the array.
         weakref.finalize(opened.pixels, tif.close)
     else:
         tif.close()
     return opened
+
+
+@contextmanager
+def _complaints() -> Iterator[list[str]]:
+    """Collect what tifffile only logs, in this thread, while a file is opened."""
+    heard: list[str] = []
+    thread = threading.get_ident()
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.thread == thread:
+                heard.append(record.getMessage())
+
+    listener = Listener(logging.WARNING)
+    log = logging.getLogger("tifffile")
+    log.addHandler(listener)
+    try:
+        yield heard
+    finally:
+        log.removeHandler(listener)
+
+
+def _check_silence(complaints: Sequence[str], url: str) -> None:
+    """Raise ImageError if tifffile complained."""
+    if complaints:
+        raise _damaged(url, f"reading it gives: {complaints[0]}")
+
+
+def _damaged(url: str, what: str) -> ImageError:
+    return ImageError(
+        f"the TIFF {url!r} is damaged or not complete: {what}; copy it again from where it was "
+        "written"
+    )
 
 
 def _file(url: str) -> Any:
@@ -95,15 +147,27 @@ def _file(url: str) -> Any:
     return fs.open(path, "rb")
 
 
-def _open_series(tif: tifffile.TiffFile, url: str, level: int, axes: str | None) -> Opened:
-    """Open one level of the first series."""
+def _first_series(tif: tifffile.TiffFile, url: str) -> tifffile.TiffPageSeries:
+    """Return the first series; it has all the planes that the file says it has."""
     if not tif.series:
         raise ImageError(f"a TIFF needs at least one image, got none in {url!r}")
-    series = tif.series[0]
+    _check_count(tif, tif.series[0], url)
+    return tif.series[0]
+
+
+def _open_series(
+    tif: tifffile.TiffFile,
+    series: tifffile.TiffPageSeries,
+    url: str,
+    level: int,
+    axes: str | None,
+) -> Opened:
+    """Open one level of a series."""
     shapes = [tuple(part.shape) for part in series.levels]
     check_level(level, shapes, repr(url))
     part = series.levels[level]
     letters = _letters(part, axes, url)
+    files = _files_of(tif, part, url)
     metadata = _read_metadata(tif, series)
     pixels = _pixels(tif, series, level, url)
     n_channels = part.shape[letters.index("c")] if "c" in letters else 0
@@ -112,7 +176,7 @@ def _open_series(tif: tifffile.TiffFile, url: str, level: int, axes: str | None)
         pixels=pixels,
         axes=letters,
         format=_FORMATS.get(series.kind, "TIFF"),
-        stamp=partial(file_stamp, url),
+        stamp=partial(_stamp, url, files),
         chunks=tuple(pixels.chunks) if isinstance(pixels, zarr.Array) else None,
         # Names that do not fit the channels would name the wrong ones.
         channel_names=names if len(names) == n_channels else (),
@@ -121,6 +185,71 @@ def _open_series(tif: tifffile.TiffFile, url: str, level: int, axes: str | None)
         level=level,
         n_levels=len(shapes),
     )
+
+
+def _check_count(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, url: str) -> None:
+    """Raise ImageError unless the first series has as many planes as the file says it has."""
+    sizes = dict(zip(series.axes, series.shape, strict=True))
+    n_planes = series.size // (sizes.get("Y", 1) * sizes.get("X", 1))
+    for said, rule in _counts_said(tif, series):
+        if said != n_planes:
+            raise _damaged(url, f"{rule} says {said} planes, and {n_planes} are there")
+
+
+def _counts_said(
+    tif: tifffile.TiffFile, series: tifffile.TiffPageSeries
+) -> Iterator[tuple[int, str]]:
+    """Yield how many planes of samples a file says it has, and where it says so."""
+    if series.kind == "ome" and tif.ome_metadata:
+        pixels = _first_pixels(tifffile.xml2dict(tif.ome_metadata))
+        names = ("SizeZ", "SizeC", "SizeT")
+        if all(isinstance(pixels.get(name), int) for name in names):
+            yield prod(int(pixels[name]) for name in names), "SizeZ x SizeC x SizeT of its OME-XML"
+    if tif.imagej_metadata and "images" in tif.imagej_metadata:
+        samples = dict(zip(series.axes, series.shape, strict=True)).get("S", 1)
+        yield int(tif.imagej_metadata["images"]) * samples, "images= of ImageJ"
+    if tif.shaped_metadata and series.kind in ("shaped", "generic", "uniform"):
+        shape = tif.shaped_metadata[0].get("shape", ())
+        flat = dict(zip(series.axes, series.shape, strict=True))
+        plane = flat.get("Y", 1) * flat.get("X", 1)
+        if shape and plane:
+            yield prod(map(int, shape)) // plane, f"shape {tuple(shape)!r} of its description"
+
+
+def _files_of(tif: tifffile.TiffFile, part: tifffile.TiffPageSeries, url: str) -> tuple[str, ...]:
+    """Return the files that hold a level, beside the one that was named; all pixels are in them.
+
+    Raises
+    ------
+    ImageError
+        If a plane is in no file, or a file ends before the pixels it should hold.
+    """
+    files = set()
+    if part.dataoffset is not None:
+        end, size = part.dataoffset + part.nbytes, tif.filehandle.size
+        if end > size:
+            raise _damaged(url, f"its pixels end at byte {end}, and it has {size}")
+        return ()
+    for number, page in enumerate(part.pages):
+        if page is None:
+            raise _damaged(url, f"plane {number} of {len(part.pages)} is in no file that is there")
+        handle = page.parent.filehandle
+        segments = zip(page.dataoffsets, page.databytecounts, strict=True)
+        end = max((offset + n for offset, n in segments if n), default=0)
+        if end > handle.size:
+            raise _damaged(
+                url,
+                f"plane {number} of {len(part.pages)} ends at byte {end}, and {handle.name!r} has "
+                f"{handle.size}",
+            )
+        files.add(handle.path)
+    return () if is_remote(url) else tuple(sorted(files - {os.path.abspath(url)}))
+
+
+def _stamp(url: str, others: tuple[str, ...]) -> Iterator[bytes]:
+    """Yield what identifies an image in one or several files."""
+    for file in (url, *others):
+        yield from file_stamp(file)
 
 
 def _letters(part: tifffile.TiffPageSeries, axes: str | None, url: str) -> str:
@@ -169,8 +298,7 @@ def _read_metadata(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> T
 
 def _ome(xml: dict[str, Any]) -> TiffMetadata:
     """Read PhysicalSize, TimeIncrement and Channel names of the first OME image."""
-    images = xml.get("OME", {}).get("Image", {})
-    pixels = (images[0] if isinstance(images, list) else images).get("Pixels", {})
+    pixels = _first_pixels(xml)
     values = {axis: pixels.get(f"PhysicalSize{axis.upper()}") for axis in SPATIAL_AXES}
     units = {axis: pixels.get(f"PhysicalSize{axis.upper()}Unit", "µm") for axis in SPATIAL_AXES}
     values["t"] = pixels.get("TimeIncrement")
@@ -180,6 +308,13 @@ def _ome(xml: dict[str, Any]) -> TiffMetadata:
     names = [c.get("Name") if isinstance(c, dict) else None for c in channels]
     named = all(name is not None for name in names)
     return _metadata(values, units, tuple(map(str, names)) if named else ())
+
+
+def _first_pixels(xml: dict[str, Any]) -> dict[str, Any]:
+    """Return the Pixels element of the first OME image."""
+    images = xml.get("OME", {}).get("Image", {})
+    pixels: dict[str, Any] = (images[0] if isinstance(images, list) else images).get("Pixels", {})
+    return pixels
 
 
 def _imagej(tif: tifffile.TiffFile) -> TiffMetadata:

@@ -75,13 +75,12 @@ def _node_at(url: str) -> zarr.Array[Any] | zarr.Group:
     """Open the Zarr node at a path or URL."""
     try:
         if is_remote(url):
-            return zarr.open(
-                FsspecStore.from_url(url, storage_options=dict(FRESH), read_only=True), mode="r"
-            )
+            store = FsspecStore.from_url(url, storage_options=dict(FRESH), read_only=True)
+            return _open(store)
         found = split_zip(url)
         if found is not None and os.path.isfile(found[0]):
             return _node_in_zip(*found)
-        return zarr.open(url, mode="r")
+        return _open(url)
     except zarr.errors.NodeNotFoundError as error:
         raise ImageError(
             f"no Zarr array or group at {url!r}; check the path, and that zarr.json, .zarray or "
@@ -89,6 +88,11 @@ def _node_at(url: str) -> zarr.Array[Any] | zarr.Group:
         ) from error
     except (ImportError, ValueError, OSError, BadZipFile) as error:
         raise ImageError(f"cannot open Zarr at {url!r}: {error}") from error
+
+
+def _open(store: Any, path: str | None = None) -> zarr.Array[Any] | zarr.Group:
+    """Open a Zarr node by its own metadata: a consolidated copy may be of an older state."""
+    return zarr.open(store, path=path, mode="r", use_consolidated=False)
 
 
 def _node_in_zip(file: str, inner: str) -> zarr.Array[Any] | zarr.Group:
@@ -99,7 +103,7 @@ def _node_in_zip(file: str, inner: str) -> zarr.Array[Any] | zarr.Group:
             names = archive.namelist()
         tops = {name.partition("/")[0] for name in names}
         top = "" if tops & set(METADATA_FILES) or len(tops) != 1 else tops.pop()
-        return zarr.open(store, path="/".join(part for part in (top, inner) if part), mode="r")
+        return _open(store, path="/".join(part for part in (top, inner) if part))
     except BaseException:
         if store._is_open:
             store.close()
@@ -112,6 +116,10 @@ def open_node(
     """Open a Zarr array, or a group that is OME-Zarr."""
     if isinstance(node, zarr.Array):
         return _open_array(node, level, axes, where)
+    if node.metadata.consolidated_metadata is not None:
+        found = _open(node.store, path=node.path)
+        assert isinstance(found, zarr.Group)
+        node = found
     if is_multiscale(node):
         return open_multiscale(node, level, axes, where, lambda array: partial(zarr_stamp, array))
     check_no_plate(node, where)

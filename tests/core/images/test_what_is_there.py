@@ -1,0 +1,186 @@
+"""What is read is what the file says it has: damaged, changed and cluttered images."""
+
+from __future__ import annotations
+
+import os
+import uuid
+
+import dask.array as da
+import numpy as np
+import pytest
+import tifffile
+import zarr
+
+from patchworks_core import ImageError, convert_image, open_image
+from patchworks_core.tiles.regions import Region
+
+STACK = np.random.default_rng(0).integers(0, 3000, (20, 64, 64)).astype("u2")
+
+DIALECTS = {
+    "imagej": {"imagej": True, "metadata": {"axes": "ZYX"}},
+    "shaped": {"compression": "zlib"},
+    "shaped in one piece": {},
+    "plain": {"compression": "zlib", "metadata": None, "photometric": "minisblack"},
+    "plain in one piece": {"metadata": None, "photometric": "minisblack"},
+    "ome": {"ome": True, "compression": "zlib", "metadata": {"axes": "ZYX"}},
+    "ome in one piece": {"ome": True, "metadata": {"axes": "ZYX"}},
+    "tiled": {"ome": True, "tile": (32, 32), "metadata": {"axes": "ZYX"}},
+    "bigtiff": {"bigtiff": True, "compression": "zlib"},
+}
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_stack_of_which_the_end_is_missing_is_refused(tmp_path, dialect, share):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, STACK, **DIALECTS[dialect])
+    axes = None if dialect in ("imagej", "ome", "ome in one piece", "tiled") else "zyx"
+    np.testing.assert_array_equal(
+        open_image(path, axes=axes).read(Region((0, 0, 0), STACK.shape)), STACK
+    )
+    os.truncate(path, int(path.stat().st_size * share))
+    with pytest.raises(ImageError, match=r"a\.tif"):
+        open_image(path, axes=axes)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "message"),
+    [
+        ("imagej", "images= of ImageJ says 20 planes, and 1 are there"),
+        ("shaped", r"shape \(20, 64, 64\) of its description says 20 planes, and 1 are there"),
+        ("shaped in one piece", r"its pixels end at byte \d+, and it has \d+|invalid page offset"),
+        ("plain", "invalid page offset"),
+        ("ome", "invalid"),
+    ],
+)
+def test_a_damaged_stack_is_refused_with_what_is_missing(tmp_path, dialect, message):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, STACK, **DIALECTS[dialect])
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(ImageError, match=message) as error:
+        open_image(path, axes=None if dialect in ("imagej", "ome") else "zyx")
+    assert "damaged or not complete" in str(error.value)
+    assert "copy it again" in str(error.value)
+
+
+def test_the_planes_that_ome_xml_counts_must_be_there(tmp_path):
+    path = tmp_path / "a.ome.tif"
+    tifffile.imwrite(path, STACK[:4], metadata={"axes": "ZYX"}, compression="zlib")
+    content = path.read_bytes()
+    assert content.count(b'SizeZ="4"') == 1
+    path.write_bytes(content.replace(b'SizeZ="4"', b'SizeZ="9"'))
+    with pytest.raises(ImageError, match="damaged or not complete"):
+        open_image(path)
+
+
+def write_set(folder, planes):
+    """Write an OME-TIFF with a file per plane."""
+    ids = [uuid.uuid4() for _ in planes]
+    data = "".join(
+        f'<TiffData FirstZ="{i}" FirstT="0" FirstC="0" IFD="0" PlaneCount="1">'
+        f'<UUID FileName="z{i}.ome.tif">urn:uuid:{ids[i]}</UUID></TiffData>'
+        for i in range(len(planes))
+    )
+    height, width = planes[0].shape
+    for i, plane in enumerate(planes):
+        xml = (
+            '<?xml version="1.0"?>'
+            '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" '
+            f'UUID="urn:uuid:{ids[i]}"><Image ID="Image:0"><Pixels ID="Pixels:0" '
+            f'DimensionOrder="XYZCT" Type="uint16" SizeX="{width}" SizeY="{height}" '
+            f'SizeZ="{len(planes)}" SizeC="1" SizeT="1">'
+            f'<Channel ID="Channel:0:0" SamplesPerPixel="1"/>{data}</Pixels></Image></OME>'
+        )
+        path = folder / f"z{i}.ome.tif"
+        tifffile.imwrite(path, plane, description=xml.encode(), metadata=None, compression="zlib")
+
+
+def test_an_image_in_several_files_is_read_from_all_of_them(tmp_path):
+    write_set(tmp_path, STACK[:3])
+    image = open_image(tmp_path / "z0.ome.tif")
+    np.testing.assert_array_equal(image.read(Region((0, 0, 0), (3, 64, 64))), STACK[:3])
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_every_file_of_an_image_counts_for_what_it_is(tmp_path, number):
+    write_set(tmp_path, STACK[:3])
+    before = open_image(tmp_path / "z0.ome.tif").fingerprint
+    assert open_image(tmp_path / "z0.ome.tif").fingerprint == before
+    os.utime(tmp_path / f"z{number}.ome.tif", ns=(0, 0))
+    assert open_image(tmp_path / "z0.ome.tif").fingerprint != before
+
+
+@pytest.mark.parametrize("damage", ["lost", "half copied"])
+def test_a_missing_file_of_an_image_is_not_a_plane_of_zeros(tmp_path, damage):
+    write_set(tmp_path, STACK[:3])
+    lost = tmp_path / "z2.ome.tif"
+    if damage == "lost":
+        lost.unlink()
+    else:
+        os.truncate(lost, lost.stat().st_size // 2)
+    with pytest.raises(ImageError, match=r"'.*z0\.ome\.tif' is damaged or not complete"):
+        open_image(tmp_path / "z0.ome.tif")
+
+
+def write_grown(path, zarr_format):
+    """Write an OME-Zarr whose consolidated metadata are older than its array."""
+    group = zarr.open_group(str(path), mode="w", zarr_format=zarr_format)
+    separator = {"name": {2: "v2", 3: "default"}[zarr_format], "separator": "/"}
+    array = group.create_array(
+        "0", data=np.full((64, 64), 5, "u2"), chunks=(32, 32), chunk_key_encoding=separator
+    )
+    scale = [{"type": "scale", "scale": [1.0, 1.0]}]
+    multiscale = {
+        "axes": [{"name": name, "type": "space"} for name in "yx"],
+        "datasets": [{"path": "0", "coordinateTransformations": scale}],
+    }
+    if zarr_format == 2:
+        group.attrs["multiscales"] = [{"version": "0.4", "name": "a", **multiscale}]
+    else:
+        group.attrs["ome"] = {"version": "0.5", "multiscales": [{"name": "a", **multiscale}]}
+    zarr.consolidate_metadata(group.store)
+    array.resize((128, 64))
+    array[64:] = 7
+    return path
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.filterwarnings("ignore:Consolidated metadata is currently not part")
+def test_metadata_are_those_of_the_array_and_not_of_an_older_copy(tmp_path, zarr_format):
+    path = write_grown(tmp_path / "a.zarr", zarr_format)
+    whole = np.repeat(np.array([5, 7], "u2"), 64)[:, None].repeat(64, axis=1)
+    for source in (path, zarr.open_group(str(path), mode="r")):
+        image = open_image(source)
+        np.testing.assert_array_equal(image.read(Region((0, 0), (128, 64))), whole)
+    convert_image(path, tmp_path / "b.ome.zarr")
+    assert open_image(tmp_path / "b.ome.zarr").shape == (128, 64)
+
+
+CLUTTER = [
+    *(".DS_Store", "c/.DS_Store", "Thumbs.db", "c/0/._0", "__MACOSX/c/0", "desktop.ini"),
+    *("c/0/1.part", "c/0/1.crdownload", "labels/cells/zarr.json", "labels/cells/0/c/0/0"),
+]
+
+
+@pytest.mark.parametrize("name", CLUTTER)
+def test_clutter_beside_the_pixels_makes_no_other_image(tmp_path, name):
+    zarr.create_array(str(tmp_path / "a.zarr"), data=STACK[0], chunks=(32, 32))
+    before = open_image(tmp_path / "a.zarr").fingerprint
+    file = tmp_path / "a.zarr" / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"x")
+    assert open_image(tmp_path / "a.zarr").fingerprint == before
+
+
+def test_a_chunk_that_changed_makes_another_image(tmp_path):
+    zarr.create_array(str(tmp_path / "a.zarr"), data=STACK[0], chunks=(32, 32))
+    before = open_image(tmp_path / "a.zarr").fingerprint
+    os.utime(tmp_path / "a.zarr" / "c" / "0" / "1", ns=(0, 0))
+    assert open_image(tmp_path / "a.zarr").fingerprint != before
+
+
+def test_a_lazy_array_must_compute_the_type_that_it_declares():
+    pixels = da.from_array(STACK[0], chunks=32)
+    lying = pixels.map_blocks(lambda block: block / 3000, dtype=pixels.dtype)
+    with pytest.raises(ImageError, match=r"declares, uint16, got float64 at .* in a Dask array"):
+        open_image(lying).read(Region((0, 0), (8, 8)))
