@@ -49,7 +49,27 @@ def source_url(source: Any) -> str | None:
 
 
 def open_source(source: Any, level: int, axes: str | None) -> Opened:
-    """Open any source with the reader it needs."""
+    """Open any source with the reader it needs.
+
+    Raises
+    ------
+    ImageError
+        If it is not there, is of no kind that is read, or is damaged.
+    """
+    try:
+        return _open_source(source, level, axes)
+    except ImageError:
+        raise
+    # What a damaged header makes a reader raise is of any kind: KeyError, SyntaxError, ...
+    except Exception as error:
+        where = source_url(source) or f"an image in memory of type {type(source).__name__}"
+        raise ImageError(
+            f"cannot open {where!r}, its metadata are damaged or of a kind that is not read: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _open_source(source: Any, level: int, axes: str | None) -> Opened:
     url = source_url(source)
     if url is not None:
         return _open_url(url, level, axes)

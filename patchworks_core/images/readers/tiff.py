@@ -29,7 +29,10 @@ from patchworks_core.files.locations import file_stamp, filesystem, is_remote
 from patchworks_core.images.readers.opened import Opened, check_level, file_axes
 from patchworks_core.tiles.grid import SPATIAL_AXES
 
-EXTENSIONS = (".tif", ".tiff", ".btf", ".tf2", ".tf8", ".svs", ".stk", ".lsm")
+EXTENSIONS = (
+    *(".tif", ".tiff", ".btf", ".tf2", ".tf8", ".stk", ".lsm", ".gel"),
+    *(".svs", ".ndpi", ".scn", ".bif", ".qptiff"),
+)
 """Extensions that tifffile reads as TIFF."""
 
 _FORMATS = {"ome": "OME-TIFF", "imagej": "ImageJ TIFF", "svs": "SVS"}

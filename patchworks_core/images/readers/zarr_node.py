@@ -6,7 +6,7 @@ A folder, a URL, or a local zip file that holds one (``.ozx``, ``.ome.zarr.zip``
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import product
 from typing import Any
@@ -123,19 +123,29 @@ def open_node(
     if is_multiscale(node):
         return open_multiscale(node, level, axes, where, lambda array: partial(zarr_stamp, array))
     check_no_plate(node, where)
-    arrays = sorted(name for name, member in node.members(max_depth=3) if _is_array(member))
+    members = sorted(node.members(max_depth=3))
+    images = [name for name, member in members if _is_image(member)]
+    if images:
+        raise ImageError(
+            f"a Zarr group of several images is not one image, got {where} with images "
+            f"{_listed(images)}; name one, such as path/{images[0]}"
+        )
+    arrays = [name for name, member in members if isinstance(member, zarr.Array)]
     if not arrays:
         raise ImageError(f"a Zarr group needs an array to be an image, got none in {where}")
-    listed = ", ".join(map(repr, arrays[:_MAX_LISTED]))
-    more = f" and {len(arrays) - _MAX_LISTED} more" if len(arrays) > _MAX_LISTED else ""
     raise ImageError(
         f"a Zarr group without OME-Zarr metadata is not an image, got {where} with arrays "
-        f"{listed}{more}; name one, such as path/{arrays[0]}"
+        f"{_listed(arrays)}; name one, such as path/{arrays[0]}"
     )
 
 
-def _is_array(member: object) -> bool:
-    return isinstance(member, zarr.Array)
+def _is_image(member: object) -> bool:
+    return isinstance(member, zarr.Group) and is_multiscale(member)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return ", ".join(map(repr, names[:_MAX_LISTED])) + more
 
 
 def _open_array(array: zarr.Array[Any], level: int, axes: str | None, where: str) -> Opened:
