@@ -6,8 +6,11 @@ name and then replaces.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import shutil
+import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +30,9 @@ from patchworks_core.files.locations import FRESH
 Location = str | os.PathLike[str] | UPath
 
 ZarrFormat = Literal[2, 3]
+
+_RECORDS = frozenset({"zarr.json", ".zarray", ".zgroup", ".zattrs", "plan.json"})
+"""Files that make a folder a Zarr node, or a stage."""
 
 
 def as_path(location: Location) -> UPath:
@@ -135,46 +141,114 @@ def write_text(path: UPath, content: str) -> None:
     write_bytes(path, content.encode())
 
 
+_CLAIMED: set[str] = set()
+"""Places on object stores that a call of this process works on."""
+
+_CLAIMING = threading.Lock()
+
+
 @contextmanager
 def claimed(path: UPath, *, doing: str) -> Iterator[None]:
-    """Keep other processes, and other threads, from working on a local place at the same time.
+    """Keep other calls from working on a place at the same time.
 
-    Object stores have no locks: there nothing is kept out.
+    Of a local place all processes are kept out, and all threads. Object stores have no locks: there
+    the other calls of this process are kept out.
 
     Raises
     ------
     PlanError
-        If someone else has claimed it.
+        If another call has claimed it.
     """
-    if not is_local(path):
-        yield
+    busy = PlanError(
+        f"one call at a time is {doing} {path}, and another one is at it; wait for it, or name "
+        "another place"
+    )
+    if is_local(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = _lock_file(f"{path}.lock")
+        if lock is None:
+            raise busy
+        try:
+            yield
+        finally:
+            try:
+                os.unlink(f"{path}.lock")
+            finally:
+                os.close(lock)
         return
-    from filelock import FileLock, Timeout
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f"{path}.lock", timeout=0, is_singleton=False, thread_local=False)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise PlanError(
-            f"one call at a time is {doing} {path}, and another one is at it; wait for it, or name "
-            "another place"
-        ) from error
+    with _CLAIMING:
+        if str(path) in _CLAIMED:
+            raise busy
+        _CLAIMED.add(str(path))
     try:
         yield
     finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
+        _CLAIMED.discard(str(path))
+
+
+def _lock_file(path: str) -> int | None:
+    """Lock a file and return its descriptor; None where another call holds it."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(descriptor)):
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except FileNotFoundError:  # removed between the two looks
+            pass
+        os.close(descriptor)  # of the call before, which removed it when it was done
 
 
 def remove(path: UPath) -> None:
-    """Remove a file or a whole folder, if it is there."""
-    if not path.is_dir():
+    """Remove a file or a whole folder, if it is there; of a symbolic link only the link."""
+    if is_local(path) and path.is_symlink():
+        os.unlink(str(path))
+    elif not path.is_dir():
         path.unlink(missing_ok=True)
     elif is_local(path):
         shutil.rmtree(str(path))
     else:
         path.fs.rm(path.path, recursive=True)
+
+
+def discard(path: UPath) -> None:
+    """Remove a file or folder so that, killed half way, nothing of it is taken for whole.
+
+    A local folder gets a name of its own first, see `is_trash`. On an object store the records go
+    first that make it a Zarr node or a stage.
+    """
+    if is_local(path):
+        if not os.path.lexists(str(path)):
+            return
+        trash = path.with_name(f".{path.name}.{uuid.uuid4().hex}.trash")
+        os.rename(str(path), str(trash))
+        remove(trash)
+        return
+    fs, start = path.fs, path.path.rstrip("/")
+    found = [name for name in fs.find(start) if name.rpartition("/")[2] in _RECORDS]
+    if found:
+        fs.rm(found)
+    if fs.exists(start):
+        fs.rm(start, recursive=True)
+
+
+def is_trash(name: str, *, of: str) -> bool:
+    """Tell whether a name is one that `discard` gave to the folder called `of`.
+
+    Examples
+    --------
+    >>> is_trash(f".labels.work.{'0' * 32}.trash", of="labels.work")
+    True
+    """
+    return re.fullmatch(rf"\.{re.escape(of)}\.[0-9a-f]{{32}}\.trash", name) is not None
+
+
+def is_part(name: str, *, of: str) -> bool:
+    """Tell whether a name is one that `write_bytes` gave to the file called `of` at first."""
+    return re.fullmatch(rf"{re.escape(of)}\.[0-9a-f]{{32}}\.part", name) is not None
 
 
 def move(source: UPath, target: UPath) -> None:
@@ -186,14 +260,15 @@ def move(source: UPath, target: UPath) -> None:
     if is_local(source):
         os.rename(str(source), str(target))
         return
-    fs, start = source.fs, source.path.rstrip("/")
+    copy_objects(source, target)
+    discard(source)
+
+
+def copy_objects(source: UPath, target: UPath) -> None:
+    """Copy a folder of an object store, the records at its top last."""
+    fs, start, end = source.fs, source.path.rstrip("/"), target.path.rstrip("/")
     paths = [path[len(start) :] for path in fs.find(start) if path.startswith(f"{start}/")]
     records = [path for path in paths if path.count("/") == 1]
     for part in ([path for path in paths if path.count("/") > 1], records):
         if part:
-            end = target.path.rstrip("/")
             fs.copy([f"{start}{path}" for path in part], [f"{end}{path}" for path in part])
-    if records:
-        fs.rm([f"{start}{path}" for path in records])
-    if len(paths) > len(records):
-        fs.rm(start, recursive=True)

@@ -1,0 +1,394 @@
+"""Replacing: refused where it must be, one call at a time, and never half at any instant."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from upath import UPath
+
+from patchworks_core.errors import PlanError
+from patchworks_core.files.replacing import component_path, recover, replacing, work_folder
+from patchworks_core.files.storage import as_path
+from patchworks_core.files.written import fault_of, made_from
+
+STEPS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.listdir", "os.scandir"}
+"""What the interpreter tells of before it is done to a file or folder."""
+
+
+class Killed(BaseException):
+    """The process is gone: nothing it does to files from now on is done."""
+
+
+class Faults:
+    """Interrupts the n-th thing that is done to files."""
+
+    def __init__(self) -> None:
+        self.at: int | None = None
+        self.is_final = False
+        self.seen = 0
+
+    def arm(self, at: int, *, is_final: bool) -> None:
+        self.at, self.is_final, self.seen = at, is_final, 0
+
+    def disarm(self) -> bool:
+        """Return whether the fault came."""
+        came = self.at is not None and self.seen > self.at
+        self.at = None
+        return came
+
+    def __call__(self, event: str, arguments: tuple[object, ...]) -> None:
+        if self.at is None or event not in STEPS:
+            return
+        if event == "open" and "pytest-" not in str(arguments[0]):
+            return
+        self.seen += 1
+        if self.seen == self.at + 1 or (self.is_final and self.seen > self.at):
+            raise Killed if self.is_final else KeyboardInterrupt
+
+
+FAULTS = Faults()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def listening() -> Iterator[None]:
+    sys.addaudithook(FAULTS)
+    yield
+    FAULTS.disarm()
+
+
+def write(target: Path | UPath, text: str, **options) -> None:
+    """Make a folder of two files that say the same."""
+    path = as_path(target)
+    with replacing(path, what="a folder", **options) as working:
+        (working.new / "c").mkdir(parents=True)
+        (working.new / "c" / "0").write_text(text)
+        (working.new / "zarr.json").write_text(text)
+
+
+def read(target: Path) -> str:
+    """Return what a folder says; it must be whole."""
+    texts = {(target / name).read_text() for name in ("zarr.json", "c/0")}
+    assert len(texts) == 1, "half of one and half of another"
+    return texts.pop()
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("is_final", [False, True], ids=["interrupted", "killed"])
+@pytest.mark.parametrize("keeps", [False, True])
+@pytest.mark.parametrize("has_old", [False, True])
+def test_at_every_step_the_old_or_the_new_one_is_whole_and_found_by_the_next_call(
+    has_old, keeps, is_final, tmp_path
+):
+    for step in count():
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        target = folder / "labels"
+        if has_old:
+            write(target, "old")
+        FAULTS.arm(step, is_final=is_final)
+        with suppress(KeyboardInterrupt, Killed):
+            write(target, "new", keeps=keeps)
+        came = FAULTS.disarm()
+        if target.exists():
+            assert read(target) in ("old", "new")
+        recover(as_path(target))
+        assert read(target) in ("old", "new") if has_old or target.exists() else True
+        assert not target.exists() or fault_of(as_path(target)) is None
+        write(target, "next")
+        assert read(target) == "next"
+        assert names(folder) == ["labels"], step
+        if not came:
+            assert step > 12
+            return
+
+
+def test_a_call_that_was_killed_while_it_replaced_has_done_its_work(tmp_path):
+    target = tmp_path / "labels"
+    write(target, "old")
+    seen = set()
+    for step in count():
+        FAULTS.arm(step, is_final=True)
+        with suppress(Killed):
+            write(target, "new", made_from={"step": step})
+        came = FAULTS.disarm()
+        if not target.exists():
+            recover(as_path(target))
+            assert read(target) == "new"
+            assert made_from(as_path(target)) == {"step": step}
+            seen.add(step)
+        write(target, "old")
+        if not came:
+            break
+    assert seen
+
+
+def test_what_was_made_is_the_target_and_nothing_else_is_left(tmp_path):
+    write(tmp_path / "labels", "first", made_from={"rule": "touching"})
+    assert made_from(as_path(tmp_path / "labels")) == {"rule": "touching"}
+    write(tmp_path / "labels", "second")
+    assert read(tmp_path / "labels") == "second"
+    assert names(tmp_path) == ["labels"]
+    assert made_from(as_path(tmp_path / "labels")) == {}
+
+
+def test_a_block_that_raises_leaves_the_old_one_and_the_work_only_where_it_is_kept(tmp_path):
+    write(tmp_path / "labels", "old")
+
+    def fail(**options) -> None:
+        with replacing(as_path(tmp_path / "labels"), what="labels", **options) as working:
+            working.folder.mkdir(exist_ok=True)
+            (working.folder / "stage.zarr").write_text("staged")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert names(tmp_path) == ["labels"]
+    with pytest.raises(ZeroDivisionError):
+        fail(keeps=True)
+    assert names(tmp_path) == ["labels", "labels.work"]
+    assert read(tmp_path / "labels") == "old"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda path: (path / "c" / "0").write_text("drawn"),
+        lambda path: (path / "c" / "0").unlink(),
+        lambda path: (path / "c" / "1").write_text("first"),
+        lambda path: (path / "zarr.json").write_text("first "),
+        lambda path: (path / ".patchworks.json").write_text("[]"),
+        lambda path: (path / ".patchworks.json").write_text('{"record_version": 2}'),
+        lambda path: (path / ".patchworks.json").unlink(),
+    ],
+    ids=["edited", "lost", "added", "metadata", "no mapping", "newer", "no record"],
+)
+def test_what_was_changed_since_is_refused_and_named_and_overwritten_only_when_told(
+    change, tmp_path
+):
+    target = tmp_path / "labels"
+    write(target, "first")
+    change(target)
+    kept = {path: path.read_bytes() for path in target.rglob("*") if path.is_file()}
+    with pytest.raises(PlanError, match=r"labels is a .*; name another write_to, or pass overwrit"):
+        write(target, "second")
+    assert {path: path.read_bytes() for path in target.rglob("*") if path.is_file()} == kept
+    assert names(tmp_path) == ["labels"]
+    write(target, "second", overwrite=True)
+    assert read(target) == "second"
+
+
+def test_a_look_with_a_file_manager_changes_nothing(tmp_path):
+    write(tmp_path / "labels", "first")
+    (tmp_path / "labels" / ".DS_Store").write_bytes(b"x")
+    (tmp_path / "labels" / "c" / "._0").write_bytes(b"x")
+    write(tmp_path / "labels", "second")
+    assert read(tmp_path / "labels") == "second"
+
+
+def test_a_copy_is_as_good_as_what_was_written(tmp_path):
+    import shutil
+
+    write(tmp_path / "labels", "first")
+    shutil.copytree(tmp_path / "labels", tmp_path / "copy", copy_function=shutil.copy)
+    write(tmp_path / "copy", "second")
+    assert read(tmp_path / "copy") == "second"
+
+
+def test_what_is_changed_while_the_work_is_done_is_not_lost_and_the_new_one_is_said(tmp_path):
+    target = as_path(tmp_path / "labels")
+    write(target, "old")
+    new = work_folder(target) / "new"
+
+    def work() -> None:
+        with replacing(target, what="labels"):
+            new.mkdir(parents=True)
+            (new / "zarr.json").write_text("new")
+            (target / "c" / "0").write_text("drawn")
+
+    with pytest.raises(PlanError, match=r"the new one is at .*labels.work/new until the next call"):
+        work()
+    assert (target / "c" / "0").read_text() == "drawn"
+    assert (new / "zarr.json").read_text() == "new"
+
+
+def test_an_ordinary_folder_of_any_of_the_names_is_left_alone(tmp_path):
+    for name in ("labels", "cells.work"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.txt").write_text("mine")
+    with pytest.raises(PlanError, match="labels is a folder: nothing says that patchworks wrote"):
+        write(tmp_path / "labels", "new")
+    with pytest.raises(PlanError, match=r"cells.work, and that holds 'mine.txt', which is nothing"):
+        write(tmp_path / "cells", "new", overwrite=True)
+    for name in ("labels", "cells.work"):
+        assert (tmp_path / name / "mine.txt").read_text() == "mine"
+
+
+def test_the_folder_that_the_process_works_in_is_never_replaced(tmp_path, monkeypatch):
+    inner = tmp_path / "here" / "inner"
+    inner.mkdir(parents=True)
+    (inner / "mine.txt").write_text("mine")
+    monkeypatch.chdir(inner)
+    for target in (".", "..", inner):
+        with pytest.raises(PlanError, match="this process works in it; name another write_to"):
+            write(target, "new", overwrite=True)
+    assert (inner / "mine.txt").read_text() == "mine"
+
+
+def test_a_link_is_replaced_and_what_it_leads_to_is_left(tmp_path):
+    write(tmp_path / "first", "old")
+    (tmp_path / "labels").symlink_to(tmp_path / "first")
+    write(tmp_path / "labels", "new")
+    assert (read(tmp_path / "labels"), read(tmp_path / "first")) == ("new", "old")
+    assert names(tmp_path) == ["first", "labels"]
+
+
+def test_of_two_calls_on_one_target_one_works_and_the_other_is_told(tmp_path):
+    told, threads = [], []
+    both = threading.Barrier(8)
+
+    def call(number: int) -> None:
+        both.wait()
+        try:
+            write(tmp_path / "labels", str(number))
+            told.append(None)
+        except PlanError as error:
+            told.append(str(error))
+
+    for _ in range(25):
+        threads = [threading.Thread(target=call, args=(n,)) for n in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert None in told
+        assert read(tmp_path / "labels")
+        assert names(tmp_path) == ["labels"]
+    refusals = {text for text in told if text}
+    assert all("one call at a time is writing to" in text for text in refusals)
+
+
+def test_on_an_object_store_too(tmp_path):
+    target = as_path("memory://claims/labels")
+    with replacing(target, what="labels") as working:
+        with pytest.raises(PlanError, match="one call at a time"):
+            write(target, "other")
+        (working.new / "zarr.json").write_text("new")
+    assert (target / "zarr.json").read_text() == "new"
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "", ".", "a/../../x", "a//b", "..\\x"])
+def test_a_component_lies_in_its_group(name):
+    with pytest.raises(PlanError, match="the name of an array within its group, got"):
+        component_path(as_path("group"), name)
+
+
+def test_a_component_may_lie_deeper():
+    assert str(component_path(as_path("memory://g"), "a/b")) == "memory://g/a/b"
+
+
+class Store:
+    """An object store of which every step can be the last."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.left: int | None = None
+        fs = as_path("memory://killed").fs
+        for name in ("pipe_file", "cp_file", "rm_file", "_open"):
+            monkeypatch.setattr(type(fs), name, self.counted(getattr(type(fs), name)))
+
+    def counted(self, step):
+        def run(*arguments, **options):
+            if self.left is not None:
+                if self.left == 0:
+                    raise Killed
+                self.left -= 1
+            return step(*arguments, **options)
+
+        return run
+
+
+def test_on_an_object_store_no_half_is_seen_and_a_killed_copy_is_done_again(monkeypatch):
+    store = Store(monkeypatch)
+    for step in count():
+        target = as_path(f"memory://killed/{step}/labels")
+        write(target, "old")
+        store.left = step
+        try:
+            write(target, "new")
+            came = False
+        except Killed:
+            came = True
+        store.left = None
+        if (target / "zarr.json").exists():
+            assert read(target) in ("old", "new")
+        recover(target)
+        assert read(target) in ("old", "new")
+        assert fault_of(target) is None
+        write(target, "next")
+        assert read(target) == "next"
+        assert names(target.parent) == ["labels"]
+        if not came:
+            assert step > 8
+            return
+
+
+@pytest.mark.parametrize("where", ["{}/a.zarr", "memory://edited/a.zarr"])
+def test_labels_corrected_by_hand_are_noticed_anywhere(where, tmp_path):
+    target = as_path(where.format(tmp_path))
+    with replacing(target, what="labels") as working:
+        array = zarr.create_array(str(working.new), shape=(4, 4), chunks=(2, 2), dtype="i4")
+        array[:2, :2] = 7
+    assert fault_of(target) is None
+    opened = zarr.open_array(str(target), mode="r+")
+    opened[0, 0] = 8
+    np.testing.assert_array_equal(opened[:2, :2], [[8, 7], [7, 7]])
+    assert "changed since patchworks wrote it" in (fault_of(target) or "")
+    opened[:2, :2] = 0
+    assert "changed since patchworks wrote it" in (fault_of(target) or "")
+
+
+def test_a_file_is_replaced_at_once_and_vouched_for_beside_it(tmp_path):
+    target = as_path(tmp_path / "objects.csv")
+
+    def table(text: str, **options) -> None:
+        with replacing(target, what="a table", **options) as working:
+            working.folder.mkdir(parents=True, exist_ok=True)
+            working.new.write_text(text)
+
+    table("first")
+    table("second")
+    assert target.read_text() == "second"
+    assert names(tmp_path) == [".objects.csv.patchworks.json", "objects.csv"]
+    target.write_text("by hand")
+    with pytest.raises(PlanError, match="a table only replaces what patchworks wrote"):
+        table("third")
+    assert target.read_text() == "by hand"
+    for step in count():
+        table("old", overwrite=True)
+        FAULTS.arm(step, is_final=True)
+        with suppress(Killed):
+            table("new")
+        came = FAULTS.disarm()
+        assert target.read_text() in ("old", "new")
+        table("next")
+        if not came:
+            break
+    assert names(tmp_path) == [".objects.csv.patchworks.json", "objects.csv"]
+
+
+def test_nothing_is_read_through_the_folder_of_work(tmp_path):
+    stage = work_folder(as_path(tmp_path / "labels")) / "stage.zarr"
+    with pytest.raises(PlanError, match="never written over what it is made from"):
+        write(tmp_path / "labels", "new", reads=[str(stage / "labels")])
+    assert os.listdir(tmp_path) == []
