@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -80,7 +80,7 @@ def estimate(job: Job, plan: Plan) -> Estimate:
         stored = sum(p.stat().st_size for p in UPath(folder).rglob("*") if p.is_file())
     peak = max([s.peak_bytes for s in staged], default=0)
     with job.compute.open(grid, job.image.dtype, measured_bytes=peak) as pool:
-        n_workers, reason = max(1, pool.window // 2), pool.reason
+        n_workers, reason = pool.n_workers, pool.reason
     each = np.array(
         [(s.seconds_reading, s.seconds_segmenting, s.seconds_writing) for s in staged]
     ).reshape(-1, 3)
@@ -117,15 +117,13 @@ def _stage(job: Job, stage: Stage, blocks: list[TileBlock]) -> list[StagedBlock]
     function = job.bound(stage.plan)
     others = companions_of(job.segmentation, job.image)
     staged = []
-    one = type(job.compute)(max_workers=1, kind=job.compute.kind)
-    with one.open(stage.grid, job.image.dtype) as pool:
+    with job.compute.alone().open(stage.grid, job.image.dtype) as pool:
         for outcome in stage_blocks(
             job.image,
             stage,
             function,
             blocks,
-            executor=pool.executor,
-            window=1,
+            pool=replace(pool, window=1),
             companions=others,
         ):
             if outcome.value is None:

@@ -28,7 +28,7 @@ from patchworks_core.files.storage import (
 from patchworks_core.images.image import Image
 from patchworks_core.machine.budget import granted_cores, human_bytes
 from patchworks_core.machine.engine import Outcome, results
-from patchworks_core.machine.pools import Compute, TilePool
+from patchworks_core.machine.pools import Compute, Pool
 from patchworks_core.machine.progress import Progress, no_progress
 from patchworks_core.merge.apply import apply_lut, create_apply_records
 from patchworks_core.merge.steps import look_up, pair_tiles
@@ -127,14 +127,7 @@ class Job:
             labels, records = work / "merged", work / "applied"
             create_label_array(labels, plan.grid, lut.dtype, zarr_format=zarr_format)
             create_apply_records(records, plan.grid)
-            outcomes = apply_lut(
-                stage,
-                lut,
-                labels=labels,
-                records=records,
-                executor=pool.executor,
-                window=pool.window,
-            )
+            outcomes = apply_lut(stage, lut, labels=labels, records=records, pool=pool)
             n_blocks = plan.grid.n_blocks
             for n, _ in enumerate(results(outcomes, doing="writing merged labels"), start=1):
                 self.progress("apply", n, n_blocks)
@@ -160,8 +153,7 @@ class Job:
                 lut,
                 target,
                 provenance=provenance_of(plan, self.resolved(plan), lut, pilot=pilot),
-                executor=pool.executor,
-                window=pool.window,
+                pool=pool,
                 on_block=count,
             )
             self._clear(work)
@@ -170,7 +162,7 @@ class Job:
     @contextmanager
     def _merged(
         self, plan: Plan, work: UPath, *, resume: bool
-    ) -> Iterator[tuple[Stage, LookupTable, TilePool]]:
+    ) -> Iterator[tuple[Stage, LookupTable, Pool]]:
         """Stage what is missing, pair, and look up; the workers stay for what comes then."""
         options = self.resolved(plan)
         if (warning := warning_of(plan.grid, options)) is not None:
@@ -198,7 +190,7 @@ class Job:
             for outcome in self._staged(image, stage, function, missing, pool):
                 tiles.count(outcome)
             tiles.check(plan.grid.n_blocks, way_out=self._way_out(work))
-            edges = pair_tiles(stage, executor=pool.executor, window=pool.window)
+            edges = pair_tiles(stage, pool=pool)
             self.progress("pair", 1, 1)
             lut = look_up(stage, edges, options)
             self.say(
@@ -248,16 +240,14 @@ class Job:
         stage: Stage,
         function: LabelFunction,
         blocks: Sequence[TileBlock],
-        pool: TilePool,
+        pool: Pool,
     ) -> Iterator[Outcome[TileBlock, StagedBlock]]:
         yield from stage_blocks(
             image,
             stage,
             function,
             blocks,
-            executor=pool.executor,
-            window=pool.window,
-            retry=pool.retry,
+            pool=pool,
             empty=self.empty.empty_tiles if self.empty else (),
             companions=companions_of(self.segmentation, image),
         )

@@ -23,8 +23,9 @@ from patchworks_core.files.label_arrays import create_label_array
 from patchworks_core.files.storage import Location, ZarrFormat, open_array
 from patchworks_core.labels.holes import HoleEvidence, hole_evidence
 from patchworks_core.labels.source import LabelSource
-from patchworks_core.labels.writing import TilePool, integer_type, written
+from patchworks_core.labels.writing import integer_type, written
 from patchworks_core.machine.engine import results
+from patchworks_core.machine.pools import Pool
 from patchworks_core.merge.steps import look_up, pair_tiles
 from patchworks_core.plugins.segmentation import declare, segmentation_of
 from patchworks_core.seams.lookup import LookupTable
@@ -55,7 +56,7 @@ def write_filled(
     *,
     write_to: Location | None,
     component: str,
-    pool: TilePool,
+    pool: Pool,
 ) -> Any:
     """Write labels whose holes are filled; arguments as in `patchworks_core.labels.postprocess`."""
 
@@ -77,7 +78,7 @@ def write_filled(
     return written(source, write_to, component, make)
 
 
-def _background(source: LabelSource, path: UPath, pool: TilePool) -> tuple[Stage, LookupTable]:
+def _background(source: LabelSource, path: UPath, pool: Pool) -> tuple[Stage, LookupTable]:
     """Stage the components of the background, and look up which are one."""
     plan = make_plan(
         source.image, segmentation_of(label_background), tile_shape=source.grid.tile_shape
@@ -88,13 +89,12 @@ def _background(source: LabelSource, path: UPath, pool: TilePool) -> tuple[Stage
         stage,
         label_background,
         stage.grid.blocks(),
-        executor=pool.executor,
-        window=pool.window,
+        pool=pool,
     )
     done = results(outcomes, doing="labelling the background")
     for n, _ in enumerate(done, start=1):
         pool.progress("background", n, stage.grid.n_blocks)
-    edges = pair_tiles(stage, executor=pool.executor, window=pool.window)
+    edges = pair_tiles(stage, pool=pool)
     return stage, look_up(stage, edges, BESIDE)
 
 
@@ -120,7 +120,7 @@ class _EvidenceTask:
 
 
 def _evidence(
-    source: LabelSource, stage: Stage, lut: LookupTable, pool: TilePool
+    source: LabelSource, stage: Stage, lut: LookupTable, pool: Pool
 ) -> tuple[HoleEvidence, int]:
     """Add up the evidence of all tiles; also return the largest id."""
     found, largest = HoleEvidence.none(lut.n_objects), 0

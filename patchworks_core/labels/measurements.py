@@ -19,9 +19,9 @@ from patchworks_core.files.storage import Location, as_path, write_bytes
 from patchworks_core.images.image import Image, open_image
 from patchworks_core.labels.intensities import IntensitySums
 from patchworks_core.labels.source import LabelSource, check_same_pixels
-from patchworks_core.labels.writing import TilePool
+from patchworks_core.machine.pools import Pool
 from patchworks_core.machine.progress import Progress
-from patchworks_core.machine.workers import WorkerKind
+from patchworks_core.machine.workers import WorkerKind, Workers
 from patchworks_core.merge.objects import object_table
 from patchworks_core.stage.object_sums import ObjectSums, measure_tile, merge_objects
 from patchworks_core.stage.tile_labels import number_ids
@@ -110,7 +110,7 @@ def measure_objects(
     measured = _channels(image, channels, level, image_axes)
     for channel in measured:
         check_same_pixels(source.image, channel.image)
-    with TilePool.open(max_workers, workers, progress) as pool:
+    with Pool.open(Workers(max_workers, workers), progress) as pool:
         table = _tabulate(source, measured, _measure(source, measured, pool))
     if grid is None:
         table = table.drop_columns(["n_tiles", "crosses_seam"])
@@ -233,7 +233,7 @@ class _MeasureTask:
         return _Measured(tile.number, ids[1:], sums, intensities)
 
 
-def _measure(source: LabelSource, channels: list[_Channel], pool: TilePool) -> list[_Measured]:
+def _measure(source: LabelSource, channels: list[_Channel], pool: Pool) -> list[_Measured]:
     """Return what each tile holds, in row-major order: sums of floats depend on the order."""
     n = source.grid.n_tiles
     task = _MeasureTask(source, channels)

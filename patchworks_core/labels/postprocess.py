@@ -19,9 +19,10 @@ from patchworks_core.labels.hole_filling import write_filled
 from patchworks_core.labels.morphology import expand_objects, open_objects, reach_of
 from patchworks_core.labels.sizes import SizeLimits, write_sized
 from patchworks_core.labels.source import LabelSource, LengthUnit, spacing_of
-from patchworks_core.labels.writing import TilePool, filter_tiles
+from patchworks_core.labels.writing import filter_tiles
+from patchworks_core.machine.pools import Pool
 from patchworks_core.machine.progress import Progress
-from patchworks_core.machine.workers import WorkerKind
+from patchworks_core.machine.workers import WorkerKind, Workers
 
 
 def fill_holes(
@@ -95,7 +96,7 @@ def fill_holes(
     """
     source = LabelSource.open(labels, level=level, axes=axes, tile_shape=tile_shape)
     limits = SizeLimits.of(source, None, max_size, unit)
-    with TilePool.open(max_workers, workers, progress) as pool:
+    with Pool.open(Workers(max_workers, workers), progress) as pool:
         return write_filled(
             source, limits.most, write_to=write_to, component=output_component, pool=pool
         )
@@ -158,7 +159,7 @@ def morphological_opening(
     source = LabelSource.open(labels, level=level, axes=axes, tile_shape=tile_shape)
     sizes = spacing_of(source, spacing, unit)
     _check_length("radius", radius)
-    with TilePool.open(max_workers, workers, progress) as pool:
+    with Pool.open(Workers(max_workers, workers), progress) as pool:
         return filter_tiles(
             source,
             partial(open_objects, radius=radius, spacing=sizes),
@@ -217,7 +218,7 @@ def expand_labels(
     source = LabelSource.open(labels, level=level, axes=axes, tile_shape=tile_shape)
     sizes = spacing_of(source, spacing, unit)
     _check_length("distance", distance)
-    with TilePool.open(max_workers, workers, progress) as pool:
+    with Pool.open(Workers(max_workers, workers), progress) as pool:
         return filter_tiles(
             source,
             partial(expand_objects, distance=distance, spacing=sizes),
@@ -278,7 +279,7 @@ def filter_sizes(
     """
     source = LabelSource.open(labels, level=level, axes=axes, tile_shape=tile_shape)
     limits = SizeLimits.of(source, min_size, max_size, unit)
-    with TilePool.open(max_workers, workers, progress) as pool:
+    with Pool.open(Workers(max_workers, workers), progress) as pool:
         return write_sized(
             source,
             limits,

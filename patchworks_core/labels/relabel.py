@@ -8,7 +8,7 @@ Labels of `tile_process` need none of this: its lookup table numbers them while 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ from patchworks_core.files.storage import (
     zarr_store,
 )
 from patchworks_core.machine.budget import granted_cores
-from patchworks_core.machine.engine import WINDOW_PER_WORKER, map_tiles, results
+from patchworks_core.machine.pools import Pool
 from patchworks_core.machine.workers import Workers
 from patchworks_core.tiles.regions import Region
 
@@ -125,17 +125,13 @@ def relabel_sequential_zarr(
     _check_dtype(labels, str(source))
     workers = Workers(n_workers or max(1, granted_cores().value - 1))
     working = target.parent / f"{target.name}.work"
-    with claimed(working, doing="renumbering into"), workers.open() as executor:
-
-        def each(task: Callable[[Region], Any], doing: str) -> list[Any]:
-            window = WINDOW_PER_WORKER * workers.count
-            outcomes = map_tiles(task, _chunks(labels), executor=executor, window=window)
-            return list(results(outcomes, doing=doing))
-
-        ids = _union(each(_CollectIds(source), "collecting ids"))
+    with claimed(working, doing="renumbering into"), Pool.open(workers) as pool:
+        ids = _union(pool.map(_CollectIds(source), _chunks(labels), step="collecting ids"))
         zarr.open_group(zarr_store(target.parent), mode="a")
         _like(labels, working, _dtype_for(len(ids)))
-        each(_WriteRanks(source, working, ids), "renumbering labels")
+        task = _WriteRanks(source, working, ids)
+        for _ in pool.map(task, _chunks(labels), step="renumbering labels"):
+            pass
         remove(target)
         move(working, target)
     return len(ids)

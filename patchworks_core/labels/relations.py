@@ -12,9 +12,9 @@ import numpy.typing as npt
 from patchworks_core.errors import ImageError, PlanError
 from patchworks_core.labels.contingency import PairCounts, Relations, count_pairs
 from patchworks_core.labels.source import LabelSource, check_same_pixels
-from patchworks_core.labels.writing import TilePool
+from patchworks_core.machine.pools import Pool
 from patchworks_core.machine.progress import Progress
-from patchworks_core.machine.workers import WorkerKind
+from patchworks_core.machine.workers import WorkerKind, Workers
 from patchworks_core.tiles.grid import SPATIAL_AXES, Tile
 
 
@@ -86,7 +86,7 @@ def label_relations(
         if axis not in SPATIAL_AXES
     }
     counts = PairCounts()
-    with TilePool.open(max_workers, workers, progress) as pool:
+    with Pool.open(Workers(max_workers, workers), progress) as pool:
         task = _PairTask(source, other, tuple(plane_axes.values()))
         tiles = pool.map(task, source.grid.tiles(), step="relate", n=source.grid.n_tiles)
         for plane, pairs in tiles:

@@ -19,7 +19,8 @@ from patchworks_core.errors import PlanError
 from patchworks_core.files.label_arrays import create_label_array
 from patchworks_core.files.storage import Location, ZarrFormat, open_array
 from patchworks_core.labels.source import LabelSource, LengthUnit, check_unit, sizes_um
-from patchworks_core.labels.writing import TilePool, integer_type, written
+from patchworks_core.labels.writing import integer_type, written
+from patchworks_core.machine.pools import Pool
 from patchworks_core.stage.tile_labels import number_ids
 from patchworks_core.tiles.grid import Tile
 
@@ -85,7 +86,7 @@ def write_sized(
     sequential: bool,
     write_to: Location | None,
     component: str,
-    pool: TilePool,
+    pool: Pool,
 ) -> Any:
     """Write labels without objects beyond limits; see `patchworks_core.labels.postprocess`."""
 
@@ -118,7 +119,7 @@ class _CountTask:
         return tile.number, ids[1:], np.bincount(numbers.reshape(-1), minlength=len(ids))[1:]
 
 
-def _count(source: LabelSource, pool: TilePool) -> tuple[list[Array], list[Array]]:
+def _count(source: LabelSource, pool: Pool) -> tuple[list[Array], list[Array]]:
     """Return the ids in each tile, ascending, and their pixels there."""
     n = source.grid.n_tiles
     ids, sizes = [np.zeros(0, np.int64)] * n, [np.zeros(0, np.int64)] * n

@@ -1,18 +1,15 @@
 """Label images made from label images, tile by tile.
 
-1. `TilePool` runs one task over tiles, and counts what is done.
-2. `written` makes a label array under a working name, and moves it into place.
-3. `filter_tiles` does both for a filter that answers within a bounded reach.
+1. `written` makes a label array under a working name, and moves it into place.
+2. `filter_tiles` does so for a filter that answers within a bounded reach.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,49 +29,10 @@ from patchworks_core.files.storage import (
     zarr_store,
 )
 from patchworks_core.labels.source import LabelSource
-from patchworks_core.machine.engine import WINDOW_PER_WORKER, map_tiles, results
-from patchworks_core.machine.progress import Progress
-from patchworks_core.machine.workers import WorkerKind, Workers
+from patchworks_core.machine.pools import Pool
 from patchworks_core.tiles.grid import Tile
 
 Array = npt.NDArray[Any]
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, slots=True)
-class TilePool:
-    """Workers that are up, and whom to tell what they did."""
-
-    executor: Executor
-    window: int
-    progress: Progress
-
-    @classmethod
-    @contextmanager
-    def open(
-        cls, max_workers: int, workers: WorkerKind, progress: Progress | None
-    ) -> Iterator[TilePool]:
-        """Start workers; arguments as in `tile_process`."""
-        with Workers(max_workers, workers).open() as executor:
-            yield cls(
-                executor, WINDOW_PER_WORKER * max_workers, progress or (lambda step, done, n: None)
-            )
-
-    def map(
-        self, task: Callable[[Item], Result], items: Iterable[Item], *, step: str, n: int
-    ) -> Iterator[Result]:
-        """Yield what `task` returns for each of `n` items, in order of completion.
-
-        Raises
-        ------
-        RuntimeError
-            At the first failure.
-        """
-        outcomes = map_tiles(task, items, executor=self.executor, window=self.window)
-        for done, value in enumerate(results(outcomes, doing=step), start=1):
-            self.progress(step, done, n)
-            yield value
 
 
 def written(
@@ -195,7 +153,7 @@ def filter_tiles(
     *,
     write_to: Location | None,
     component: str,
-    pool: TilePool,
+    pool: Pool,
 ) -> Any:
     """Write what a filter makes of labels.
 
@@ -208,7 +166,7 @@ def filter_tiles(
         How far a pixel of the result depends on others, per spatial axis.
     write_to, component
         As in `written`.
-    pool : TilePool
+    pool : Pool
     """
 
     def make(folder: UPath, zarr_format: ZarrFormat) -> UPath:
@@ -231,7 +189,7 @@ class _LargestTask:
         return int(self.source.read(tile.core).max())
 
 
-def id_type(source: LabelSource, pool: TilePool) -> np.dtype[Any]:
+def id_type(source: LabelSource, pool: Pool) -> np.dtype[Any]:
     """Return int32, or int64 where an id is beyond it; reads wide types to know."""
     if not source.is_wide:
         return np.dtype(np.int32)

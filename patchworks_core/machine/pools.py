@@ -1,4 +1,7 @@
-"""Where tiles run when a library call says so: threads, processes, GPUs, or a Dask client.
+"""The pool that tasks run on, and how a library call chooses it.
+
+`Pool` is workers that are up, with how many tasks they get at once, which faults are tried again,
+and who is told of progress. What runs over tiles takes one. `Compute` opens one for a library call:
 
 1. A Dask client that was given, or is active, takes all tiles.
 2. With ``use_gpu`` there is one worker process per GPU, and a dashboard.
@@ -9,11 +12,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -31,35 +34,142 @@ from patchworks_core.machine.dask_clients import (
     refuse_in_process,
 )
 from patchworks_core.machine.devices import granted_devices
-from patchworks_core.machine.engine import WINDOW_PER_WORKER
-from patchworks_core.machine.faults import RetryPolicy
+from patchworks_core.machine.engine import (
+    WINDOW_PER_WORKER,
+    Outcome,
+    in_order,
+    map_tiles,
+    results,
+)
+from patchworks_core.machine.faults import NO_RETRY, RetryPolicy
+from patchworks_core.machine.progress import Progress, no_progress
 from patchworks_core.machine.workers import WorkerKind, Workers
 from patchworks_core.tiles.grid import TileGrid
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 RETRY = RetryPolicy(other_attempts=1)
 """A script is told of an unknown error at once; faults that may pass are tried again."""
-
-RETRY_ON_CLUSTER = RetryPolicy(other_attempts=1, killed_attempts=2)
-"""Dask tries a tile on several workers before it blames it, but a tile that shared a dying worker
-is blamed as well: so once more, alone."""
-
 
 WORKER_PROCESS_BYTES = 200 << 20
 """What a worker process holds before its first tile: the interpreter, NumPy, SciPy, Zarr."""
 
 
 @dataclass(frozen=True, slots=True)
-class TilePool:
-    """An executor, and how the engine is to use it."""
+class Pool:
+    """Workers that are up, how tasks are given to them, and who is told what they did."""
 
     executor: Executor
-    window: int
-    retry: RetryPolicy
-    reason: str
-    """What was decided and why, in words."""
+    """Runs the tasks."""
+
+    window: int = 1
+    """Tasks in flight at most."""
+
+    retry: RetryPolicy = NO_RETRY
+    """Which faults are tried again."""
+
+    progress: Progress = no_progress
+    """Told by `map` how far a step is."""
+
+    reason: str = ""
+    """Why so many workers, in words."""
 
     dashboard: str | None = None
     """Address of the cluster's dashboard."""
+
+    @classmethod
+    @contextmanager
+    def open(cls, workers: Workers, progress: Progress | None = None) -> Iterator[Pool]:
+        """Start workers of this machine, and stop them at the end; faults are not tried again."""
+        with workers.open() as executor:
+            yield cls(executor, WINDOW_PER_WORKER * workers.count, progress=progress or no_progress)
+
+    @classmethod
+    def of_cluster(cls, client: Any, retry: RetryPolicy) -> Pool:
+        """Return the pool of a Dask client's workers.
+
+        Raises
+        ------
+        PlanError
+            If there are no workers, or they are threads of this process.
+        """
+        refuse_in_process(client)
+        address, n_threads = client.scheduler.address, sum(client.nthreads().values())
+        if not n_threads:
+            raise PlanError(
+                f"the Dask cluster at {address} has no workers; start some, or wait for them with "
+                "client.wait_for_workers(1)"
+            )
+        return cls(
+            client.get_executor(pure=False),
+            WINDOW_PER_WORKER * n_threads,
+            # Dask tries a tile on several workers before it blames it, but a tile that shared a
+            # dying worker is blamed as well: so once more, alone.
+            replace(retry, killed_attempts=2),
+            reason=f"Dask cluster at {address} with {n_threads} threads",
+            dashboard=client.dashboard_link,
+        )
+
+    @property
+    def n_workers(self) -> int:
+        """Tasks that run at once."""
+        return max(1, self.window // WINDOW_PER_WORKER)
+
+    def outcomes(
+        self, task: Callable[[Item], Result], items: Iterable[Item]
+    ) -> Iterator[Outcome[Item, Result]]:
+        """Run a task on every item; yield what became of each, as they complete.
+
+        Parameters
+        ----------
+        task : callable
+            Called with one item in a worker; must pickle where workers are processes.
+        items : iterable
+            Taken one by one, as there is room.
+        """
+        return map_tiles(task, items, executor=self.executor, window=self.window, retry=self.retry)
+
+    def map(
+        self,
+        task: Callable[[Item], Result],
+        items: Iterable[Item],
+        *,
+        step: str,
+        n: int | None = None,
+        doing: str | None = None,
+        is_ordered: bool = False,
+    ) -> Iterator[Result]:
+        """Run a task on every item; yield what it returns, and tell of progress.
+
+        Parameters
+        ----------
+        task, items
+            As in `outcomes`.
+        step : str
+            What is done, as progress names it.
+        n : int, optional
+            How many items there are; None tells nobody of progress.
+        doing : str, optional
+            What is done, as an error names it; `step` by default.
+        is_ordered : bool
+            Yield in the order of the items, which are then hashable and no two the same, instead
+            of as they complete.
+
+        Raises
+        ------
+        RuntimeError
+            At the first failure, with the worker's traceback.
+        """
+        if is_ordered:
+            items = list(items)
+        outcomes: Iterable[Outcome[Item, Result]] = self.outcomes(task, items)
+        if is_ordered:
+            outcomes = in_order(outcomes, items)
+        for done, value in enumerate(results(outcomes, doing=doing or step), start=1):
+            if n is not None:
+                self.progress(step, done, n)
+            yield value
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +208,14 @@ class Compute:
             return self.client
         return active_client() if self.max_workers is None else None
 
+    def alone(self) -> Compute:
+        """Return the one worker that shows what a tile takes."""
+        return Compute(max_workers=1, kind=self.kind)
+
     @contextmanager
     def open(
         self, grid: TileGrid, dtype: np.dtype[Any], *, measured_bytes: int = 0
-    ) -> Iterator[TilePool]:
+    ) -> Iterator[Pool]:
         """Open a pool for tiles.
 
         Parameters
@@ -119,11 +233,11 @@ class Compute:
         """
         client = self._client()
         if client is not None:
-            yield _pool_of(client)
+            yield Pool.of_cluster(client, RETRY)
             return
         if self.use_gpu and granted_devices():
             with make_local_cluster(use_gpu=True, n_workers=self.max_workers) as local:
-                yield _pool_of(local)
+                yield Pool.of_cluster(local, RETRY)
             return
         certain = block_bytes(grid, dtype, function_bytes_per_pixel=0)
         asked = self.max_workers
@@ -140,22 +254,5 @@ class Compute:
                 stacklevel=6,
             )
         with Workers(count, self.kind).open() as executor:
-            yield TilePool(executor, WINDOW_PER_WORKER * count, RETRY, f"{reason} ({self.kind})")
-
-
-def _pool_of(client: Any) -> TilePool:
-    """Return the pool of a Dask client's workers."""
-    refuse_in_process(client)
-    n_threads = sum(client.nthreads().values())
-    if not n_threads:
-        raise PlanError(
-            f"the Dask cluster at {client.scheduler.address} has no workers; start some, or wait "
-            "for them with client.wait_for_workers(1)"
-        )
-    return TilePool(
-        client.get_executor(pure=False),
-        WINDOW_PER_WORKER * n_threads,
-        RETRY_ON_CLUSTER,
-        f"Dask cluster at {client.scheduler.address} with {n_threads} threads",
-        client.dashboard_link,
-    )
+            window = WINDOW_PER_WORKER * count
+            yield Pool(executor, window, RETRY, reason=f"{reason} ({self.kind})")

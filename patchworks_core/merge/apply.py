@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,8 @@ import numpy as np
 from upath import UPath
 
 from patchworks_core.files.storage import ZarrFormat, create_array, open_array
-from patchworks_core.machine.engine import Outcome, map_tiles
+from patchworks_core.machine.engine import Outcome
+from patchworks_core.machine.pools import Pool
 from patchworks_core.seams.lookup import LookupTable
 from patchworks_core.stage.stage import Stage
 from patchworks_core.tiles.grid import TileBlock, TileGrid
@@ -77,8 +77,7 @@ def apply_lut(
     *,
     labels: UPath,
     records: UPath,
-    executor: Executor,
-    window: int,
+    pool: Pool,
 ) -> Iterator[Outcome[Any, str]]:
     """Write merged labels into an array, skipping blocks that are already what they will be.
 
@@ -91,19 +90,16 @@ def apply_lut(
         The array, made by `create_label_array`; its type must hold ``lut.max_id``.
     records : UPath
         The records beside it, made by `create_apply_records`.
-    executor, window
-        As in `patchworks_core.machine.engine.map_tiles`.
+    pool : Pool
 
     Yields
     ------
     Outcome
         The key of each block that was rewritten; its `item.block` is the block.
     """
-    yield from map_tiles(
+    yield from pool.outcomes(
         _ApplyTask(stage, labels, records),
         _outdated(stage, lut, np.asarray(open_array(records)[...])),
-        executor=executor,
-        window=window,
     )
 
 

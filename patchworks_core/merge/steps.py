@@ -11,13 +11,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from patchworks_core.machine.engine import map_tiles, results
+from patchworks_core.machine.pools import Pool
 from patchworks_core.seams.edge_table import EdgeTable
 from patchworks_core.seams.lookup import LookupTable, build_lut
 from patchworks_core.seams.pairs import compare_face
@@ -51,9 +50,7 @@ class _PairTask:
         )
 
 
-def pair_tiles(
-    stage: Stage, *, executor: Executor, window: int, allow_missing: bool = False
-) -> EdgeTable:
+def pair_tiles(stage: Stage, *, pool: Pool, allow_missing: bool = False) -> EdgeTable:
     """Compare the strips of all tiles that share a face, an edge or a corner.
 
     Raises
@@ -64,8 +61,7 @@ def pair_tiles(
     stage.settled_counts(allow_missing=allow_missing)
     missing = frozenset(np.flatnonzero(stage.counts().ravel() == NOT_STAGED).tolist())
     task = _PairTask(stage, missing)
-    outcomes = map_tiles(task, stage.grid.blocks(), executor=executor, window=window)
-    return EdgeTable.concatenate(results(outcomes, doing="pairing tiles"))
+    return EdgeTable.concatenate(pool.map(task, stage.grid.blocks(), step="pairing tiles"))
 
 
 def look_up(

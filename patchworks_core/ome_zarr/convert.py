@@ -10,8 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -33,18 +32,16 @@ from patchworks_core.files.storage import (
     zarr_store,
 )
 from patchworks_core.images.image import Image, open_image
-from patchworks_core.machine.engine import WINDOW_PER_WORKER, map_tiles, results
+from patchworks_core.machine.pools import Pool
+from patchworks_core.machine.progress import Progress
 from patchworks_core.machine.workers import Workers
 from patchworks_core.ome_zarr.averaging import local_mean
 from patchworks_core.ome_zarr.image_metadata import Window, contrast, image_attributes
 from patchworks_core.ome_zarr.label_image import ZARR_FORMATS, OmeVersion
 from patchworks_core.ome_zarr.layout import Layout, ShardsWanted, layout_of
 from patchworks_core.ome_zarr.pyramid import level_steps
-from patchworks_core.tiles.grid import SPATIAL_AXES, TileGrid
+from patchworks_core.tiles.grid import SPATIAL_AXES
 from patchworks_core.tiles.regions import Region
-
-Progress = Callable[[str, int, int], None]
-"""Called with the name of a step, how much of it is done, and how much there is."""
 
 UNFINISHED = "patchworks-unfinished"
 """Attribute of a group that is being written in place, on an object store."""
@@ -130,9 +127,8 @@ def convert_image(
     steps = steps[: None if levels is None else max(0, levels - 1)]
     workers = workers or Workers()
     working = _begin(target, version, overwrite=overwrite)
-    with workers.open() as executor:
-        run = _Run(executor, WINDOW_PER_WORKER * workers.count, progress or _silent)
-        shapes = _write_levels(opened, working, steps, layout, version, run)
+    with Pool.open(workers, progress) as pool:
+        shapes = _write_levels(opened, working, steps, layout, version, pool)
     windows = _windows(opened, working / str(len(steps)))
     name = target.name.removesuffix(".zarr").removesuffix(".ome")
     attributes = image_attributes(opened, steps, name=name, version=version, windows=windows)
@@ -141,26 +137,6 @@ def convert_image(
         remove(target)
         move(working, target)
     return ConvertedImage(target, shapes, layout, layout.peak_bytes(workers.count))
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """What tasks are run on."""
-
-    executor: Executor
-    window: int
-    progress: Progress
-
-    def over(self, task: Callable[[Region], None], grid: TileGrid, what: str) -> None:
-        """Run a task on every tile of a grid."""
-        regions = (block.core for block in grid.blocks())
-        outcomes = map_tiles(task, regions, executor=self.executor, window=self.window)
-        for n, _ in enumerate(results(outcomes, doing=f"writing {what}"), start=1):
-            self.progress(what, n, grid.n_blocks)
-
-
-def _silent(step: str, done: int, total: int) -> None:
-    """Say nothing."""
 
 
 def _check(
@@ -210,7 +186,7 @@ def _write_levels(
     steps: Sequence[tuple[int, ...]],
     layout: Layout,
     version: OmeVersion,
-    run: _Run,
+    pool: Pool,
 ) -> list[tuple[int, ...]]:
     """Write the full resolution and every level from the one above; return their shapes."""
     shapes = [image.shape]
@@ -229,7 +205,11 @@ def _write_levels(
             zarr_format=ZARR_FORMATS[version],
         )
         task = _Copy(image, target) if step is None else _Average(group, level, step)
-        run.over(task, fitted.grid(image.axes), f"level {level}")
+        grid = fitted.grid(image.axes)
+        regions = (block.core for block in grid.blocks())
+        name = f"level {level}"
+        for _ in pool.map(task, regions, step=name, n=grid.n_blocks, doing=f"writing {name}"):
+            pass
     return shapes
 
 

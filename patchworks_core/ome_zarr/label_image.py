@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,6 +31,7 @@ from patchworks_core.files.storage import (
     zarr_store,
 )
 from patchworks_core.machine.engine import results
+from patchworks_core.machine.pools import Pool
 from patchworks_core.merge.apply import apply_lut, create_apply_records
 from patchworks_core.ome_zarr.pyramid import level_steps, write_pyramid
 from patchworks_core.seams.lookup import LookupTable
@@ -150,15 +150,14 @@ class LabelImage:
         content = {**self._layout, **provenance}
         write_text(self.working / "provenance.json", json.dumps(content, indent=2) + "\n")
 
-    def publish(self, changed: Iterable[Region] | None, *, executor: Executor, window: int) -> int:
+    def publish(self, changed: Iterable[Region] | None, *, pool: Pool) -> int:
         """Write the pyramid and the metadata, then give the labels their own name.
 
         Parameters
         ----------
         changed : iterable of Region or None
             Regions of level 0 that were rewritten; None where all were.
-        executor, window
-            As in `patchworks_core.machine.engine.map_tiles`.
+        pool : Pool
 
         Returns
         -------
@@ -173,8 +172,7 @@ class LabelImage:
             changed=changed,
             axes=grid.axes,
             zarr_format=self.zarr_format,
-            executor=executor,
-            window=window,
+            pool=pool,
         )
         attributes = label_attributes(
             grid.axes,
@@ -220,8 +218,7 @@ def write_labels(
     target: LabelImage,
     *,
     provenance: Mapping[str, Any],
-    executor: Executor,
-    window: int,
+    pool: Pool,
     on_block: Callable[[str], None] = lambda key: None,
 ) -> WrittenLabels:
     """Write merged labels as an OME-Zarr label image, rewriting only what changed.
@@ -234,8 +231,7 @@ def write_labels(
     target : LabelImage
     provenance : mapping
         JSON-ready; kept beside the labels.
-    executor, window
-        As in `patchworks_core.machine.engine.map_tiles`.
+    pool : Pool
     on_block : callable
         Told the key of each block that was written.
     """
@@ -246,15 +242,14 @@ def write_labels(
         lut,
         labels=target.working / "0",
         records=target.working / "applied",
-        executor=executor,
-        window=window,
+        pool=pool,
     )
     changed: list[Region] = []
     for outcome in outcomes:
         key = next(results([outcome], doing="writing merged labels"))
         changed.append(outcome.item.block.core)
         on_block(key)
-    n_chunks = target.publish(changed if was_published else None, executor=executor, window=window)
+    n_chunks = target.publish(changed if was_published else None, pool=pool)
     n_blocks = stage.grid.n_blocks
     return WrittenLabels(len(changed), n_blocks - len(changed), n_chunks)
 

@@ -8,7 +8,6 @@ pixel 2i of the one above. Work goes by whole output chunks, so no two tasks wri
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import product
 from math import ceil, inf
@@ -18,7 +17,7 @@ import numpy as np
 from upath import UPath
 
 from patchworks_core.files.storage import ZarrFormat, create_array, open_array
-from patchworks_core.machine.engine import map_tiles, results
+from patchworks_core.machine.pools import Pool
 from patchworks_core.tiles.grid import SPATIAL_AXES
 from patchworks_core.tiles.regions import Region
 
@@ -80,8 +79,7 @@ def write_pyramid(
     changed: Iterable[Region] | None,
     axes: str,
     zarr_format: ZarrFormat,
-    executor: Executor,
-    window: int,
+    pool: Pool,
 ) -> int:
     """Write levels 1.. from level 0, whole or where it changed.
 
@@ -95,8 +93,7 @@ def write_pyramid(
         Regions of level 0 that were rewritten; None rewrites all levels.
     axes : str
     zarr_format : {2, 3}
-    executor, window
-        As in `patchworks_core.machine.engine.map_tiles`.
+    pool : Pool
 
     Returns
     -------
@@ -122,8 +119,7 @@ def write_pyramid(
             regions = [_halved(region, step) for region in regions]
         chunks = list(_chunk_regions(shape, open_array(target).chunks, regions))
         task = _LevelTask(source, target, step)
-        outcomes = map_tiles(task, chunks, executor=executor, window=window)
-        n_written += sum(1 for _ in results(outcomes, doing=f"writing {target}"))
+        n_written += sum(1 for _ in pool.map(task, chunks, step=f"writing {target}"))
     return n_written
 
 

@@ -31,8 +31,8 @@ from patchworks_core.files.storage import (
 )
 from patchworks_core.images.image import Image, open_image
 from patchworks_core.machine.budget import block_bytes
-from patchworks_core.machine.engine import WINDOW_PER_WORKER, map_tiles
-from patchworks_core.machine.progress import Progress, no_progress
+from patchworks_core.machine.pools import Pool
+from patchworks_core.machine.progress import Progress
 from patchworks_core.machine.sizing import MIN_TILE_EXTENT, auto_tile_shape
 from patchworks_core.machine.workers import WorkerKind, Workers
 from patchworks_core.operations.operations import Chain, Operation
@@ -110,12 +110,12 @@ def filter_image(
     opened = open_image(image, channel=channel, level=level, axes=axes)
     processed = process_lazily(opened, *operations)
     grid = plan_filtering(processed, tile_shape)
-    pool = Workers(max_workers, workers)
-    report = progress or no_progress
+    started = Workers(max_workers, workers)
     if write_to is None:
         pixels = np.empty(processed.shape, processed.dtype)
-        for tile, part in _run(partial(_read, processed), grid, pool, report):
-            pixels[tile.core.slices] = part
+        with Pool.open(started, progress) as pool:
+            for tile, part in _run(partial(_read, processed), grid, pool):
+                pixels[tile.core.slices] = part
         return pixels
     import dask.array as da
 
@@ -123,8 +123,9 @@ def filter_image(
     _check_target(opened, target)
     with claimed(target, doing="filtering into"), _replacing(target) as working:
         _create(working, processed, grid, sharded=sharded)
-        for _ in _run(_WriteTile(processed, working), grid, pool, report):
-            pass
+        with Pool.open(started, progress) as pool:
+            for _ in _run(_WriteTile(processed, working), grid, pool):
+                pass
     return da.from_zarr(open_array(target))
 
 
@@ -219,22 +220,17 @@ class _WriteTile:
         open_array(self.target, mode="r+")[tile.core.slices] = self.image.read(tile.core)
 
 
-def _run(
-    task: Callable[[Tile], Any], grid: TileGrid, pool: Workers, report: Progress
-) -> Iterator[tuple[Tile, Any]]:
+def _run(task: Callable[[Tile], Any], grid: TileGrid, pool: Pool) -> Iterator[tuple[Tile, Any]]:
     """Run a task on every tile and yield what it returned; at the end raise what failed."""
     failures = {}
-    with pool.open() as executor:
-        window = WINDOW_PER_WORKER * pool.count
-        outcomes = map_tiles(task, grid.tiles(), executor=executor, window=window)
-        for n, outcome in enumerate(outcomes, start=1):
-            if outcome.failure is not None:
-                failures[grid.block_key(outcome.item.index)] = outcome.failure
-                if outcome.failure.kind == "refused":
-                    break  # what does not fit one tile fits none
-            else:
-                yield outcome.item, outcome.value
-            report("filter", n, grid.n_tiles)
+    for n, outcome in enumerate(pool.outcomes(task, grid.tiles()), start=1):
+        if outcome.failure is not None:
+            failures[grid.block_key(outcome.item.index)] = outcome.failure
+            if outcome.failure.kind == "refused":
+                break  # what does not fit one tile fits none
+        else:
+            yield outcome.item, outcome.value
+        pool.progress("filter", n, grid.n_tiles)
     if failures:
         key, first = min(failures.items())
         raise TilesFailedError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterable, Mapping
-from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,9 +11,9 @@ import numpy as np
 
 from patchworks_core.errors import StageError
 from patchworks_core.images.image import Image
-from patchworks_core.machine.engine import Outcome, map_tiles
-from patchworks_core.machine.faults import NO_RETRY, RetryPolicy
+from patchworks_core.machine.engine import Outcome
 from patchworks_core.machine.peak import PeakMemory
+from patchworks_core.machine.pools import Pool
 from patchworks_core.plugins.segmentation import LabelFunction, Segmentation
 from patchworks_core.stage.object_sums import measure_tile
 from patchworks_core.stage.stage import Stage, StagedTile
@@ -142,9 +141,7 @@ def stage_blocks(
     function: LabelFunction,
     blocks: Iterable[TileBlock],
     *,
-    executor: Executor,
-    window: int,
-    retry: RetryPolicy = NO_RETRY,
+    pool: Pool,
     empty: Iterable[int] = (),
     companions: Mapping[str, Image] | None = None,
 ) -> Generator[Outcome[TileBlock, StagedBlock], None, None]:
@@ -158,8 +155,7 @@ def stage_blocks(
     function : callable
         Of one tile, parameters bound (`Segmentation.bind`).
     blocks : iterable of TileBlock
-    executor, window, retry
-        As in `patchworks_core.machine.engine.map_tiles`.
+    pool : Pool
     empty : iterable of int
         Numbers of tiles without signal: they are staged without labels, and not segmented.
     companions : mapping of str to Image, optional
@@ -182,4 +178,4 @@ def stage_blocks(
         )
     others = tuple((companions or {}).items())
     task = _StageTask(image, stage, function, frozenset(empty), others)
-    yield from map_tiles(task, blocks, executor=executor, window=window, retry=retry)
+    yield from pool.outcomes(task, blocks)

@@ -25,7 +25,6 @@ from upath import UPath
 from patchworks_core.errors import ImageError
 from patchworks_core.files.storage import as_path, write_text
 from patchworks_core.images.image import Image, open_image
-from patchworks_core.machine.engine import in_order, map_tiles, results
 from patchworks_core.machine.pools import Compute
 from patchworks_core.statistics.bins import Bins
 from patchworks_core.statistics.statistics import ImageStatistics, statistics_of
@@ -236,9 +235,8 @@ def _measure(
         def measured(task: _TileTask) -> Iterator[Any]:
             """Yield what is measured of each core, in order, and keep the maxima."""
             maxima.clear()
-            outcomes = map_tiles(task, grid.tiles(), executor=pool.executor, window=pool.window)
-            for brightest, of_core in results(
-                in_order(outcomes, grid.tiles()), doing="measuring tiles"
+            for brightest, of_core in pool.map(
+                task, grid.tiles(), step="measuring tiles", is_ordered=True
             ):
                 maxima.append(np.nan if brightest is None else brightest)
                 yield of_core

@@ -6,7 +6,7 @@ from typing import TypeVar
 import dagster as dg
 
 from patchworks_core.images.image import Image
-from patchworks_core.machine.engine import WINDOW_PER_WORKER, in_order, map_tiles, results
+from patchworks_core.machine.pools import Pool
 from patchworks_core.pictures.report import image_picture
 from patchworks_core.stage.plan import EMPTY_THRESHOLD, Plan, make_plan
 from patchworks_core.stage.stage import Stage
@@ -123,17 +123,11 @@ def image_statistics(
     plan = folder.plan()
     opened = folder.acquisition().open()
     regions = [block.core for block in plan.grid.blocks()]
-    count = budget.decide(plan).count
-
-    with budget.open(count).open() as executor:
+    with Pool.open(budget.open(budget.decide(plan).count), report) as pool:
 
         def in_parallel(task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-            items = list(items)
-            window = WINDOW_PER_WORKER * count
-            outcomes = in_order(map_tiles(task, items, executor=executor, window=window), items)
-            for n, value in enumerate(results(outcomes, doing="measuring the image"), start=1):
-                report("measure", n, len(regions))
-                yield value
+            doing, n = "measuring the image", len(regions)
+            return pool.map(task, items, step="measure", n=n, doing=doing, is_ordered=True)
 
         def measured(image: Image) -> ImageStatistics:
             return measure_statistics(image.read, regions, dtype=image.dtype, map=in_parallel)

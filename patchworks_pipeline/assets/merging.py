@@ -11,7 +11,7 @@ from pydantic import Field
 from patchworks_core.api.provenance import provenance_of
 from patchworks_core.files.label_arrays import output_chunks
 from patchworks_core.files.storage import open_array, write_bytes
-from patchworks_core.machine.engine import WINDOW_PER_WORKER
+from patchworks_core.machine.pools import Pool
 from patchworks_core.merge.steps import ids_are_sequential, look_up, pair_tiles
 from patchworks_core.ome_zarr.label_image import WrittenLabels, write_labels
 from patchworks_core.pictures.report import overlay_picture, overview_region, seam_region
@@ -68,14 +68,8 @@ def boundary_pairs(
     stage = read_once(folder.stage(plan))
     content = stage.content()
     allow_missing = config.allow_missing_tiles
-    count = budget.decide(plan).count
-    with budget.open(count).open() as executor:
-        edges = pair_tiles(
-            stage,
-            executor=executor,
-            window=WINDOW_PER_WORKER * count,
-            allow_missing=allow_missing,
-        )
+    with Pool.open(budget.open(budget.decide(plan).count)) as pool:
+        edges = pair_tiles(stage, pool=pool, allow_missing=allow_missing)
     folder.write_edges(edges, content, allow_missing=allow_missing)
     counts = stage.settled_counts(allow_missing=allow_missing)
     return dg.MaterializeResult(
@@ -206,7 +200,7 @@ def merged_labels(
         report("merge", len(done), plan.grid.n_blocks)
 
     start = time.perf_counter()
-    with budget.open(decision.count).open() as executor:
+    with Pool.open(budget.open(decision.count)) as pool:
         written = write_labels(
             stage,
             lut,
@@ -215,8 +209,7 @@ def merged_labels(
                 **provenance_of(plan, options, lut, pilot=folder.acquisition().pilot),
                 "stage": content,
             },
-            executor=executor,
-            window=WINDOW_PER_WORKER * decision.count,
+            pool=pool,
             on_block=count,
         )
     seconds = time.perf_counter() - start

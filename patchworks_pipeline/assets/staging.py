@@ -7,7 +7,7 @@ import dagster as dg
 from pydantic import Field
 
 from patchworks_core.machine.engine import Outcome
-from patchworks_core.machine.pools import TilePool
+from patchworks_core.machine.pools import Pool
 from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.staging import StagedBlock, stage_blocks
 from patchworks_core.tiles.grid import TileBlock
@@ -194,15 +194,13 @@ def _outcomes(
     opened = folder.acquisition().open()
     beside = Beside.of(folder, plan, function, opened)
 
-    def staged(pool: TilePool, some: Sequence[TileBlock], window: int) -> Outcomes:
+    def staged(pool: Pool, some: Sequence[TileBlock]) -> Outcomes:
         return stage_blocks(
             opened,
             stage,
             function.bind(statistics, beside.statistics),
             some,
-            executor=pool.executor,
-            window=window,
-            retry=pool.retry,
+            pool=pool,
             empty=beside.empty,
             companions=beside.companions,
         )
@@ -211,11 +209,11 @@ def _outcomes(
     rest = list(blocks)
     if not pools.is_decided and len(rest) > 1:
         with pools.open(plan, wants_gpu=function.wants_gpu) as pool:
-            for outcome in staged(pool, rest[:1], 1):
+            for outcome in staged(pool, rest[:1]):
                 measured_bytes = outcome.value.peak_bytes if outcome.value else 0
                 yield outcome
         rest = rest[1:]
     with pools.open(plan, wants_gpu=function.wants_gpu, measured_bytes=measured_bytes) as pool:
         run.context.log.info(f"{folder.key}: staging {len(blocks)} tiles; {pool.reason}")
         tag_run(run.context, {"workers": pool.reason, "dashboard": pool.dashboard})
-        yield from staged(pool, rest, pool.window)
+        yield from staged(pool, rest)

@@ -7,21 +7,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from patchworks_core.machine.engine import WINDOW_PER_WORKER
 from patchworks_core.machine.faults import RetryPolicy
-from patchworks_core.machine.pools import TilePool
+from patchworks_core.machine.pools import Pool
 from patchworks_core.machine.workers import Workers
 from patchworks_core.stage.plan import Plan
 from patchworks_pipeline.resources.clusters import DaskCluster
 from patchworks_pipeline.resources.resources import ComputeBudget, GpuPool
 
 RETRY = RetryPolicy()
-
-RETRY_ON_CLUSTER = RetryPolicy(killed_attempts=2)
-"""Dask tries a tile on several workers before it blames it, but a tile that shared a dying worker
-is blamed as well: so once more, alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +35,7 @@ class TilePools:
     @contextmanager
     def open(
         self, plan: Plan, *, wants_gpu: bool = False, measured_bytes: int = 0
-    ) -> Iterator[TilePool]:
+    ) -> Iterator[Pool]:
         """Open a pool for the tiles of a plan.
 
         Parameters
@@ -53,18 +48,11 @@ class TilePools:
         """
         with self.cluster.open() as client:
             if client is not None:
-                n_threads = sum(client.nthreads().values())
-                yield TilePool(
-                    client.get_executor(pure=False),
-                    WINDOW_PER_WORKER * max(1, n_threads),
-                    RETRY_ON_CLUSTER,
-                    f"Dask cluster at {client.scheduler.address} with {n_threads} threads",
-                    client.dashboard_link,
-                )
+                yield Pool.of_cluster(client, RETRY)
                 return
         workers, reason = self._on_this_machine(plan, wants_gpu, measured_bytes)
-        with workers.open() as executor:
-            yield TilePool(executor, WINDOW_PER_WORKER * workers.count, RETRY, reason)
+        with Pool.open(workers) as pool:
+            yield replace(pool, retry=RETRY, reason=reason)
 
     def _on_this_machine(
         self, plan: Plan, wants_gpu: bool, measured_bytes: int

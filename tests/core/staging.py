@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 from scipy import ndimage
 
 from patchworks_core.images.image import open_image
+from patchworks_core.machine.pools import Pool
+from patchworks_core.machine.workers import Workers
 from patchworks_core.merge.steps import look_up, pair_tiles
 from patchworks_core.plugins.segmentation import declare, segmentation_of
 from patchworks_core.seams.rules import MergeOptions
@@ -42,16 +42,16 @@ def stage_into(location, pixels, function=label_components, *, keys=None, **opti
     image, plan = plan_of(pixels, function, **options)
     stage = Stage.open_or_create(location, plan)
     blocks = [plan.grid.block_of_key(key) for key in keys or plan.grid.block_keys()]
-    with ThreadPoolExecutor(1) as executor:
-        outcomes = list(stage_blocks(image, stage, function, blocks, executor=executor, window=2))
+    with Pool.open(Workers()) as pool:
+        outcomes = list(stage_blocks(image, stage, function, blocks, pool=pool))
     assert [outcome.failure for outcome in outcomes] == [None] * len(blocks)
     return stage
 
 
 def lut_of(stage: Stage, options: MergeOptions = TOUCHING):
     """Pair and look up."""
-    with ThreadPoolExecutor(1) as executor:
-        return look_up(stage, pair_tiles(stage, executor=executor, window=2), options)
+    with Pool.open(Workers()) as pool:
+        return look_up(stage, pair_tiles(stage, pool=pool), options)
 
 
 def merged_of(stage: Stage, options: MergeOptions = TOUCHING) -> np.ndarray:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -15,6 +14,8 @@ from scipy import ndimage
 
 from patchworks_core import TilesFailedError, declare, plan_grid, tile_process
 from patchworks_core.files.label_arrays import output_chunks
+from patchworks_core.machine.pools import Pool
+from patchworks_core.machine.workers import Workers
 from patchworks_core.merge.steps import pair_tiles
 from patchworks_core.seams.lookup import build_lut
 from tests.core.oracles import assert_same_partition, edge_table
@@ -141,9 +142,9 @@ def test_pairing_reads_no_pixel_of_the_staged_labels(tmp_path):
 
 def test_the_edge_table_is_the_same_whatever_order_tiles_are_paired_in(tmp_path):
     stage = stage_into(tmp_path / "stage", blobs((30, 30)), overlap=1)
-    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(4) as many:
-        first = pair_tiles(stage, executor=one, window=1)
-        second = pair_tiles(stage, executor=many, window=8)
+    with Pool.open(Workers()) as one, Pool.open(Workers(4)) as many:
+        first = pair_tiles(stage, pool=one)
+        second = pair_tiles(stage, pool=many)
     assert first.to_arrow() == second.to_arrow()
     assert len(first) > 50
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import uuid
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +15,8 @@ import zarr
 from patchworks_core.errors import PlanError
 from patchworks_core.files.label_arrays import output_chunks
 from patchworks_core.files.storage import as_path, open_array
+from patchworks_core.machine.pools import Pool
+from patchworks_core.machine.workers import Workers
 from patchworks_core.merge.apply import _ApplyTask
 from patchworks_core.ome_zarr.label_image import LabelImage, write_labels
 from patchworks_core.ome_zarr.pyramid import level_steps
@@ -43,14 +44,13 @@ def calibrated(stage):
 def write(stage, container, *, name="labels", version="0.5", lut=None, on_block=None):
     """Merge a stage into an OME-Zarr; return the label image and what was written."""
     target = LabelImage(as_path(container), name, stage.plan, version)
-    with ThreadPoolExecutor(1) as executor:
+    with Pool.open(Workers()) as pool:
         written = write_labels(
             stage,
             lut if lut is not None else lut_of(stage),
             target,
             provenance={"made": "here"},
-            executor=executor,
-            window=2,
+            pool=pool,
             on_block=on_block or (lambda key: None),
         )
     return target, written

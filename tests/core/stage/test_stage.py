@@ -15,6 +15,8 @@ from scipy import ndimage
 
 from patchworks_core.errors import PlanError, StageError
 from patchworks_core.images.image import open_image
+from patchworks_core.machine.pools import Pool
+from patchworks_core.machine.workers import Workers
 from patchworks_core.merge.steps import pair_tiles
 from patchworks_core.plugins.segmentation import declare
 from patchworks_core.seams.rules import MergeOptions
@@ -98,8 +100,8 @@ def test_staging_again_replaces_what_was_staged(tmp_path):
     image, plan = plan_of(pixels)
     stage = stage_into(tmp_path / "stage", pixels)
     block = plan.grid.block_of_key("y000x000")
-    with ThreadPoolExecutor(1) as executor:
-        list(stage_blocks(image, stage, nothing, [block], executor=executor, window=1))
+    with Pool.open(Workers()) as pool:
+        list(stage_blocks(image, stage, nothing, [block], pool=pool))
     assert stage.counts()[0, 0] == 0
     assert not stage.labels(block).any()
     assert not stage.strip((0, 0), 0, HIGH).any()
@@ -110,8 +112,8 @@ def test_an_incomplete_stage_is_not_merged_and_names_what_is_missing(tmp_path):
     stage = stage_into(tmp_path / "stage", blobs((8, 8)), keys=["y000x000"])
     with pytest.raises(StageError, match="3 of 4 tile blocks are not staged .*y000x001, y001x000"):
         stage.settled_counts()
-    with ThreadPoolExecutor(1) as executor, pytest.raises(StageError, match="before merging"):
-        pair_tiles(stage, executor=executor, window=1)
+    with Pool.open(Workers()) as pool, pytest.raises(StageError, match="before merging"):
+        pair_tiles(stage, pool=pool)
 
 
 def test_there_must_be_a_stage_to_open(tmp_path):
@@ -163,8 +165,8 @@ def test_a_stage_killed_while_it_is_replaced_is_no_stage(tmp_path, monkeypatch):
 def test_an_image_that_changed_after_planning_is_not_staged(tmp_path):
     stage = stage_into(tmp_path / "stage", blobs((8, 8)), keys=["y000x000"])
     changed = open_image(blobs((8, 8), seed=1))
-    with ThreadPoolExecutor(1) as executor, pytest.raises(StageError, match="plan it again"):
-        list(stage_blocks(changed, stage, label_components, [], executor=executor, window=1))
+    with Pool.open(Workers()) as pool, pytest.raises(StageError, match="plan it again"):
+        list(stage_blocks(changed, stage, label_components, [], pool=pool))
 
 
 @given(
