@@ -229,8 +229,11 @@ class Job:
         remove(work)
 
     def _reachable(self, stage: Stage) -> Image:
-        """Return the image as worker processes of this machine are given it: not pixel by pixel."""
-        if self.compute.kind != "processes" or not is_local(stage.path):
+        """Return the image as worker processes are given it: not pixel by pixel.
+
+        They write into the stage, so what lies there can be read by them, on a cluster as well.
+        """
+        if self.compute.is_in_process or not is_local(stage.path):
             return self.image
         return self.image.mapped_from(str(stage.path / MAPPED))
 

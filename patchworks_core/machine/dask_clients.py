@@ -7,14 +7,21 @@ from taking the others down, and shows what goes on in its dashboard.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+import cloudpickle
 
 from patchworks_core.errors import PlanError
 from patchworks_core.machine.budget import granted_cores, granted_memory_bytes
 from patchworks_core.machine.devices import VISIBLE_DEVICES, granted_devices
+from patchworks_core.machine.sending import NOT_PICKLED, SMALL_BYTES, PickledTask
 from patchworks_core.machine.sizing import MEMORY_FRACTION
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def active_client() -> Any | None:
@@ -42,6 +49,38 @@ def refuse_in_process(client: Any) -> None:
             "(make_local_cluster(), or cluster: {local: {processes: true}}), or give the address "
             "of a scheduler"
         )
+
+
+class ClusterExecutor(Executor):
+    """The workers of a Dask client."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._executor = client.get_executor(pure=False)
+
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        """Run a call on the cluster."""
+        return self._executor.submit(fn, *args, **kwargs)  # type: ignore[no-any-return]
+
+    @contextmanager
+    def sharing(self, task: Callable[..., Any]) -> Iterator[Any]:
+        """Give what is sent with every item in place of a task: itself where it is small.
+
+        A large one is a task of the cluster's own, on which those of the items depend: it goes to
+        each worker once, and unlike scattered data it is there again when a worker died.
+        """
+        try:
+            pickled = cloudpickle.dumps(task)
+        except NOT_PICKLED:
+            yield task  # each item then fails, and says why
+            return
+        if len(pickled) <= SMALL_BYTES:
+            yield task
+        else:
+            yield self._client.submit(PickledTask, pickled, pure=False)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Do nothing: the cluster is its owner's."""
 
 
 @contextmanager
@@ -113,7 +152,9 @@ def make_local_cluster(
         }
         for number in range(count)
     }
-    options = {"dashboard_address": dashboard_address, "dashboard": dashboard_address is not None}
+    # A scheduler without a dashboard serves its health all the same: on any free port.
+    address = dashboard_address or "localhost:0"
+    options = {"dashboard_address": address, "dashboard": dashboard_address is not None}
     scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, **options}}
     with SpecCluster(workers=workers, scheduler=scheduler) as cluster, Client(cluster) as client:
         client.wait_for_workers(count)

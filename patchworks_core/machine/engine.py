@@ -21,6 +21,7 @@ from concurrent.futures import (
     Future,
     wait,
 )
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -84,7 +85,8 @@ def map_tiles(
     items : iterable
         Taken one by one, as there is room in the window.
     executor : concurrent.futures.Executor
-        One with a method ``renew`` gets it called when its workers have died.
+        One with a method ``renew`` gets it called when its workers have died; one with ``sharing``
+        says what is sent to its workers in place of the task.
     window : int
         Items in flight at most.
     retry : RetryPolicy
@@ -96,7 +98,9 @@ def map_tiles(
         One per item. A task that raised, or whose worker died, is a failure. Items that were not
         started when the caller stops listening are dropped.
     """
-    return _Map(task, iter(items), executor, window, retry).outcomes()
+    sharing = getattr(executor, "sharing", nullcontext)
+    with sharing(task) as sent:
+        yield from _Map(sent, iter(items), executor, window, retry).outcomes()
 
 
 @dataclass(slots=True)
@@ -230,8 +234,9 @@ def _run(task: Callable[[Item], Result], item: Item) -> Outcome[Item, Result]:
     try:
         value = task(item)
     # Any error of a segmentation function fails its tile alone, and comes back as text because
-    # exceptions of foreign packages do not all survive pickling.
-    except Exception as error:
+    # exceptions of foreign packages do not all survive pickling. Also what is no `Exception`, such
+    # as `sys.exit` or a panic of Rust code: it would end a worker of Dask, and nobody would answer.
+    except BaseException as error:
         failed: Outcome[Item, Result] = _failed(item, error, time.perf_counter() - start)
     else:
         return Outcome(item, value, None, time.perf_counter() - start)

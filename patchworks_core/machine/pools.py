@@ -29,6 +29,7 @@ from patchworks_core.machine.budget import (
     granted_memory_bytes,
 )
 from patchworks_core.machine.dask_clients import (
+    ClusterExecutor,
     active_client,
     make_local_cluster,
     refuse_in_process,
@@ -102,7 +103,7 @@ class Pool:
                 "client.wait_for_workers(1)"
             )
         return cls(
-            client.get_executor(pure=False),
+            ClusterExecutor(client),
             WINDOW_PER_WORKER * n_threads,
             # Dask tries a tile on several workers before it blames it, but a tile that shared a
             # dying worker is blamed as well: so once more, alone.
@@ -196,6 +197,12 @@ class Compute:
         """True where what a tile takes would not change how many are worked on at once."""
         on_gpu = self.use_gpu and bool(granted_devices())
         return self.max_workers is not None or self._client() is not None or on_gpu
+
+    @property
+    def is_in_process(self) -> bool:
+        """True where tiles run in threads of this process, and share its memory."""
+        on_gpu = self.use_gpu and bool(granted_devices())
+        return self.kind == "threads" and self._client() is None and not on_gpu
 
     @property
     def bytes_beside_tiles(self) -> int:

@@ -45,6 +45,15 @@ class ProcessedImage(Image):
         """Return another channel of the same image, processed alike."""
         return process_lazily(self.original.other_channel(channel), *self.operations)
 
+    def mapped_from(self, path: str) -> ProcessedImage:
+        """Put the original, where it is a NumPy array, into a ``.npy`` file."""
+        original = self.original.mapped_from(path)
+        if original is self.original:
+            return self
+        image = process_lazily(original, *self.operations)
+        image.__dict__["fingerprint"] = self.fingerprint  # the same pixels; not read again for it
+        return image
+
     @property
     def _processing(self) -> _ProcessedPixels:
         pixels: _ProcessedPixels = self.pixels

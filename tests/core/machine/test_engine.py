@@ -7,12 +7,14 @@ import random
 import threading
 import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchworks_core.errors import PlanError
+from patchworks_core.machine.dask_clients import ClusterExecutor, make_local_cluster
 from patchworks_core.machine.engine import Outcome, in_order, map_tiles, results
 from patchworks_core.machine.workers import Workers
 
@@ -193,3 +195,35 @@ def test_outcomes_come_in_the_order_of_their_items_when_asked():
     assert [o.value for o in in_order(outcomes, range(4))] == [0, 10, 20, 30]
     waited = in_order(iter(outcomes), range(4))
     assert next(waited).item == 0
+
+
+class Panic(BaseException):
+    """Such as PyO3 raises where Rust code panics; no `Exception`."""
+
+
+def leave_at_2(item):
+    if item == 2:
+        raise SystemExit("licence missing")
+    if item == 3:
+        raise Panic("a panic")
+    return item
+
+
+@pytest.mark.parametrize("kind", ["threads", "processes", "dask"])
+def test_what_is_no_exception_fails_its_tile_alone(kind):
+    with ExitStack() as stack:
+        if kind == "dask":
+            cluster = make_local_cluster(n_workers=1, memory_bytes=10**9, dashboard_address=None)
+            executor = ClusterExecutor(stack.enter_context(cluster))
+        else:
+            executor = stack.enter_context(Workers(1, kind).open())
+        found, done = {}, threading.Event()
+
+        def run():
+            for outcome in map_tiles(leave_at_2, range(5), executor=executor, window=2):
+                found[outcome.item] = str(outcome.failure) if outcome.failure else outcome.value
+            done.set()
+
+        threading.Thread(target=run, daemon=True).start()
+        assert done.wait(30), "no answer"
+    assert found == {0: 0, 1: 1, 2: "SystemExit: licence missing", 3: "Panic: a panic", 4: 4}

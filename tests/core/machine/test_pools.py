@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from patchworks_core.machine import dask_clients
 from patchworks_core.machine import pools as compute_module
 from patchworks_core.machine.budget import Limit
 from patchworks_core.machine.devices import Device
-from patchworks_core.machine.pools import Compute
+from patchworks_core.machine.pools import Compute, Pool
+from patchworks_core.machine.workers import Workers
 from patchworks_core.tiles.grid import plan_grid
 from tests.core.oracles import assert_same_partition
 from tests.core.staging import blobs, label_components
@@ -149,3 +151,34 @@ def test_an_unknown_error_is_told_at_once_and_a_passing_one_is_tried_again():
         return tile.astype(int)
 
     assert tile_process(np.ones((4, 4)), out_of_memory_once, tile_shape=4).max() == 1
+
+
+def test_a_cluster_without_a_dashboard_starts_where_its_port_is_taken():
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            taken.bind(("", 8787))
+            taken.listen()
+        except OSError:
+            pass  # another program has it, which is as good
+        with make_local_cluster(n_workers=1, memory_bytes=10**9, dashboard_address=None) as client:
+            assert client.submit(int, 3).result(30) == 3
+
+
+def test_tiles_share_memory_only_with_threads_of_this_process(monkeypatch):
+    assert Compute(2).is_in_process
+    assert not Compute(2, "processes").is_in_process
+    assert not Compute(client=object()).is_in_process
+    monkeypatch.setattr(compute_module, "granted_devices", lambda: [Device(0, "GPU-0", "", 0, 0)])
+    assert not Compute(use_gpu=True).is_in_process
+
+
+def test_a_pool_yields_in_order_and_tells_of_progress_where_it_is_asked():
+    told = []
+    with Pool.open(Workers(3), lambda *step: told.append(step)) as pool:
+        assert list(pool.map(abs, [-3, 2, -1], step="absolute", n=3, is_ordered=True)) == [3, 2, 1]
+        assert list(pool.map(abs, [-3], step="untold")) == [3]
+        with pytest.raises(RuntimeError, match="taking roots failed: TypeError"):
+            list(pool.map(abs, ["a"], step="roots", doing="taking roots"))
+    assert told == [("absolute", n, 3) for n in (1, 2, 3)]
+    assert (pool.n_workers, Pool(None, 1).n_workers) == (3, 1)
