@@ -9,22 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import zarr
-import zarr.errors
 from upath import UPath
 
 from patchworks_core.api.provenance import provenance_of
 from patchworks_core.api.tile_count import Say, TileCount
-from patchworks_core.errors import PlanError, StageError
-from patchworks_core.files.label_arrays import create_label_array
-from patchworks_core.files.storage import (
-    ZarrFormat,
-    claimed,
-    is_local,
-    move,
-    remove,
-    zarr_store,
-)
+from patchworks_core.errors import StageError
+from patchworks_core.files.label_arrays import create_label_array, open_label_group
+from patchworks_core.files.replacing import check_reads, component_path, replacing, work_folder
+from patchworks_core.files.storage import claimed, discard, is_local, remove
 from patchworks_core.images.image import Image
 from patchworks_core.machine.budget import granted_cores, human_bytes
 from patchworks_core.machine.engine import Outcome, results
@@ -72,6 +64,10 @@ class Job:
     """Leave the stage there when the work is complete."""
 
     is_temporary: bool = False
+
+    overwrite: bool = False
+    """Replace what is not ours to replace."""
+
     pilot: PilotReport | None = None
     empty: EmptyTiles | None = None
 
@@ -120,20 +116,34 @@ class Job:
 
     def write_array(self, plan: Plan, group: UPath, component: str, *, resume: bool) -> None:
         """Write the labels as one array of a Zarr group."""
-        work = group / f"{component}.work"
-        zarr_format = _open_group(group)
-        with claimed(work, doing="writing to"), self._merged(plan, work, resume=resume) as merged:
-            stage, lut, pool = merged
-            labels, records = work / "merged", work / "applied"
-            create_label_array(labels, plan.grid, lut.dtype, zarr_format=zarr_format)
-            create_apply_records(records, plan.grid)
-            outcomes = apply_lut(stage, lut, labels=labels, records=records, pool=pool)
-            n_blocks = plan.grid.n_blocks
-            for n, _ in enumerate(results(outcomes, doing="writing merged labels"), start=1):
-                self.progress("apply", n, n_blocks)
-            remove(group / component)
-            move(labels, group / component)
-            self._clear(work)
+        target = component_path(group, component)
+        work = work_folder(target)
+        reads = (self.image.source, self.image.pixels)
+        check_reads(self._stage_path(work), reads, what="a stage", another="stage_dir")
+        with replacing(
+            target,
+            reads=reads,
+            what="an array of labels",
+            another="output_component or write_to",
+            overwrite=self.overwrite,
+            made_from={"plan": plan.fingerprint, "merge": self.resolved(plan).to_dict()},
+            resume=resume,
+            keeps=True,
+            clear=self._clear,
+        ) as working:
+            zarr_format = open_label_group(group)
+            if working.is_done:
+                self.say(f"{target} is complete and is what would be made")
+                return
+            with self._merged(plan, work, resume=resume) as (stage, lut, pool):
+                create_label_array(working.new, plan.grid, lut.dtype, zarr_format=zarr_format)
+                create_apply_records(work / "applied", plan.grid)
+                outcomes = apply_lut(
+                    stage, lut, labels=working.new, records=work / "applied", pool=pool
+                )
+                n_blocks = plan.grid.n_blocks
+                for n, _ in enumerate(results(outcomes, doing="writing merged labels"), start=1):
+                    self.progress("apply", n, n_blocks)
 
     def write_ome(self, plan: Plan, target: LabelImage, *, resume: bool) -> LookupTable:
         """Write the labels as an OME-Zarr label image."""
@@ -221,12 +231,12 @@ class Job:
         """Remove what the work left, but for a stage that is to be kept."""
         remove(self._stage_path(work) / MAPPED)
         if self.stage_dir is not None and not self.keep_stage:
-            remove(self.stage_dir / "stage.zarr")
+            discard(self.stage_dir / "stage.zarr")
         if self.keep_stage and self.stage_dir is None:
             for name in ("merged", "applied"):
-                remove(work / name)
+                discard(work / name)
             return
-        remove(work)
+        discard(work)
 
     def _reachable(self, stage: Stage) -> Image:
         """Return the image as worker processes are given it: not pixel by pixel.
@@ -286,13 +296,3 @@ def measure_image(image: Image, grid: TileGrid) -> ImageStatistics:
     """Measure an image, tile block by tile block."""
     regions = [block.core for block in grid.blocks()]
     return measure_statistics(image.read, regions, dtype=image.dtype)
-
-
-def _open_group(path: UPath) -> ZarrFormat:
-    """Make the Zarr group at `path` if it is not there, and return its format."""
-    try:
-        return zarr.open_group(zarr_store(path), mode="a").metadata.zarr_format
-    except zarr.errors.ContainsArrayError as error:
-        raise PlanError(
-            f"labels are written into a Zarr group, and {path} is an array; name another write_to"
-        ) from error

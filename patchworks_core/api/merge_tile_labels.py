@@ -29,6 +29,7 @@ def merge_tile_labels(
     axes: str | None = None,
     input_component: str = "labels",
     output_component: str = "labels",
+    overwrite: bool = False,
     merge: MergeRule = "touching",
     connectivity: int | None = None,
     min_iou: float = 0.3,
@@ -55,7 +56,7 @@ def merge_tile_labels(
     merge : {"touching", "overlap", "none"}
         ``touching`` joins labels in contact across a seam. ``overlap``, without the halos that the
         tiles read, joins two labels that agree in the planes on the two sides of a seam.
-    connectivity, min_iou, sequential_labels, compute, progress
+    overwrite, connectivity, min_iou, sequential_labels, compute, progress
         As in `tile_process`.
     n_workers : int, optional
         Tiles at once; None is as many as cores and memory allow.
@@ -86,6 +87,7 @@ def merge_tile_labels(
         max_workers=n_workers,
         write_to=write_to,
         output_component=output_component,
+        overwrite=overwrite,
         compute=compute,
         progress=progress,
     )

@@ -21,7 +21,7 @@ from patchworks_core.api.arguments import (
 )
 from patchworks_core.api.estimate import estimate
 from patchworks_core.api.job import Job
-from patchworks_core.files.replacing import check_target
+from patchworks_core.files.replacing import component_path
 from patchworks_core.files.storage import Location, as_path, open_array
 from patchworks_core.images.image import open_image
 from patchworks_core.machine.pools import Compute
@@ -53,6 +53,7 @@ def tile_process(
     verbose: bool = False,
     write_to: Location | None = None,
     output_component: str = "labels",
+    overwrite: bool = False,
     sequential_labels: bool = True,
     skip_empty: bool = False,
     empty_threshold: float | None = None,
@@ -113,6 +114,9 @@ def tile_process(
         complete.
     output_component : str
         Name of the label array in `write_to`.
+    overwrite : bool
+        Replace whatever has that name. Otherwise only what patchworks wrote there, and nobody
+        changed since, is replaced.
     sequential_labels : bool
         True numbers the objects 1..N; False leaves gaps but keeps ids when other objects change.
     skip_empty : bool
@@ -139,7 +143,8 @@ def tile_process(
     size_unit : {"pixels", "micrometers"}
         Of these sizes: pixels, or um2 and um3 by the image's calibration.
     resume : bool
-        Take up the tiles that an interrupted call with the same image, grid and function left.
+        Take up the tiles that an interrupted call with the same image, grid and function left, or
+        the labels, if it was interrupted after they were complete.
     dry_run : bool
         Return what it would take instead (`patchworks_core.api.estimate.Estimate`); a few tiles are
         segmented to find out, and nothing is left behind.
@@ -190,6 +195,7 @@ def tile_process(
             stage_dir=None if stage_dir is None else as_path(stage_dir),
             keep_stage=keep_stage,
             is_temporary=write_to is None,
+            overwrite=overwrite,
         )
         job, plan = job.planned(shape_of_tiles(tile_shape, opened, overlap, job.compute), overlap)
         if dry_run:
@@ -212,14 +218,8 @@ def _labels_of(
             job.write_array(plan, UPath(folder), "labels", resume=resume)
             return np.asarray(open_array(UPath(folder) / "labels")[...])
     group = as_path(write_to)
-    check_target(
-        job.image.source,
-        group / component,
-        what="an array of labels",
-        another="output_component or write_to",
-    )
     job.write_array(plan, group, component, resume=resume)
-    labels = open_array(group / component)
+    labels = open_array(component_path(group, component))
     if compute:
         return np.asarray(labels[...])
     import dask.array as da

@@ -6,9 +6,12 @@ from math import prod
 from typing import Any
 
 import numpy as np
+import zarr
+import zarr.errors
 from upath import UPath
 
-from patchworks_core.files.storage import ZarrFormat, create_array
+from patchworks_core.errors import PlanError
+from patchworks_core.files.storage import ZarrFormat, create_array, zarr_store
 from patchworks_core.tiles.grid import TileGrid
 
 CHUNK_PIXELS = 1 << 18
@@ -45,3 +48,19 @@ def create_label_array(
         axes=grid.axes,
         zarr_format=zarr_format,
     )
+
+
+def open_label_group(path: UPath) -> ZarrFormat:
+    """Make the Zarr group at `path` if it is not there, and return its format.
+
+    Raises
+    ------
+    PlanError
+        If an array is there.
+    """
+    try:
+        return zarr.open_group(zarr_store(path), mode="a").metadata.zarr_format
+    except zarr.errors.ContainsArrayError as error:
+        raise PlanError(
+            f"labels are written into a Zarr group, and {path} is an array; name another write_to"
+        ) from error

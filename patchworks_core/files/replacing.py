@@ -21,6 +21,7 @@ old one, nothing, or the new one; a call that finds the mark copies again.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -43,7 +44,14 @@ from patchworks_core.files.storage import (
     write_text,
 )
 from patchworks_core.files.stores import Place, places_of
-from patchworks_core.files.written import RECORD, digest_of, fault_of, record_path, vouch
+from patchworks_core.files.written import (
+    RECORD,
+    digest_of,
+    fault_of,
+    made_from_what,
+    record_path,
+    vouch,
+)
 
 WORK = ".work"
 """Ending of the folder in which something new is made, beside what it replaces."""
@@ -66,6 +74,9 @@ class Working:
     new: UPath
     """Where the new array, group or file is made; nothing is there yet."""
 
+    is_done: bool = False
+    """Whether the target is already what would be made; then nothing is to be done."""
+
 
 @contextmanager
 def replacing(
@@ -76,6 +87,7 @@ def replacing(
     another: str = "write_to",
     overwrite: bool = False,
     made_from: Mapping[str, Any] | None = None,
+    resume: bool = False,
     keeps: bool = False,
     clear: Callable[[UPath], None] = discard,
 ) -> Iterator[Working]:
@@ -96,6 +108,8 @@ def replacing(
         Replace whatever is there.
     made_from : mapping, optional
         JSON-ready, kept in the record.
+    resume : bool
+        Take the target for done where it is what an earlier call made from the same.
     keeps : bool
         Leave the folder of work where the block raises, for the next call to take up.
     clear : callable
@@ -116,8 +130,12 @@ def replacing(
         check_reads(written, reads, what=what, another=another)
     with claimed(work, doing="writing to"):
         recover(target)
-        check_replaceable(target, what=what, another=another, overwrite=overwrite)
         _check_work(work, another)
+        if resume and made_from is not None and made_from_what(target) == _as_json(made_from):
+            yield Working(work, work / NEW, is_done=True)
+            clear(work)
+            return
+        check_replaceable(target, what=what, another=another, overwrite=overwrite)
         discard(work / NEW)
         try:
             yield Working(work, work / NEW)
@@ -164,10 +182,10 @@ def check_reads(target: UPath, reads: Iterable[Any], *, what: str, another: str)
     for place in places:
         clash = place.clash(target)
         if clash is not None:
-            relation = {"is": "is that", "holds": "holds it", "lies in": "lies in it"}[clash]
+            relation = "is that" if clash == "is" else f"{clash} {place}"
             raise PlanError(
-                f"{what} is never written over what it is made from, which is {place}, got "
-                f"{target}, which {relation}; name another {another}"
+                f"{what} is never written over what it is made from, and {target} {relation}; name "
+                f"another {another}"
             )
 
 
@@ -283,6 +301,10 @@ def _check_work(work: UPath, another: str) -> None:
         )
 
 
+def _as_json(value: Mapping[str, Any]) -> Any:
+    return json.loads(json.dumps(dict(value)))
+
+
 def _exists(path: UPath) -> bool:
     return os.path.lexists(str(path)) if is_local(path) else bool(path.exists())
 
@@ -299,13 +321,3 @@ def _kind(path: UPath) -> str:
     record = read_mapping(path / "zarr.json") or {}
     is_group = (path / ".zgroup").exists() or record.get("node_type") == "group"
     return "a whole Zarr group" if is_group else "a Zarr array"
-
-
-def check_target(source: Any, target: UPath, *, what: str, another: str) -> None:
-    """Raise PlanError where writing would replace the image it is made from, or a whole group."""
-    check_reads(target, [source], what=what, another=another)
-    if _exists(target) and _kind(target) == "a whole Zarr group":
-        raise PlanError(
-            f"{what} does not replace a whole Zarr group, and {target} is one; name another "
-            f"{another}"
-        )

@@ -53,7 +53,7 @@ def vouch(
     path : UPath
         File or folder; nothing is written into it afterwards.
     made_from : mapping, optional
-        JSON-ready; `made_from` gives it back to a call that asks whether it has to work at all.
+        JSON-ready; `made_from_what` gives it to a call that asks whether it has to work at all.
     record : UPath, optional
         Where the record goes, for a file that is yet to get its name.
     before : str
@@ -80,7 +80,7 @@ def fault_of(path: UPath) -> str | None:
     return f"it was changed since patchworks wrote it{_newest(path)}"
 
 
-def made_from(path: UPath) -> dict[str, Any] | None:
+def made_from_what(path: UPath) -> dict[str, Any] | None:
     """Return what the thing at `path` was made from; None where it is not what was written."""
     if not path.exists() or fault_of(path) is not None:
         return None

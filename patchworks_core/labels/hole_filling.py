@@ -20,10 +20,11 @@ import numpy.typing as npt
 from upath import UPath
 
 from patchworks_core.files.label_arrays import create_label_array
-from patchworks_core.files.storage import Location, ZarrFormat, open_array
+from patchworks_core.files.replacing import Working
+from patchworks_core.files.storage import ZarrFormat, open_array
 from patchworks_core.labels.holes import HoleEvidence, hole_evidence
 from patchworks_core.labels.source import LabelSource
-from patchworks_core.labels.writing import integer_type, written
+from patchworks_core.labels.writing import Destination, integer_type, written
 from patchworks_core.machine.engine import results
 from patchworks_core.machine.pools import Pool
 from patchworks_core.merge.steps import look_up, pair_tiles
@@ -54,28 +55,26 @@ def write_filled(
     source: LabelSource,
     max_size: int | None,
     *,
-    write_to: Location | None,
-    component: str,
+    to: Destination,
     pool: Pool,
 ) -> Any:
     """Write labels whose holes are filled; arguments as in `patchworks_core.labels.postprocess`."""
 
-    def make(folder: UPath, zarr_format: ZarrFormat) -> UPath:
-        stage, lut = _background(source, folder / "stage.zarr", pool)
+    def make(working: Working, zarr_format: ZarrFormat) -> None:
+        stage, lut = _background(source, working.folder / "stage.zarr", pool)
         evidence, largest = _evidence(source, stage, lut, pool)
         owners = np.concatenate([[0], evidence.owners(max_size)])
-        target = folder / "result"
-        create_label_array(target, source.grid, integer_type(largest), zarr_format=zarr_format)
+        dtype = integer_type(largest)
+        create_label_array(working.new, source.grid, dtype, zarr_format=zarr_format)
         items = (
             _BlockToFill(block, owners[lut.of_tile(block.tiles[0].number)])
             for block in stage.grid.blocks()
         )
-        task = _FillTask(source, stage, target)
+        task = _FillTask(source, stage, working.new)
         for _ in pool.map(task, items, step="fill", n=stage.grid.n_blocks):
             pass
-        return target
 
-    return written(source, write_to, component, make)
+    return written(source, to, make)
 
 
 def _background(source: LabelSource, path: UPath, pool: Pool) -> tuple[Stage, LookupTable]:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patchworks_core.errors import ImageError, PlanError
+from patchworks_core.files.replacing import check_reads, check_replaceable, replacing
 from patchworks_core.files.storage import Location, as_path, write_bytes
 from patchworks_core.images.image import Image, open_image
 from patchworks_core.labels.intensities import IntensitySums
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
+TABLE = "a table"
+"""What is written here, for messages."""
+
 
 def measure_objects(
     labels: Any,
@@ -46,6 +50,7 @@ def measure_objects(
     tile_shape: Sequence[int] | int | None = None,
     max_workers: int = 1,
     workers: WorkerKind = "threads",
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> pa.Table:
     """Measure every object of a label image: size, place, and intensity in each channel.
@@ -67,7 +72,7 @@ def measure_objects(
         Resolution level of labels and image, 0 is full.
     axes, image_axes : str, optional
         Axes of the labels and of the image in their own order, where metadata do not say.
-    tile_shape, max_workers, workers, progress
+    tile_shape, max_workers, workers, overwrite, progress
         As in `patchworks_core.labels.postprocess.fill_holes`.
 
     Returns
@@ -110,22 +115,30 @@ def measure_objects(
     measured = _channels(image, channels, level, image_axes)
     for channel in measured:
         check_same_pixels(source.image, channel.image)
+    if write_to is not None:
+        reads = [
+            read
+            for opened in (source.image, *(channel.image for channel in measured))
+            for read in (opened.source, opened.pixels)
+        ]
+        check_reads(as_path(write_to), reads, what=TABLE, another="write_to")
+        check_replaceable(as_path(write_to), what=TABLE, another="write_to", overwrite=overwrite)
     with Pool.open(Workers(max_workers, workers), progress) as pool:
         table = _tabulate(source, measured, _measure(source, measured, pool))
     if grid is None:
         table = table.drop_columns(["n_tiles", "crosses_seam"])
     if write_to is not None:
-        write_table(table, write_to)
+        write_table(table, write_to, overwrite=overwrite)
     return table
 
 
-def write_table(table: pa.Table, location: Location) -> None:
+def write_table(table: pa.Table, location: Location, *, overwrite: bool = False) -> None:
     """Write a table whole or not at all, as Parquet or CSV by the extension.
 
     Raises
     ------
     PlanError
-        If the extension is neither.
+        If the extension is neither, or something is there that is not ours to replace.
     """
     buffer = io.BytesIO()
     if _check_suffix(location) == ".csv":
@@ -136,7 +149,8 @@ def write_table(table: pa.Table, location: Location) -> None:
         import pyarrow.parquet
 
         pyarrow.parquet.write_table(table, buffer, compression="zstd")
-    write_bytes(as_path(location), buffer.getvalue())
+    with replacing(as_path(location), what=TABLE, overwrite=overwrite) as working:
+        write_bytes(working.new, buffer.getvalue())
 
 
 def _check_suffix(location: Location) -> str:

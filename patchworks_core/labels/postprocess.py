@@ -19,7 +19,7 @@ from patchworks_core.labels.hole_filling import write_filled
 from patchworks_core.labels.morphology import expand_objects, open_objects, reach_of
 from patchworks_core.labels.sizes import SizeLimits, write_sized
 from patchworks_core.labels.source import LabelSource, LengthUnit, spacing_of
-from patchworks_core.labels.writing import filter_tiles
+from patchworks_core.labels.writing import Destination, filter_tiles
 from patchworks_core.machine.pools import Pool
 from patchworks_core.machine.progress import Progress
 from patchworks_core.machine.workers import WorkerKind, Workers
@@ -37,6 +37,7 @@ def fill_holes(
     max_workers: int = 1,
     workers: WorkerKind = "threads",
     output_component: str = "filled_labels",
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Any:
     """Fill the background that one object encloses.
@@ -63,7 +64,10 @@ def fill_holes(
         Tiles at once.
     workers : {"threads", "processes"}
     output_component : str
-        Name of the array in `write_to`; an array of that name is replaced.
+        Name of the array in `write_to`.
+    overwrite : bool
+        Replace whatever has that name. Otherwise only what patchworks wrote there, and nobody
+        changed since, is replaced.
     progress : callable, optional
         ``progress(step, done, total)``.
 
@@ -98,7 +102,10 @@ def fill_holes(
     limits = SizeLimits.of(source, None, max_size, unit)
     with Pool.open(Workers(max_workers, workers), progress) as pool:
         return write_filled(
-            source, limits.most, write_to=write_to, component=output_component, pool=pool
+            source,
+            limits.most,
+            to=Destination(write_to, output_component, overwrite),
+            pool=pool,
         )
 
 
@@ -115,6 +122,7 @@ def morphological_opening(
     max_workers: int = 1,
     workers: WorkerKind = "threads",
     output_component: str = "opened_labels",
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Any:
     """Keep of each object what a disk or ball that fits into it covers.
@@ -133,7 +141,7 @@ def morphological_opening(
         planes are farther apart than pixels.
     spacing : float or sequence of float, optional
         Size of a pixel per spatial axis in `unit`, in place of 1 or of what the labels carry.
-    write_to, level, axes, tile_shape, max_workers, workers, output_component, progress
+    write_to, level, axes, tile_shape, max_workers, workers, output_component, overwrite, progress
         As in `fill_holes`. A tile reads twice the radius on each side of it.
 
     Returns
@@ -164,8 +172,7 @@ def morphological_opening(
             source,
             partial(open_objects, radius=radius, spacing=sizes),
             reach_of(2 * radius, sizes),
-            write_to=write_to,
-            component=output_component,
+            to=Destination(write_to, output_component, overwrite),
             pool=pool,
         )
 
@@ -183,6 +190,7 @@ def expand_labels(
     max_workers: int = 1,
     workers: WorkerKind = "threads",
     output_component: str = "expanded_labels",
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Any:
     """Grow objects into the background by a distance, never into each other.
@@ -195,7 +203,7 @@ def expand_labels(
         How far, between pixel centres, in `unit`. 0 changes nothing.
     unit, spacing
         As in `morphological_opening`.
-    write_to, level, axes, tile_shape, max_workers, workers, output_component, progress
+    write_to, level, axes, tile_shape, max_workers, workers, output_component, overwrite, progress
         As in `fill_holes`. A tile reads the distance on each side of it.
 
     Returns
@@ -223,8 +231,7 @@ def expand_labels(
             source,
             partial(expand_objects, distance=distance, spacing=sizes),
             reach_of(distance, sizes),
-            write_to=write_to,
-            component=output_component,
+            to=Destination(write_to, output_component, overwrite),
             pool=pool,
         )
 
@@ -243,6 +250,7 @@ def filter_sizes(
     max_workers: int = 1,
     workers: WorkerKind = "threads",
     output_component: str = "filtered_labels",
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Any:
     """Remove objects that are too small or too large.
@@ -258,7 +266,7 @@ def filter_sizes(
         ``micrometers`` means µm² or µm³ by the pixel size that the labels carry.
     sequential : bool
         True numbers what is left 1..N, in the order of the ids; False keeps the ids.
-    write_to, level, axes, tile_shape, max_workers, workers, output_component, progress
+    write_to, level, axes, tile_shape, max_workers, workers, output_component, overwrite, progress
         As in `fill_holes`.
 
     Returns
@@ -284,8 +292,7 @@ def filter_sizes(
             source,
             limits,
             sequential=sequential,
-            write_to=write_to,
-            component=output_component,
+            to=Destination(write_to, output_component, overwrite),
             pool=pool,
         )
 

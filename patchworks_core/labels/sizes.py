@@ -17,9 +17,10 @@ from upath import UPath
 
 from patchworks_core.errors import PlanError
 from patchworks_core.files.label_arrays import create_label_array
-from patchworks_core.files.storage import Location, ZarrFormat, open_array
+from patchworks_core.files.replacing import Working
+from patchworks_core.files.storage import ZarrFormat, open_array
 from patchworks_core.labels.source import LabelSource, LengthUnit, check_unit, sizes_um
-from patchworks_core.labels.writing import integer_type, written
+from patchworks_core.labels.writing import Destination, integer_type, written
 from patchworks_core.machine.pools import Pool
 from patchworks_core.stage.tile_labels import number_ids
 from patchworks_core.tiles.grid import Tile
@@ -84,30 +85,28 @@ def write_sized(
     limits: SizeLimits,
     *,
     sequential: bool,
-    write_to: Location | None,
-    component: str,
+    to: Destination,
     pool: Pool,
 ) -> Any:
     """Write labels without objects beyond limits; see `patchworks_core.labels.postprocess`."""
 
-    def make(folder: UPath, zarr_format: ZarrFormat) -> UPath:
+    def make(working: Working, zarr_format: ZarrFormat) -> None:
         ids, sizes = _count(source, pool)
         luts = _look_up(source, ids, sizes, limits, sequential=sequential)
         largest = max((int(lut.max()) for lut in luts), default=0)
-        target = folder / "result"
-        create_label_array(target, source.grid, integer_type(largest), zarr_format=zarr_format)
+        dtype = integer_type(largest)
+        create_label_array(working.new, source.grid, dtype, zarr_format=zarr_format)
         # A tile without objects is background, which need not be written.
         items = [
             _TileToWrite(tile, lut)
             for tile, lut in zip(source.grid.tiles(), luts, strict=True)
             if lut.any()
         ]
-        task = _WriteTask(source, target)
+        task = _WriteTask(source, working.new)
         for _ in pool.map(task, items, step="write", n=len(items)):
             pass
-        return target
 
-    return written(source, write_to, component, make)
+    return written(source, to, make)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Label images made from label images, tile by tile.
 
-1. `written` makes a label array under a working name, and moves it into place.
+1. `written` makes a label array, which takes the place of what was there.
 2. `filter_tiles` does so for a filter that answers within a bounded reach.
 """
 
@@ -13,21 +13,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 from upath import UPath
 
-from patchworks_core.errors import PlanError
-from patchworks_core.files.label_arrays import create_label_array
-from patchworks_core.files.storage import (
-    Location,
-    ZarrFormat,
-    as_path,
-    group_format,
-    move,
-    open_array,
-    remove,
-    zarr_store,
-)
+from patchworks_core.files.label_arrays import create_label_array, open_label_group
+from patchworks_core.files.replacing import Working, component_path, replacing
+from patchworks_core.files.storage import Location, ZarrFormat, as_path, open_array
 from patchworks_core.labels.source import LabelSource
 from patchworks_core.machine.pools import Pool
 from patchworks_core.tiles.grid import Tile
@@ -35,11 +25,22 @@ from patchworks_core.tiles.grid import Tile
 Array = npt.NDArray[Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where labels go."""
+
+    write_to: Location | None
+    """Zarr group to write into; None returns a NumPy array."""
+
+    component: str
+    """Name of the array in the group."""
+
+    overwrite: bool = False
+    """Replace what patchworks did not write there, or what was changed since."""
+
+
 def written(
-    source: LabelSource,
-    write_to: Location | None,
-    component: str,
-    make: Callable[[UPath, ZarrFormat], UPath],
+    source: LabelSource, to: Destination, make: Callable[[Working, ZarrFormat], None]
 ) -> Any:
     """Make a label array and return it, in memory or where it was to be written.
 
@@ -47,12 +48,9 @@ def written(
     ----------
     source : LabelSource
         What it is made from; never written over.
-    write_to : path or URL, optional
-        Zarr group to write into; None returns a NumPy array.
-    component : str
-        Name of the array in the group.
+    to : Destination
     make : callable
-        ``make(folder, zarr_format)`` writes the array into a working folder and returns its path.
+        ``make(working, zarr_format)`` writes the array to ``working.new``.
 
     Returns
     -------
@@ -61,69 +59,27 @@ def written(
     Raises
     ------
     PlanError
-        If it would replace what it is made from, or a group, or be part of an array.
+        If it would replace what it is made from, or what is not ours to replace, or be part of an
+        array.
     """
-    if write_to is None:
+    if to.write_to is None:
         with tempfile.TemporaryDirectory(prefix="patchworks-") as folder:
-            return np.asarray(open_array(make(UPath(folder), 3))[...])
-    group = as_path(write_to)
-    target, work = group / component, group / f"{component}.work"
-    _check_target(source, group, target)
-    zarr_format = zarr.open_group(zarr_store(group), mode="a").metadata.zarr_format
-    remove(work)
-    try:
-        made = make(work, zarr_format)
-        remove(target)
-        move(made, target)
-    finally:
-        remove(work)
+            working = Working(UPath(folder), UPath(folder) / "new")
+            make(working, 3)
+            return np.asarray(open_array(working.new)[...])
+    group = as_path(to.write_to)
+    target = component_path(group, to.component)
+    with replacing(
+        target,
+        reads=(source.image.source, source.image.pixels),
+        what="an array of labels",
+        another="output_component or write_to",
+        overwrite=to.overwrite,
+    ) as working:
+        make(working, open_label_group(group))
     import dask.array as da
 
     return da.from_zarr(open_array(target))
-
-
-def _check_target(source: LabelSource, group: UPath, target: UPath) -> None:
-    """Raise PlanError where writing would replace what is read, or more than an array."""
-    if _node_kind(group) is zarr.Array:
-        raise PlanError(
-            f"labels are written into a Zarr group, and {group} is an array; name another write_to"
-        )
-    if _node_kind(target) is zarr.Group:
-        raise PlanError(
-            f"one array of labels does not replace a whole Zarr group, and {target} is one; name "
-            "another output_component or write_to"
-        )
-    image = source.image
-    for read in (*_paths_read(image.source), *_paths_read(image.pixels)):
-        if read == str(target) or read.startswith(f"{target}/"):
-            raise PlanError(
-                f"labels are never written over what they are made from, got {target} for both; "
-                "name another output_component or write_to"
-            )
-
-
-def _node_kind(path: UPath) -> type[Any] | None:
-    """Return whether a Zarr array or group is at `path`, None where there is neither."""
-    if group_format(path) is None:
-        return None
-    node = zarr.open(zarr_store(path, read_only=True), mode="r")
-    return zarr.Group if isinstance(node, zarr.Group) else zarr.Array
-
-
-def _paths_read(source: Any) -> list[str]:
-    """Return where pixels come from, as far as the source tells."""
-    import dask.array as da
-
-    if isinstance(source, da.Array):
-        # `dask.array.from_zarr` keeps the array it reads in a layer of this name.
-        layers = [v for k, v in source.dask.layers.items() if str(k).startswith("original-")]
-        held = [value for layer in layers for value in layer.values()]
-        return [
-            path for value in held if isinstance(value, zarr.Array) for path in _paths_read(value)
-        ]
-    if isinstance(source, zarr.Array | zarr.Group):
-        source = str(source.store_path)
-    return [str(as_path(source))] if isinstance(source, str) else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +107,7 @@ def filter_tiles(
     function: Callable[[Array], Array],
     reach: tuple[int, ...],
     *,
-    write_to: Location | None,
-    component: str,
+    to: Destination,
     pool: Pool,
 ) -> Any:
     """Write what a filter makes of labels.
@@ -164,21 +119,18 @@ def filter_tiles(
         Labels of a region to labels of the same shape, spatial axes only; makes no new id.
     reach : tuple of int
         How far a pixel of the result depends on others, per spatial axis.
-    write_to, component
-        As in `written`.
+    to : Destination
     pool : Pool
     """
 
-    def make(folder: UPath, zarr_format: ZarrFormat) -> UPath:
-        target = folder / "result"
+    def make(working: Working, zarr_format: ZarrFormat) -> None:
         dtype = id_type(source, pool)
-        create_label_array(target, source.grid, dtype, zarr_format=zarr_format)
-        task = _FilterTask(source, target, reach, function)
+        create_label_array(working.new, source.grid, dtype, zarr_format=zarr_format)
+        task = _FilterTask(source, working.new, reach, function)
         for _ in pool.map(task, source.grid.tiles(), step="filter", n=source.grid.n_tiles):
             pass
-        return target
 
-    return written(source, write_to, component, make)
+    return written(source, to, make)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ pays where the result is read many times, or by others.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -18,17 +17,8 @@ from upath import UPath
 
 from patchworks_core.errors import PlanError, TilesFailedError
 from patchworks_core.files.label_arrays import output_chunks
-from patchworks_core.files.replacing import check_target
-from patchworks_core.files.storage import (
-    Location,
-    as_path,
-    claimed,
-    create_array,
-    group_format,
-    move,
-    open_array,
-    remove,
-)
+from patchworks_core.files.replacing import replacing
+from patchworks_core.files.storage import Location, as_path, create_array, open_array
 from patchworks_core.images.image import Image, open_image
 from patchworks_core.machine.budget import block_bytes
 from patchworks_core.machine.pools import Pool
@@ -58,6 +48,7 @@ def filter_image(
     axes: str | None = None,
     max_workers: int = 1,
     workers: WorkerKind = "threads",
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Any:
     """Run operations over an image tile by tile; the result is that of the whole image.
@@ -69,7 +60,7 @@ def filter_image(
     *operations : Operation or Chain
         The first is run first; see `patchworks_core.operations.filters`.
     write_to : path or URL, optional
-        Zarr v3 array to write, replacing one that is there. None returns the pixels.
+        Zarr v3 array to write. None returns the pixels.
     tile_shape : int, tuple of int, or "auto"
         Pixels written at a time, as in `plan_grid`. ``auto`` is whole chunks of the image, of at
         most 512 MB with all that is needed to make them; more where a wide halo leaves no choice.
@@ -82,6 +73,9 @@ def filter_image(
     workers : {"threads", "processes"}
         Filters of this package release the GIL, so threads are right for them; ``processes`` for
         functions of your own that hold it.
+    overwrite : bool
+        Replace whatever is at `write_to`. Otherwise only what patchworks wrote there, and nobody
+        changed since, is replaced.
     progress : callable, optional
         ``progress(step, done, total)``.
 
@@ -95,7 +89,7 @@ def filter_image(
     ImageError
         If the image cannot be opened, or an operation does not fit it.
     PlanError
-        If `write_to` is a Zarr group, or what the image is read from.
+        If `write_to` is what the image is read from, or is not ours to replace.
     TilesFailedError
         If a tile failed. What was at `write_to` is then still there.
 
@@ -120,11 +114,15 @@ def filter_image(
     import dask.array as da
 
     target = as_path(write_to)
-    _check_target(opened, target)
-    with claimed(target, doing="filtering into"), _replacing(target) as working:
-        _create(working, processed, grid, sharded=sharded)
+    with replacing(
+        target,
+        reads=(processed.source, processed.pixels),
+        what="a filtered image",
+        overwrite=overwrite,
+    ) as working:
+        _create(working.new, processed, grid, sharded=sharded)
         with Pool.open(started, progress) as pool:
-            for _ in _run(_WriteTile(processed, working), grid, pool):
+            for _ in _run(_WriteTile(processed, working.new), grid, pool):
                 pass
     return da.from_zarr(open_array(target))
 
@@ -262,26 +260,3 @@ def _create(path: UPath, image: ProcessedImage, grid: TileGrid, *, sharded: bool
         "unit": dict(image.unit),
         "translation": dict(image.translation),
     }
-
-
-@contextmanager
-def _replacing(target: UPath) -> Iterator[UPath]:
-    """Give a place to write to, which takes the place of `target` once all went well."""
-    working = target.with_name(f"{target.name}.partial")
-    remove(working)
-    try:
-        yield working
-        remove(target)
-        move(working, target)
-    finally:
-        remove(working)
-
-
-def _check_target(image: Image, target: UPath) -> None:
-    """Raise PlanError where writing would replace the image, or what is no array."""
-    check_target(image.source, target, what="a filtered image", another="write_to")
-    if target.exists() and not group_format(target):
-        raise PlanError(
-            f"a filtered image replaces nothing but a Zarr array, and {target} is none; name "
-            "another write_to"
-        )

@@ -18,7 +18,7 @@ from upath import UPath
 from patchworks_core.errors import PlanError
 from patchworks_core.files.replacing import component_path, recover, replacing, work_folder
 from patchworks_core.files.storage import as_path
-from patchworks_core.files.written import fault_of, made_from
+from patchworks_core.files.written import fault_of, made_from_what
 
 STEPS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.listdir", "os.scandir"}
 """What the interpreter tells of before it is done to a file or folder."""
@@ -126,7 +126,7 @@ def test_a_call_that_was_killed_while_it_replaced_has_done_its_work(tmp_path):
         if not target.exists():
             recover(as_path(target))
             assert read(target) == "new"
-            assert made_from(as_path(target)) == {"step": step}
+            assert made_from_what(as_path(target)) == {"step": step}
             seen.add(step)
         write(target, "old")
         if not came:
@@ -136,11 +136,11 @@ def test_a_call_that_was_killed_while_it_replaced_has_done_its_work(tmp_path):
 
 def test_what_was_made_is_the_target_and_nothing_else_is_left(tmp_path):
     write(tmp_path / "labels", "first", made_from={"rule": "touching"})
-    assert made_from(as_path(tmp_path / "labels")) == {"rule": "touching"}
+    assert made_from_what(as_path(tmp_path / "labels")) == {"rule": "touching"}
     write(tmp_path / "labels", "second")
     assert read(tmp_path / "labels") == "second"
     assert names(tmp_path) == ["labels"]
-    assert made_from(as_path(tmp_path / "labels")) == {}
+    assert made_from_what(as_path(tmp_path / "labels")) == {}
 
 
 def test_a_block_that_raises_leaves_the_old_one_and_the_work_only_where_it_is_kept(tmp_path):

@@ -467,7 +467,7 @@ def test_a_killed_call_leaves_nothing_that_looks_finished(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         filter_image(noise(), median(3), tile_shape=8, write_to=tmp_path / "a", progress=stop)
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / "a.partial").mkdir()  # of a process that was killed with no time to tidy up
+    (tmp_path / "a.work").mkdir()  # of a process that was killed with no time to tidy up
     filter_image(noise(), median(3), write_to=tmp_path / "a")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
@@ -478,10 +478,10 @@ def test_an_image_is_not_written_over_itself_nor_over_what_is_no_array(tmp_path)
         with pytest.raises(PlanError, match="never written over what it is made from"):
             filter_image(image, median(3), write_to=tmp_path / "raw")
     zarr.create_group(str(tmp_path / "group"))
-    with pytest.raises(PlanError, match="does not replace a whole Zarr group"):
+    with pytest.raises(PlanError, match="group is a whole Zarr group: nothing says"):
         filter_image(raw, median(3), write_to=tmp_path / "group")
     (tmp_path / "notes").mkdir()
-    with pytest.raises(PlanError, match="replaces nothing but a Zarr array"):
+    with pytest.raises(PlanError, match="notes is a folder: nothing says"):
         filter_image(raw, median(3), write_to=tmp_path / "notes")
 
 
