@@ -42,6 +42,9 @@ from patchworks_core.stage.plan import Plan
 from patchworks_core.stage.tile_labels import NumberedLabels
 from patchworks_core.tiles.grid import Tile, TileBlock, TileGrid
 
+PARTS = frozenset({"labels", "strips", "objects", "digests", "counts", "plan.json", "image.npy"})
+"""What a stage consists of; a folder that holds anything else is not replaced by one."""
+
 NOT_STAGED = -1
 """Count of a tile that has no commit record."""
 
@@ -79,8 +82,15 @@ class Stage:
 
     @classmethod
     def create(cls, location: Location, plan: Plan) -> Stage:
-        """Create an empty stage for `plan`, replacing what is there."""
+        """Create an empty stage for `plan`, replacing the stage that is there.
+
+        Raises
+        ------
+        StageError
+            If the folder holds what is no part of a stage.
+        """
         path, grid = as_path(location), plan.grid
+        _check_stage_only(path)
         # The record of the plan goes first and comes last: what lies between is no stage.
         for name in ("plan.json", "objects", "strips"):
             remove(path / name)
@@ -256,6 +266,20 @@ class Stage:
 
     def _place(self, block: TileBlock, tile: Tile) -> tuple[int, ...]:
         return tuple(i - f for i, f in zip(tile.index, block.tiles[0].index, strict=True))
+
+
+def _check_stage_only(path: UPath) -> None:
+    """Raise StageError where a folder holds what is no part of a stage."""
+    if not path.exists():
+        return
+    names = {inner.name for inner in path.iterdir()} if path.is_dir() else {path.name}
+    # What starts with a dot is litter: of file managers, of removals that were cut short.
+    others = sorted(n for n in names - PARTS if not n.startswith(".") and not n.endswith(".part"))
+    if others:
+        raise StageError(
+            f"a stage replaces nothing but a stage, and {path} holds {others[0]!r}, which is no "
+            "part of one; name another folder, or move that elsewhere"
+        )
 
 
 @lru_cache(maxsize=8)

@@ -19,6 +19,7 @@ from zarr.storage import FsspecStore
 
 from patchworks_core import (
     PlanError,
+    StageError,
     declare,
     expand_labels,
     fill_holes,
@@ -297,7 +298,7 @@ def test_a_stage_replaces_no_ordinary_folder(tmp_path):
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
     (tmp_path / "stage.zarr" / "zarr.json").write_text("{}")
-    with pytest.raises(PlanError, match=r"stage.zarr holds .*, which is no part of a stage; name"):
+    with pytest.raises(StageError, match=r"stage.zarr holds 'zarr.json', which is no part of one"):
         tile_process(LABELS, counted, tile_shape=16, stage_dir=str(tmp_path))
     assert mine.read_text() == "mine"
 
