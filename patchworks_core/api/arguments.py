@@ -6,31 +6,26 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from math import ceil, floor, prod
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
 from patchworks_core.errors import PlanError
-from patchworks_core.images.calibration import MICROMETERS
 from patchworks_core.images.image import Image
 from patchworks_core.machine.budget import granted_cores, granted_memory_bytes
 from patchworks_core.machine.devices import granted_devices
 from patchworks_core.machine.pools import Compute
 from patchworks_core.machine.progress import Progress, no_progress, progress_bars
 from patchworks_core.machine.sizing import MEMORY_FRACTION, auto_tile_shape
-from patchworks_core.tiles.grid import SPATIAL_AXES
 
 TileShape = (
     Sequence[int]
     | int
     | Literal["auto"]
-    | Callable[[tuple[int, ...], np.dtype[Any]], "Sequence[int] | int"]
+    | Callable[[tuple[int, ...], np.dtype[Any]], "Sequence[int] | int | str | None"]
     | None
 )
 """How a tile shape may be given."""
-
-SizeUnit = Literal["pixels", "micrometers"]
 
 MIN_CHUNK = 32
 """Chunks narrower than this make no sense as tiles: per-tile costs would rule."""
@@ -55,7 +50,8 @@ def shape_of_tiles(
         if tile_shape != "auto":
             raise PlanError(f"tile_shape in words can only be 'auto', got {tile_shape!r}")
         n_workers = compute.max_workers or max(1, granted_cores().value - 1)
-        memory = int(MEMORY_FRACTION * granted_memory_bytes().value)
+        granted = compute.memory or granted_memory_bytes()
+        memory = int(MEMORY_FRACTION * granted.value)
         return auto_tile_shape(
             image.shape,
             image.dtype,
@@ -66,7 +62,10 @@ def shape_of_tiles(
             memory_bytes=max(0, memory - n_workers * compute.bytes_beside_tiles),
         )
     if callable(tile_shape):
-        return tile_shape(image.shape, image.dtype)
+        shape: Any = tile_shape(image.shape, image.dtype)
+        if callable(shape):
+            raise PlanError(f"tile_shape must return a tile shape, got another function {shape!r}")
+        return shape_of_tiles(shape, image, overlap, compute)
     return tile_shape
 
 
@@ -84,55 +83,6 @@ def _chunks_as_tiles(image: Image) -> tuple[int, ...]:
             "hundred pixels per axis or more, or 'auto'"
         )
     return tuple(n if axis in "zyx" else 1 for n, axis in zip(chunks, image.axes, strict=True))
-
-
-def in_pixels(
-    size: float | None, unit: SizeUnit, image: Image, *, round_up: bool = True
-) -> int | None:
-    """Return an object's size in pixels.
-
-    Parameters
-    ----------
-    size : float or None
-        Length, area or volume, by how many spatial axes the image has.
-    unit : {"pixels", "micrometers"}
-    image : Image
-        Its calibration counts.
-    round_up : bool
-        Which way a fraction of a pixel goes.
-
-    Raises
-    ------
-    PlanError
-        If the image does not say how large its pixels are, or the unit is unknown.
-
-    Examples
-    --------
-    >>> from patchworks_core.images.image import open_image
-    >>> in_pixels(12, "pixels", open_image(np.zeros((4, 4))))
-    12
-    """
-    if unit not in get_args(SizeUnit):
-        raise PlanError(f"size_unit must be one of {get_args(SizeUnit)!r}, got {unit!r}")
-    if not size:
-        return None if size is None else 0
-    pixel = 1.0
-    if unit == "micrometers":
-        axes = [axis for axis in image.axes if axis in SPATIAL_AXES]
-        lengths = [
-            image.pixel_size.get(axis, 0) * MICROMETERS.get(image.unit.get(axis, ""), 0)
-            for axis in axes
-        ]
-        if not all(lengths):
-            raise PlanError(
-                f"sizes in micrometers need the pixel size of axes {axes!r}, and "
-                f"{image.url or 'the image in memory'!r} says {image.pixel_size!r} in "
-                f"{image.unit!r}; give sizes in pixels"
-            )
-        pixel = prod(lengths)
-    # A hair of tolerance, so that 1.0 um2 over pixels of 0.1 x 0.1 um is 100 pixels and not 101.
-    pixels = round(size / pixel, 6)
-    return ceil(pixels) if round_up else floor(pixels)
 
 
 def has_gpu(wanted: bool) -> bool:

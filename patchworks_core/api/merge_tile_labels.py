@@ -14,7 +14,7 @@ from upath import UPath
 from patchworks_core.api.tile_process import tile_process
 from patchworks_core.errors import PlanError
 from patchworks_core.files.storage import Location, as_path, open_array
-from patchworks_core.images.image import open_image
+from patchworks_core.images.image import open_all_channels
 from patchworks_core.machine.progress import Progress
 from patchworks_core.plugins.segmentation import declare
 from patchworks_core.seams.rules import MergeRule
@@ -116,7 +116,7 @@ def _chunks_of(labeled: Any, axes: str | None) -> tuple[int, ...]:
     PlanError
         If there are none, or no grid describes them.
     """
-    image = open_image(labeled, channel=None, axes=axes)
+    image = open_all_channels(labeled, axes=axes)
     if image.chunks is None:
         raise PlanError(
             f"the labels of shape {image.shape} have no chunks that say which tiles were labelled "

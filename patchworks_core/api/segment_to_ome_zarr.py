@@ -10,12 +10,11 @@ from upath import UPath
 
 from patchworks_core.api.arguments import TileShape, shape_of_tiles
 from patchworks_core.api.job import Job
-from patchworks_core.errors import PlanError
 from patchworks_core.files.storage import Location, as_path
 from patchworks_core.images.image import Image
 from patchworks_core.machine.pools import Compute
 from patchworks_core.machine.progress import Progress, no_progress
-from patchworks_core.ome_zarr.label_image import LabelImage, OmeVersion
+from patchworks_core.ome_zarr.label_image import LabelImage, OmeVersion, check_axes
 from patchworks_core.plugins.segmentation import Segmentation
 from patchworks_core.seams.rules import MergeOptions
 from patchworks_core.stage.plan import Plan
@@ -79,19 +78,18 @@ def segment_to_ome_zarr(
     TilesFailedError
         If tiles failed; all others are staged.
     """
+    check_axes(image.axes)
     job = Job(
         image,
         segmentation,
         options or MergeOptions(),
-        compute or Compute(),
+        (compute or Compute()).with_memory(),
         progress or no_progress,
         skip_empty=skip_empty or empty_threshold is not None,
         empty_threshold=empty_threshold,
     )
     tiles = shape_of_tiles(tile_shape, image, overlap, job.compute)
     job, plan = job.planned(tiles, overlap)
-    if len(plan.grid.spatial) < 2:
-        raise PlanError(f"OME-Zarr needs two or three spatial axes, got {plan.grid.axes!r}")
     target = LabelImage(as_path(container), name, plan, version)
     lut = job.write_ome(plan, target, resume=resume)
     return SegmentedImage(target.path, lut.n_objects, plan)

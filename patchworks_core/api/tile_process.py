@@ -11,10 +11,8 @@ import numpy as np
 from upath import UPath
 
 from patchworks_core.api.arguments import (
-    SizeUnit,
     TileShape,
     has_gpu,
-    in_pixels,
     progress_of,
     say_aloud,
     shape_of_tiles,
@@ -23,7 +21,8 @@ from patchworks_core.api.estimate import estimate
 from patchworks_core.api.job import Job
 from patchworks_core.files.replacing import component_path
 from patchworks_core.files.storage import Location, as_path, open_array
-from patchworks_core.images.image import open_image
+from patchworks_core.images.calibration import LengthUnit, SizeLimits
+from patchworks_core.images.image import DEFAULT_CHANNEL, DEFAULT_LEVEL, open_image
 from patchworks_core.machine.pools import Compute
 from patchworks_core.machine.progress import Progress
 from patchworks_core.machine.workers import WorkerKind
@@ -40,8 +39,8 @@ def tile_process(
     *,
     tile_shape: TileShape = None,
     overlap: Sequence[int] | int | Literal["auto"] = 0,
-    channel: int | str | None = 0,
-    level: int = 0,
+    channel: int | str | None = DEFAULT_CHANNEL,
+    level: int = DEFAULT_LEVEL,
     axes: str | None = None,
     parameters: Mapping[str, Any] | None = None,
     use_gpu: bool = False,
@@ -64,7 +63,7 @@ def tile_process(
     min_iou: float = 0.3,
     min_size: float = 0,
     max_size: float | None = None,
-    size_unit: SizeUnit = "pixels",
+    size_unit: LengthUnit = "pixels",
     resume: bool = False,
     dry_run: bool = False,
 ) -> Any:
@@ -175,6 +174,7 @@ def tile_process(
     (2, 1)
     """
     opened = open_image(image, channel=channel, level=level, axes=axes)
+    limits = SizeLimits.of(opened, min_size, max_size, size_unit)
     with progress_of(progress) as report:
         job = Job(
             opened,
@@ -183,11 +183,11 @@ def tile_process(
                 merge,
                 connectivity,
                 min_iou,
-                in_pixels(min_size, size_unit, opened) or 0,
+                limits.least,
                 sequential_labels,
-                in_pixels(max_size, size_unit, opened, round_up=False),
+                limits.most,
             ),
-            Compute(max_workers, workers, has_gpu(use_gpu), client),
+            Compute(max_workers, workers, has_gpu(use_gpu), client).with_memory(),
             report,
             say_aloud if verbose else log.info,
             skip_empty=skip_empty or empty_threshold is not None,

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from patchworks_core.files.storage import Location
-from patchworks_core.images.image import Image, open_image
+from patchworks_core.images.image import DEFAULT_CHANNEL, DEFAULT_LEVEL, Image, open_image
 from patchworks_core.tiles.regions import Region
 
 
 def load_ome_zarr(
     path: Location,
-    channel: int | str | None = 0,
-    level: int = 0,
+    channel: int | str | None = DEFAULT_CHANNEL,
+    level: int = DEFAULT_LEVEL,
     chunks: Sequence[int] | int | str | None = None,
 ) -> Any:
     """Open one channel of one level of an OME-Zarr image as a lazy dask array.

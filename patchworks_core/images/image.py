@@ -25,6 +25,17 @@ from patchworks_core.tiles.grid import AXES
 from patchworks_core.tiles.regions import Region
 
 
+class _Default(int):
+    """A number that nobody asked for: an image that is open already keeps its own."""
+
+
+DEFAULT_CHANNEL: int = _Default(0)
+"""Channel 0, unless the image was opened with another."""
+
+DEFAULT_LEVEL: int = _Default(0)
+"""Level 0, unless the image was opened with another."""
+
+
 # eq=False: comparing pixels would read them; `fingerprint` is what tells images apart.
 @dataclass(frozen=True, eq=False)
 class Image:
@@ -203,6 +214,30 @@ class Image:
         )
         return replace(self, channel=choose_channel(channel, known, self._where))
 
+    def reopened(
+        self,
+        channel: int | str | None = DEFAULT_CHANNEL,
+        level: int = DEFAULT_LEVEL,
+        axes: str | None = None,
+    ) -> Image:
+        """Return the image opened as asked; what is left out stays, and it is itself where all is.
+
+        Raises
+        ------
+        ImageError
+            If it has no such channel, level or axes.
+        """
+        if isinstance(channel, _Default) and isinstance(level, _Default) and axes is None:
+            return self
+        again = open_image(
+            self.source,
+            channel=self.channel if isinstance(channel, _Default) else channel,
+            level=self.level if isinstance(level, _Default) else level,
+            axes=self.requested_axes if axes is None else axes,
+        )
+        asked = (again.channel, again.level, again.file_axes)
+        return self if asked == (self.channel, self.level, self.file_axes) else again
+
     def mapped_from(self, path: str) -> Image:
         """Put a NumPy array into a ``.npy`` file that other processes map; other images stay."""
         if self.url is not None or not isinstance(self.pixels, np.ndarray):
@@ -226,7 +261,11 @@ class Image:
 
 
 def open_image(
-    source: Any, *, channel: int | str | None = 0, level: int = 0, axes: str | None = None
+    source: Any,
+    *,
+    channel: int | str | None = DEFAULT_CHANNEL,
+    level: int = DEFAULT_LEVEL,
+    axes: str | None = None,
 ) -> Image:
     """Open an image without reading its pixels.
 
@@ -248,6 +287,8 @@ def open_image(
         One letter of ``tczyx`` per axis of the file, in the order of the file, such as ``'yxc'``.
         Wins over the metadata. Without metadata 1, 2 and 3 dimensions are ``x``, ``yx`` and
         ``zyx``, and more must be named.
+
+        An `Image` keeps the channel, level and axes it was opened with, unless others are given.
 
     Returns
     -------
@@ -272,7 +313,7 @@ def open_image(
     (5, 6)
     """
     if isinstance(source, Image):
-        return source
+        return source.reopened(channel, level, axes)
     url = source_url(source)
     opened = open_source(source, level, axes)
     where = repr(url) if url else f"a {opened.format}"
@@ -295,6 +336,13 @@ def open_image(
         requested_axes=axes,
         stamp=opened.stamp,
     )
+
+
+def open_all_channels(source: Any, *, level: int = DEFAULT_LEVEL, axes: str | None = None) -> Image:
+    """Open an image with all its channels; an `Image` keeps those that it was opened with."""
+    if isinstance(source, Image):
+        return source.reopened(level=level, axes=axes)
+    return open_image(source, channel=None, level=level, axes=axes)
 
 
 def _open_again(source: Any, channel: int | None, level: int, axes: str | None) -> Image:

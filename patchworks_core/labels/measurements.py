@@ -17,7 +17,7 @@ import numpy.typing as npt
 from patchworks_core.errors import ImageError, PlanError
 from patchworks_core.files.replacing import check_reads, check_replaceable, replacing
 from patchworks_core.files.storage import Location, as_path, write_bytes
-from patchworks_core.images.image import Image, open_image
+from patchworks_core.images.image import DEFAULT_LEVEL, Image, open_all_channels
 from patchworks_core.labels.intensities import IntensitySums
 from patchworks_core.labels.source import LabelSource, check_same_pixels
 from patchworks_core.machine.pools import Pool
@@ -44,7 +44,7 @@ def measure_objects(
     channels: Sequence[int | str] | int | str | None = None,
     grid: TileGrid | None = None,
     write_to: Location | None = None,
-    level: int = 0,
+    level: int = DEFAULT_LEVEL,
     axes: str | None = None,
     image_axes: str | None = None,
     tile_shape: Sequence[int] | int | None = None,
@@ -195,7 +195,9 @@ def _channels(
         if channels is not None:
             raise PlanError(f"channels are those of image, got channels={channels!r} and no image")
         return []
-    opened = open_image(image, channel=None, level=level, axes=axes)
+    opened = open_all_channels(image, level=level, axes=axes)
+    if channels is not None:
+        opened = opened.reopened(channel=None)
     if "c" not in opened.axes:
         if channels not in (None, 0, [0], (0,)):
             raise ImageError(
@@ -208,7 +210,7 @@ def _channels(
     else:
         chosen = [channels] if isinstance(channels, int | str) else channels
     # opened once more only to find a channel by name, and to hear that there is none
-    numbers = [open_image(image, channel=c, level=level, axes=axes).channel or 0 for c in chosen]
+    numbers = [opened.reopened(channel=c).channel or 0 for c in chosen]
     names = opened.channel_names
     return [
         _Channel(

@@ -10,19 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from math import isfinite
 from typing import Any
 
-from patchworks_core.errors import PlanError
 from patchworks_core.files.storage import Location
+from patchworks_core.images.calibration import LengthUnit, SizeLimits
+from patchworks_core.images.image import DEFAULT_LEVEL
 from patchworks_core.labels.hole_filling import write_filled
 from patchworks_core.labels.morphology import expand_objects, open_objects, reach_of
-from patchworks_core.labels.sizes import SizeLimits, write_sized
-from patchworks_core.labels.source import LabelSource, LengthUnit, spacing_of
+from patchworks_core.labels.sizes import write_sized
+from patchworks_core.labels.source import LabelSource, spacing_of
 from patchworks_core.labels.writing import Destination, filter_tiles
 from patchworks_core.machine.pools import Pool
 from patchworks_core.machine.progress import Progress
 from patchworks_core.machine.workers import WorkerKind, Workers
+from patchworks_core.tiles.numbers import finite_number
 
 
 def fill_holes(
@@ -31,7 +32,7 @@ def fill_holes(
     *,
     max_size: float | None = None,
     unit: LengthUnit = "pixels",
-    level: int = 0,
+    level: int = DEFAULT_LEVEL,
     axes: str | None = None,
     tile_shape: Sequence[int] | int | None = None,
     max_workers: int = 1,
@@ -99,7 +100,7 @@ def fill_holes(
     25
     """
     source = LabelSource.open(labels, level=level, axes=axes, tile_shape=tile_shape)
-    limits = SizeLimits.of(source, None, max_size, unit)
+    limits = SizeLimits.of(source.image, None, max_size, unit)
     with Pool.open(Workers(max_workers, workers), progress) as pool:
         return write_filled(
             source,
@@ -116,7 +117,7 @@ def morphological_opening(
     unit: LengthUnit = "pixels",
     spacing: Sequence[float] | float | None = None,
     write_to: Location | None = None,
-    level: int = 0,
+    level: int = DEFAULT_LEVEL,
     axes: str | None = None,
     tile_shape: Sequence[int] | int | None = None,
     max_workers: int = 1,
@@ -166,7 +167,7 @@ def morphological_opening(
     """
     source = LabelSource.open(labels, level=level, axes=axes, tile_shape=tile_shape)
     sizes = spacing_of(source, spacing, unit)
-    _check_length("radius", radius)
+    finite_number("radius", radius, least=0)
     with Pool.open(Workers(max_workers, workers), progress) as pool:
         return filter_tiles(
             source,
@@ -184,7 +185,7 @@ def expand_labels(
     unit: LengthUnit = "pixels",
     spacing: Sequence[float] | float | None = None,
     write_to: Location | None = None,
-    level: int = 0,
+    level: int = DEFAULT_LEVEL,
     axes: str | None = None,
     tile_shape: Sequence[int] | int | None = None,
     max_workers: int = 1,
@@ -225,7 +226,7 @@ def expand_labels(
     """
     source = LabelSource.open(labels, level=level, axes=axes, tile_shape=tile_shape)
     sizes = spacing_of(source, spacing, unit)
-    _check_length("distance", distance)
+    finite_number("distance", distance, least=0)
     with Pool.open(Workers(max_workers, workers), progress) as pool:
         return filter_tiles(
             source,
@@ -244,7 +245,7 @@ def filter_sizes(
     unit: LengthUnit = "pixels",
     sequential: bool = True,
     write_to: Location | None = None,
-    level: int = 0,
+    level: int = DEFAULT_LEVEL,
     axes: str | None = None,
     tile_shape: Sequence[int] | int | None = None,
     max_workers: int = 1,
@@ -286,7 +287,7 @@ def filter_sizes(
     array([[1, 1, 1, 0, 0, 0, 2, 2]], dtype=int32)
     """
     source = LabelSource.open(labels, level=level, axes=axes, tile_shape=tile_shape)
-    limits = SizeLimits.of(source, min_size, max_size, unit)
+    limits = SizeLimits.of(source.image, min_size, max_size, unit)
     with Pool.open(Workers(max_workers, workers), progress) as pool:
         return write_sized(
             source,
@@ -295,9 +296,3 @@ def filter_sizes(
             to=Destination(write_to, output_component, overwrite),
             pool=pool,
         )
-
-
-def _check_length(name: str, value: float) -> None:
-    """Raise PlanError unless a length is 0 or more."""
-    if not (isfinite(value) and value >= 0):
-        raise PlanError(f"{name} must be 0 or more, got {value!r}")

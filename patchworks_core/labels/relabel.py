@@ -123,7 +123,7 @@ def relabel_sequential_zarr(
         raise PlanError(f"write_to names the labels that are read, {source}; say in_place=True")
     labels = open_array(source)
     _check_dtype(labels, str(source))
-    workers = Workers(n_workers or max(1, granted_cores().value - 1))
+    workers = Workers(max(1, granted_cores().value - 1) if n_workers is None else n_workers)
     working = target.parent / f"{target.name}.work"
     with claimed(working, doing="renumbering into"), Pool.open(workers) as pool:
         ids = _union(pool.map(_CollectIds(source), _chunks(labels), step="collecting ids"))

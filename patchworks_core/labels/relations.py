@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patchworks_core.errors import ImageError, PlanError
+from patchworks_core.images.image import DEFAULT_LEVEL
 from patchworks_core.labels.contingency import PairCounts, Relations, count_pairs
 from patchworks_core.labels.source import LabelSource, check_same_pixels
 from patchworks_core.machine.pools import Pool
@@ -23,7 +24,7 @@ def label_relations(
     b: Any,
     *,
     min_fraction: float = 0.0,
-    level: int = 0,
+    level: int = DEFAULT_LEVEL,
     axes: str | None = None,
     tile_shape: Sequence[int] | int | None = None,
     max_workers: int = 1,

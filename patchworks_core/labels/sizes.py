@@ -8,76 +8,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, floor, prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from upath import UPath
 
-from patchworks_core.errors import PlanError
 from patchworks_core.files.label_arrays import create_label_array
 from patchworks_core.files.replacing import Working
 from patchworks_core.files.storage import ZarrFormat, open_array
-from patchworks_core.labels.source import LabelSource, LengthUnit, check_unit, sizes_um
+from patchworks_core.images.calibration import SizeLimits
+from patchworks_core.labels.source import LabelSource
 from patchworks_core.labels.writing import Destination, integer_type, written
 from patchworks_core.machine.pools import Pool
 from patchworks_core.stage.tile_labels import number_ids
 from patchworks_core.tiles.grid import Tile
 
 Array = npt.NDArray[Any]
-
-_ROUNDING = 1e-9
-"""A size this close to a whole number of pixels is that number."""
-
-
-@dataclass(frozen=True, slots=True)
-class SizeLimits:
-    """Which sizes are kept, in pixels."""
-
-    least: int
-    """Fewer pixels are too few."""
-
-    most: int | None
-    """More pixels are too many; None is no limit."""
-
-    @classmethod
-    def of(
-        cls,
-        source: LabelSource,
-        min_size: float | None,
-        max_size: float | None,
-        unit: LengthUnit,
-    ) -> SizeLimits:
-        """Return limits in pixels.
-
-        Raises
-        ------
-        PlanError
-            If a limit is below 0, or nothing lies between them.
-        ImageError
-            If they are micrometers and the image is not calibrated.
-        """
-        check_unit(unit)
-        for name, value in (("min_size", min_size), ("max_size", max_size)):
-            if value is not None and not value >= 0:
-                raise PlanError(f"{name} must be 0 or more, got {value!r}")
-        if min_size is not None and max_size is not None and min_size > max_size:
-            raise PlanError(
-                f"min_size must be at most max_size, got {min_size!r} and {max_size!r}; every "
-                "object would be removed"
-            )
-        has_limits = min_size is not None or max_size is not None
-        pixel = prod(sizes_um(source.image)) if unit == "micrometers" and has_limits else 1.0
-        least = ceil((min_size or 0) / pixel * (1 - _ROUNDING))
-        if max_size is None or max_size == np.inf:
-            return cls(least, None)
-        return cls(least, floor(max_size / pixel * (1 + _ROUNDING)))
-
-    def keep(self, sizes: Array) -> Array:
-        """Return which sizes are kept, bool."""
-        kept: Array = sizes >= self.least
-        return kept if self.most is None else kept & (sizes <= self.most)
 
 
 def write_sized(

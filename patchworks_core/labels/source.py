@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isclose, prod
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from patchworks_core.errors import ImageError, PlanError
-from patchworks_core.images.calibration import MICROMETERS, pixel_size_um
-from patchworks_core.images.image import Image, open_image
+from patchworks_core.images.calibration import (
+    MICROMETERS,
+    LengthUnit,
+    check_unit,
+    name_of,
+    sizes_um,
+)
+from patchworks_core.images.image import DEFAULT_LEVEL, Image, open_all_channels
 from patchworks_core.tiles.grid import SPATIAL_AXES, Tile, TileGrid, plan_grid
 from patchworks_core.tiles.regions import Region
 
 Array = npt.NDArray[Any]
-
-LengthUnit = Literal["pixels", "micrometers"]
-"""What a length, area or volume is given in."""
 
 TILE_PIXELS = 1 << 22
 """Tiles grow from chunks to at most this many pixels (2048 x 2048): 16 MB of int32."""
@@ -42,7 +45,7 @@ class LabelSource:
         cls,
         labels: Any,
         *,
-        level: int = 0,
+        level: int = DEFAULT_LEVEL,
         axes: str | None = None,
         tile_shape: Sequence[int] | int | None = None,
     ) -> LabelSource:
@@ -62,7 +65,7 @@ class LabelSource:
         ImageError
             If the pixels are no labels.
         """
-        image = open_image(labels, channel=None, level=level, axes=axes)
+        image = open_all_channels(labels, level=level, axes=axes)
         if image.dtype.kind not in "bui":
             raise ImageError(
                 f"labels are whole numbers, got {str(image.dtype)!r} in {name_of(image)}; convert "
@@ -116,11 +119,6 @@ class LabelSource:
         return tuple(next(values) if axis in SPATIAL_AXES else 0 for axis in self.grid.axes)
 
 
-def name_of(image: Image) -> str:
-    """Return an image's path, or what it is, for messages."""
-    return repr(image.url) if image.url else f"a {image.format}"
-
-
 def _default_tile(image: Image) -> tuple[int, ...]:
     """Double the shortest side of a chunk while the tile is small enough."""
     chunks = image.chunks or (SMALLEST_TILE,) * image.ndim
@@ -168,31 +166,6 @@ def spacing_of(
             f"spacing needs one size above 0 per axis of {''.join(names)!r}, got {spacing!r}"
         )
     return tuple(given)
-
-
-def check_unit(unit: str) -> None:
-    """Raise PlanError unless a unit is one of `LengthUnit`."""
-    if unit not in ("pixels", "micrometers"):
-        raise PlanError(f"unit must be 'pixels' or 'micrometers', got {unit!r}")
-
-
-def sizes_um(image: Image) -> list[float]:
-    """Return the size of a pixel per spatial axis, in micrometers.
-
-    Raises
-    ------
-    ImageError
-        If the image does not say.
-    """
-    names = [axis for axis in image.axes if axis in SPATIAL_AXES]
-    sizes = pixel_size_um(names, image.pixel_size, image.unit)
-    if not sizes:
-        raise ImageError(
-            f"micrometers need a pixel size on each of the axes {''.join(names)!r}, got "
-            f"{image.pixel_size!r} with units {image.unit!r} in {name_of(image)}; give pixels, or "
-            "open a label image that is calibrated, such as OME-Zarr by its group"
-        )
-    return sizes
 
 
 def check_same_pixels(a: Image, b: Image) -> None:

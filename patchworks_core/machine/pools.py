@@ -23,6 +23,7 @@ import numpy as np
 from patchworks_core.errors import PlanError
 from patchworks_core.machine.budget import (
     Limit,
+    address_space_limit,
     block_bytes,
     decide_workers,
     granted_cores,
@@ -44,6 +45,7 @@ from patchworks_core.machine.engine import (
 )
 from patchworks_core.machine.faults import NO_RETRY, RetryPolicy
 from patchworks_core.machine.progress import Progress, no_progress
+from patchworks_core.machine.sizing import MEMORY_FRACTION
 from patchworks_core.machine.workers import WorkerKind, Workers
 from patchworks_core.tiles.grid import TileGrid
 
@@ -55,6 +57,11 @@ RETRY = RetryPolicy(other_attempts=1)
 
 WORKER_PROCESS_BYTES = 200 << 20
 """What a worker process holds before its first tile: the interpreter, NumPy, SciPy, Zarr."""
+
+
+THREAD_ADDRESS_BYTES = 136 << 20
+"""Address space that glibc sets aside for a thread, where that is limited: 8 MB of stack, and an
+arena of 64 MB that is mapped at twice its size to be aligned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +196,10 @@ class Compute:
     client: Any = None
     """Dask client; None is the active one, if there is one."""
 
+    memory: Limit | None = None
+    """Granted memory as it was when tiles were planned, so that what was planned is not refused by
+    a later look; None looks when the pool opens."""
+
     def __post_init__(self) -> None:
         Workers(1 if self.max_workers is None else self.max_workers, self.kind)
 
@@ -207,7 +218,13 @@ class Compute:
     @property
     def bytes_beside_tiles(self) -> int:
         """Memory that each worker takes whatever its tile is."""
-        return WORKER_PROCESS_BYTES if self.kind == "processes" else 0
+        if self.kind == "processes":
+            return WORKER_PROCESS_BYTES
+        return 0 if address_space_limit() is None else THREAD_ADDRESS_BYTES
+
+    def with_memory(self) -> Compute:
+        """Return this with the granted memory looked at, once for the whole call."""
+        return self if self.memory else replace(self, memory=granted_memory_bytes())
 
     def _client(self) -> Any | None:
         """Return the client to use; a number of workers is a wish for none."""
@@ -248,10 +265,14 @@ class Compute:
             return
         certain = block_bytes(grid, dtype, function_bytes_per_pixel=0)
         asked = self.max_workers
+        memory = self.memory or granted_memory_bytes()
+        # What ran once alone runs again alone, even where it took more than is to be used.
+        usable = int(MEMORY_FRACTION * memory.value) - self.bytes_beside_tiles
         decision = decide_workers(
-            max(measured_bytes, certain) + self.bytes_beside_tiles,
+            max(certain, min(measured_bytes, usable)) + self.bytes_beside_tiles,
             cores=granted_cores() if asked is None else Limit(asked, "the caller"),
-            memory=granted_memory_bytes(),
+            memory=memory,
+            memory_fraction=MEMORY_FRACTION,
             at_most=asked,
         )
         count, reason = decision.count, decision.reason

@@ -26,6 +26,7 @@ from patchworks_core.machine.budget import (
     human_bytes,
 )
 from patchworks_core.tiles.grid import SPATIAL_AXES, plan_grid
+from patchworks_core.tiles.numbers import finite_number, whole_number
 
 MEMORY_FRACTION = 0.8
 """Share of the granted memory that tiles may take; the rest is for everything else."""
@@ -90,8 +91,12 @@ def auto_tile_shape(
     (1, 64, 500, 500)
     """
     letters = axes_of(shape, axes)
-    workers = n_workers or max(1, granted_cores().value - 1)
+    workers = max(1, granted_cores().value - 1)
+    if n_workers is not None:
+        workers = whole_number("n_workers", n_workers, least=1)
     total = memory_bytes
+    if memory_bytes is not None:
+        total = int(finite_number("memory_bytes", memory_bytes, least=0))
     if total is None:
         total = int(MEMORY_FRACTION * granted_memory_bytes().value)
     usable = total // workers
@@ -168,13 +173,13 @@ def _shrunk(axes: str, units: tuple[int, ...], fits: Any, usable: int) -> tuple[
     tile = list(units)
     while not fits(tile):
         widest = max(range(len(tile)), key=lambda i: tile[i])
-        if tile[widest] // 2 < MIN_TILE_EXTENT:
+        if tile[widest] <= MIN_TILE_EXTENT:
             raise PlanError(
                 f"not even a tile of {tuple(tile)!r} pixels (axes {axes!r}) fits the "
                 f"{human_bytes(usable)} that each worker has; use fewer workers or a smaller "
                 "overlap, or ask for more memory"
             )
-        tile[widest] = ceil(tile[widest] / 2)
+        tile[widest] = max(MIN_TILE_EXTENT, ceil(tile[widest] / 2))
     return tuple(tile)
 
 
@@ -210,6 +215,9 @@ def auto_overlap(
     (5, 20, 20)
     """
     sizes = (1.0,) if voxel_size is None else tuple(np.atleast_1d(voxel_size).tolist())
+    for name, lengths in (("diameter", [diameter]), ("voxel_size", sizes)):
+        for length in lengths:
+            finite_number(name, length, least=0)
     if not diameter > 0 or not all(size > 0 for size in sizes):
         raise PlanError(
             f"diameter and voxel_size must be above 0, got {diameter!r} and {voxel_size!r}"

@@ -20,6 +20,7 @@ from patchworks_core.errors import PlanError
 from patchworks_core.machine.devices import take_slot
 from patchworks_core.machine.parents import end_with_parent
 from patchworks_core.machine.sending import in_file
+from patchworks_core.tiles.numbers import whole_number
 
 WorkerKind = Literal["threads", "processes"]
 
@@ -48,8 +49,7 @@ class Workers:
     """UUID of the GPU behind each slot; each worker process is bound to one. Empty is no GPU."""
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise PlanError(f"workers must be at least 1, got {self.count!r}")
+        whole_number("the number of workers", self.count, least=1)
         if self.kind not in ("threads", "processes"):
             raise PlanError(f"workers must be 'threads' or 'processes', got {self.kind!r}")
         if self.slots and (self.kind != "processes" or self.count > len(self.slots)):

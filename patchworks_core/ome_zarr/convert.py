@@ -31,16 +31,16 @@ from patchworks_core.files.storage import (
     remove,
     zarr_store,
 )
-from patchworks_core.images.image import Image, open_image
+from patchworks_core.images.image import Image, open_all_channels
 from patchworks_core.machine.pools import Pool
 from patchworks_core.machine.progress import Progress
 from patchworks_core.machine.workers import Workers
 from patchworks_core.ome_zarr.averaging import local_mean
 from patchworks_core.ome_zarr.image_metadata import Window, contrast, image_attributes
-from patchworks_core.ome_zarr.label_image import ZARR_FORMATS, OmeVersion
+from patchworks_core.ome_zarr.label_image import ZARR_FORMATS, OmeVersion, check_axes
 from patchworks_core.ome_zarr.layout import Layout, ShardsWanted, layout_of
 from patchworks_core.ome_zarr.pyramid import level_steps
-from patchworks_core.tiles.grid import SPATIAL_AXES
+from patchworks_core.tiles.numbers import whole_number
 from patchworks_core.tiles.regions import Region
 
 UNFINISHED = "patchworks-unfinished"
@@ -113,14 +113,17 @@ def convert_image(
 
     Examples
     --------
+    >>> from patchworks_core.images.image import open_image
     >>> image = open_image(np.arange(12, dtype="u1").reshape(1, 3, 4), axes="cyx", channel=None)
     >>> written = convert_image(image, "memory://examples/a.ome.zarr")
     >>> open_image(written.path).read(Region((0, 0), (2, 2)))
     array([[0, 1],
            [4, 5]], dtype=uint8)
     """
-    opened = image if isinstance(image, Image) else open_image(image, channel=None)
+    opened = open_all_channels(image)
     target = as_path(write_to)
+    if levels is not None:
+        whole_number("levels", levels, least=1)
     layout = layout_of(opened, chunks, None if version == "0.4" and shards == "auto" else shards)
     _check(opened, target, layout, version, overwrite=overwrite)
     steps = level_steps(opened.axes, opened.shape, opened.pixel_size)
@@ -150,8 +153,7 @@ def _check(
             f"OME-Zarr 0.4 has no shards, got {layout.shards!r}; write version '0.5', or pass "
             "shards=None"
         )
-    if sum(axis in SPATIAL_AXES for axis in image.axes) < 2:
-        raise PlanError(f"OME-Zarr needs two or three spatial axes, got {image.axes!r}")
+    check_axes(image.axes)
     read, written = str(as_path(image.url)) if image.url else "", str(target)
     if read and f"{read}/".startswith(f"{written}/"):
         raise PlanError(f"an image is never written over itself, got {written}; name another")

@@ -46,6 +46,20 @@ ZARR_FORMATS: dict[OmeVersion, ZarrFormat] = {"0.4": 2, "0.5": 3}
 """Zarr format that each OME-NGFF version asks for."""
 
 
+def check_axes(axes: str) -> None:
+    """Raise PlanError unless OME-Zarr can hold an image of these axes.
+
+    References
+    ----------
+    OME-NGFF 0.5, section "multiscales": two or three axes of type space.
+    """
+    if sum(axis in SPATIAL_AXES for axis in axes) < 2:
+        raise PlanError(
+            f"OME-Zarr needs two or three spatial axes, got {axes!r}; tile_process writes arrays "
+            "of any number of axes"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class LabelImage:
     """One label image in an OME-Zarr container."""

@@ -15,6 +15,7 @@ from typing import Literal
 from patchworks_core.errors import PlanError
 from patchworks_core.images.image import Image
 from patchworks_core.tiles.grid import SPATIAL_AXES, TileGrid
+from patchworks_core.tiles.numbers import whole_number
 
 ShardsWanted = Sequence[int] | Literal["auto"] | None
 """Pixels of a shard per axis; ``auto`` chooses, None is a file per chunk."""
@@ -106,7 +107,7 @@ def _default_chunks(axes: str, shape: Sequence[int]) -> tuple[int, ...]:
 
 def _checked(name: str, values: Sequence[int], image: Image) -> tuple[int, ...]:
     """Return chunks or shards as a tuple, or raise PlanError."""
-    sizes = tuple(int(value) for value in values)
+    sizes = tuple(whole_number(name, value, least=1) for value in values)
     if len(sizes) != len(image.axes) or min(sizes, default=0) < 1:
         raise PlanError(f"{name} needs one size per axis of {image.axes!r}, got {values!r}")
     for axis, size in zip(image.axes, sizes, strict=True):

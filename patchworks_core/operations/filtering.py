@@ -19,7 +19,7 @@ from patchworks_core.errors import PlanError, TilesFailedError
 from patchworks_core.files.label_arrays import output_chunks
 from patchworks_core.files.replacing import replacing
 from patchworks_core.files.storage import Location, as_path, create_array, open_array
-from patchworks_core.images.image import Image, open_image
+from patchworks_core.images.image import DEFAULT_LEVEL, Image, open_all_channels, open_image
 from patchworks_core.machine.budget import block_bytes
 from patchworks_core.machine.pools import Pool
 from patchworks_core.machine.progress import Progress
@@ -44,7 +44,7 @@ def filter_image(
     tile_shape: Sequence[int] | int | Literal["auto"] = "auto",
     sharded: bool = False,
     channel: int | str | None = None,
-    level: int = 0,
+    level: int = DEFAULT_LEVEL,
     axes: str | None = None,
     max_workers: int = 1,
     workers: WorkerKind = "threads",
@@ -67,7 +67,7 @@ def filter_image(
     sharded : bool
         Store each tile as one file (a shard) instead of one per chunk.
     channel, level, axes
-        As in `open_image`; every channel by default.
+        As in `open_image`; every channel by default, and of an `Image` those it was opened with.
     max_workers : int
         Tiles at once.
     workers : {"threads", "processes"}
@@ -101,7 +101,11 @@ def filter_image(
     >>> int(filter_image(spots, median(3), tile_shape=3).max())
     0
     """
-    opened = open_image(image, channel=channel, level=level, axes=axes)
+    opened = (
+        open_all_channels(image, level=level, axes=axes)
+        if channel is None
+        else open_image(image, channel=channel, level=level, axes=axes)
+    )
     processed = process_lazily(opened, *operations)
     grid = plan_filtering(processed, tile_shape)
     started = Workers(max_workers, workers)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from patchworks_core.images.image import Image, open_image
+from patchworks_core.images.image import DEFAULT_CHANNEL, DEFAULT_LEVEL, Image, open_image
 from patchworks_core.operations.operations import Chain, Operation, chain
 from patchworks_core.operations.places import Place
 from patchworks_core.tiles.grid import SPATIAL_AXES
@@ -53,6 +53,16 @@ class ProcessedImage(Image):
         image = process_lazily(original, *self.operations)
         image.__dict__["fingerprint"] = self.fingerprint  # the same pixels; not read again for it
         return image
+
+    def reopened(
+        self,
+        channel: int | str | None = DEFAULT_CHANNEL,
+        level: int = DEFAULT_LEVEL,
+        axes: str | None = None,
+    ) -> Image:
+        """Return the original opened as asked, processed alike."""
+        again = self.original.reopened(channel, level, axes)
+        return self if again is self.original else process_lazily(again, *self.operations)
 
     @property
     def _processing(self) -> _ProcessedPixels:

@@ -17,7 +17,7 @@ from math import ceil, prod
 from typing import Any
 
 from patchworks_core.errors import PlanError
-from patchworks_core.images.image import Image, open_image
+from patchworks_core.images.image import open_image
 from patchworks_core.pilot.agreement import Agreement
 from patchworks_core.pilot.in_memory import TilesInMemory
 from patchworks_core.pilot.samples import (
@@ -179,7 +179,7 @@ def pilot(
     ('touching', (0, 0))
     """
     start = time.perf_counter()
-    opened = image if isinstance(image, Image) else open_image(image)
+    opened = open_image(image)
     found = segmentation_of(segmentation)
     if found.companions:
         raise PlanError(f"a pilot tries one channel, not {found.companions!r} too; give overlap")

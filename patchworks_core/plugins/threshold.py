@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import ceil
+from math import ceil, inf
 from typing import Any
 
 import numpy as np
@@ -89,7 +89,7 @@ def threshold(
             f"connectivity must be 1 to {tile.ndim} for a tile of {tile.ndim} axes,"
             f" got {connectivity!r}"
         )
-    level = global_threshold(statistics, method=method, value=value)
+    level = global_threshold(statistics, method=method, value=value, dark_objects=dark_objects)
     mask = foreground(smooth(tile, sigma), level, dark_objects=dark_objects)
     labels = np.empty(tile.shape, np.int32)
     structure = ndimage.generate_binary_structure(tile.ndim, connectivity)
@@ -98,9 +98,16 @@ def threshold(
 
 
 def global_threshold(
-    statistics: ImageStatistics | None, *, method: str, value: float | None
+    statistics: ImageStatistics | None,
+    *,
+    method: str,
+    value: float | None,
+    dark_objects: bool = False,
 ) -> float:
     """Return `value`, or the threshold of the whole image; never one from a tile.
+
+    An image of one value, such as an empty well, has no objects: infinity, which nothing exceeds,
+    or minus infinity for dark objects.
 
     Raises
     ------
@@ -119,6 +126,8 @@ def global_threshold(
             f"the {method!r} threshold is taken from the whole image, never from a tile, and got"
             " statistics=None and value=None; pass value=, or statistics= from measure_statistics"
         )
+    if statistics.minimum == statistics.maximum:
+        return -inf if dark_objects else inf
     return statistics.threshold(method)
 
 

@@ -100,7 +100,7 @@ def watershed(
     from scipy import ndimage
     from skimage import segmentation
 
-    level = global_threshold(statistics, method=method, value=value)
+    level = global_threshold(statistics, method=method, value=value, dark_objects=dark_objects)
     mask = foreground(smooth(tile, sigma, spacing=lengths), level, dark_objects=dark_objects)
     mask = _fill_holes(mask, hole_size)
     relative = [length / min(lengths) for length in lengths]

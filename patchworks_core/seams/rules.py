@@ -21,6 +21,7 @@ import numpy as np
 from patchworks_core.errors import PlanError
 from patchworks_core.seams.edge_table import EdgeTable
 from patchworks_core.tiles.grid import TileGrid
+from patchworks_core.tiles.numbers import finite_number, whole_number
 
 MergeRule = Literal["auto", "touching", "overlap", "none"]
 
@@ -52,14 +53,12 @@ class MergeOptions:
     def __post_init__(self) -> None:
         if self.rule not in RULES:
             raise PlanError(f"merge must be one of {RULES!r}, got {self.rule!r}")
-        if not 0 <= self.min_iou <= 1:
-            raise PlanError(f"min_iou must be between 0 and 1, got {self.min_iou!r}")
-        if self.connectivity is not None and not 1 <= self.connectivity <= 3:
-            raise PlanError(
-                f"connectivity must be 1 (faces) to 3 (corners), got {self.connectivity!r}"
-            )
-        if self.min_size < 0:
-            raise PlanError(f"min_size must be 0 or more pixels, got {self.min_size!r}")
+        finite_number("min_iou", self.min_iou, least=0, most=1)
+        if self.connectivity is not None:
+            whole_number("connectivity", self.connectivity, least=1, most=3)
+        whole_number("min_size in pixels", self.min_size)
+        if self.max_size is not None:
+            whole_number("max_size in pixels", self.max_size)
         if self.max_size is not None and self.max_size < max(1, self.min_size):
             raise PlanError(
                 f"max_size must be at least 1 and at least min_size={self.min_size!r} pixels, got "

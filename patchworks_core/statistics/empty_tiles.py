@@ -24,12 +24,13 @@ from upath import UPath
 
 from patchworks_core.errors import ImageError
 from patchworks_core.files.storage import as_path, write_text
-from patchworks_core.images.image import Image, open_image
+from patchworks_core.images.image import DEFAULT_CHANNEL, DEFAULT_LEVEL, Image, open_image
 from patchworks_core.machine.pools import Compute
 from patchworks_core.statistics.bins import Bins
 from patchworks_core.statistics.statistics import ImageStatistics, statistics_of
 from patchworks_core.statistics.tile_statistics import limits, tile_statistics
 from patchworks_core.tiles.grid import Tile, TileGrid, plan_grid
+from patchworks_core.tiles.numbers import finite_number
 
 RECORD_VERSION = 1
 """Of the layout of the record beside the image."""
@@ -82,8 +83,8 @@ def estimate_empty_tiles(
     image: Any,
     tile_shape: Sequence[int] | int,
     threshold: float | None = None,
-    channel: int | str | None = 0,
-    level: int = 0,
+    channel: int | str | None = DEFAULT_CHANNEL,
+    level: int = DEFAULT_LEVEL,
     *,
     overlap: Sequence[int] | int = 0,
     axes: str | None = None,
@@ -143,6 +144,8 @@ def find_empty_tiles(
         What the image is read on; one thread by default.
     cache : bool
     """
+    if threshold is not None:
+        finite_number("the threshold of empty tiles", threshold)
     record = _record_path(image, grid) if cache else None
     known = _read_record(record, image) if record is not None else None
     if known is None:

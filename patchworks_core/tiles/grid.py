@@ -370,6 +370,8 @@ def plan_grid(
 
 def _per_axis(name: str, value: Sequence[int] | int, axes: str, *, missing: int) -> list[int]:
     """Expand a scalar or a short sequence to one value per axis."""
+    if isinstance(value, bool):
+        raise PlanError(f"{name} must hold whole numbers, got {value!r}")
     if isinstance(value, (int, np.integer)):
         return [int(value) if axis in SPATIAL_AXES else missing for axis in axes]
     try:

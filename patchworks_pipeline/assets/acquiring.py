@@ -7,6 +7,7 @@ import dagster as dg
 
 from patchworks_core.images.image import Image
 from patchworks_core.machine.pools import Pool
+from patchworks_core.ome_zarr.label_image import check_axes
 from patchworks_core.pictures.report import image_picture
 from patchworks_core.stage.plan import EMPTY_THRESHOLD, Plan, make_plan
 from patchworks_core.stage.stage import Stage
@@ -51,6 +52,7 @@ def image(
         folder.write_acquisition(source.find(context.partition_key))
     acquisition = folder.acquisition()
     opened = acquisition.open()
+    check_axes(opened.axes)
     plan = make_plan(
         opened, segmentation.function_of(acquisition), **segmentation.tiling_of(acquisition)
     )

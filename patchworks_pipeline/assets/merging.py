@@ -6,6 +6,7 @@ from math import prod
 from typing import Any
 
 import dagster as dg
+import numpy as np
 from pydantic import Field
 
 from patchworks_core.api.provenance import provenance_of
@@ -85,7 +86,7 @@ def boundary_pairs(
 
 
 def _median(values: Any) -> float:
-    return float(sorted(values)[len(values) // 2]) if len(values) else 0.0
+    return float(np.median(values)) if len(values) else 0.0
 
 
 class MergeConfig(dg.Config):

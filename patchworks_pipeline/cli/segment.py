@@ -57,7 +57,7 @@ def segment(
 ) -> None:
     """Segment one image with the library alone: no Dagster, no home."""
     from patchworks_core import open_image, segment_to_ome_zarr, segmentation_of, tile_process
-    from patchworks_core.api.arguments import in_pixels
+    from patchworks_core.images.calibration import SizeLimits
     from patchworks_core.machine.pools import Compute
     from patchworks_core.seams.rules import MergeOptions
     from patchworks_pipeline.cli.progress_bars import progress_bars
@@ -72,12 +72,14 @@ def segment(
     try:
         opened = open_image(image, channel=channel_of(channel), level=level or 0, axes=axes)
         function = segmentation_of(segmentation, parameters(param or []))
+        unit: Any = size_unit
+        limits = SizeLimits.of(opened, min_size, max_size, unit)
         options = MergeOptions(
             merge,  # type: ignore[arg-type]
             None,
             min_iou or 0.0,
-            in_pixels(min_size, size_unit, opened) or 0,  # type: ignore[arg-type]
-            max_size=in_pixels(max_size, size_unit, opened, round_up=False),  # type: ignore[arg-type]
+            limits.least,
+            max_size=limits.most,
         )
         kind: Any = worker_kind
         if dry_run:

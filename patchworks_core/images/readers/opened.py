@@ -13,6 +13,7 @@ from typing import Any
 
 from patchworks_core.errors import ImageError
 from patchworks_core.tiles.grid import AXES, SPATIAL_AXES
+from patchworks_core.tiles.numbers import whole_number
 
 DROPPED = "-"
 """Stands for a file axis of size 1 that is left out of the image."""
@@ -158,6 +159,7 @@ def _axes_by_name(names: Sequence[str], shape: Sequence[int], where: str) -> str
 
 def check_level(level: int, shapes: Sequence[tuple[int, ...]], where: str) -> None:
     """Raise ImageError unless `level` is one of the resolutions whose `shapes` are given."""
+    whole_number("level", level, least=None, error=ImageError)
     if not 0 <= level < len(shapes):
         count = f"{len(shapes)} level" + "s" * (len(shapes) > 1)
         listed = ", ".join(f"{i}: {tuple(shape)!r}" for i, shape in enumerate(shapes))

@@ -22,7 +22,6 @@ from patchworks_core import (
     segmentation_of,
     tile_process,
 )
-from patchworks_core.api.arguments import in_pixels
 from patchworks_core.api.estimate import Estimate
 from patchworks_core.tiles.regions import Region
 from tests.core.oracles import assert_same_partition
@@ -158,11 +157,11 @@ def test_sizes_may_be_given_in_micrometers(limits, tmp_path):
 
 
 def test_sizes_in_micrometers_need_a_calibration():
-    with pytest.raises(PlanError, match=r"need the pixel size of axes \['y', 'x'\]"):
+    with pytest.raises(ImageError, match="micrometers need a pixel size on each of the axes 'yx'"):
         tile_process(PIXELS, record, tile_shape=32, min_size=3, size_unit="micrometers")
-    with pytest.raises(PlanError, match="size_unit must be one of"):
-        in_pixels(3, "inches", open_image(PIXELS))
-    with pytest.raises(PlanError, match="every object would be dropped"):
+    with pytest.raises(PlanError, match="unit must be 'pixels' or 'micrometers', got 'inches'"):
+        tile_process(PIXELS, record, tile_shape=32, min_size=3, size_unit="inches")
+    with pytest.raises(PlanError, match="every object would be removed"):
         tile_process(PIXELS, record, tile_shape=32, min_size=9, max_size=4)
 
 

@@ -183,7 +183,10 @@ def test_results_are_values_or_the_first_failure_with_its_traceback():
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [((0,), "workers must be at least 1, got 0"), ((1, "fibres"), "'threads' or 'processes'")],
+    [
+        ((0,), "workers must be a whole number, 1 or more"),
+        ((1, "fibres"), "'threads' or 'processes'"),
+    ],
 )
 def test_workers_that_cannot_be_are_refused(arguments, words):
     with pytest.raises(PlanError, match=words):

@@ -75,7 +75,7 @@ def test_the_first_tile_says_how_many_may_run_at_once(granted, capfd):
 
 
 def test_invalid_choices_are_named():
-    with pytest.raises(PlanError, match="workers must be at least 1, got 0"):
+    with pytest.raises(PlanError, match="workers must be a whole number, 1 or more, got 0"):
         tile_process(np.zeros((4, 4)), label_components, tile_shape=2, max_workers=0)
 
 

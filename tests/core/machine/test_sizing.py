@@ -55,6 +55,14 @@ def test_a_tile_fits_and_is_a_whole_number_of_chunks_or_a_part_of_one(
         assert t == n or t % c == 0 or t < c or chunks is None
 
 
+def test_a_tile_is_cut_down_to_the_narrowest_before_it_is_refused():
+    shape, half = (61, 107, 123), 10**8 // 2
+    tile = auto_tile_shape(shape, "f8", chunks=shape, overlap=16, n_workers=2, memory_bytes=10**8)
+    grid = plan_grid("zyx", shape, tile_shape=tile, overlap=16)
+    assert min(tile) == sizing.MIN_TILE_EXTENT
+    assert block_bytes(grid, np.dtype("f8")) <= half
+
+
 def test_more_memory_never_gives_a_smaller_tile():
     sizes = [
         prod(auto_tile_shape((9000, 9000), "u2", n_workers=1, memory_bytes=m))

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from patchworks_core import tile_process
 from patchworks_core.errors import SegmentationError
 from patchworks_core.plugins.segmentation import declaration_of
 from patchworks_core.plugins.threshold import gaussian_halo, smooth, threshold
@@ -191,3 +192,14 @@ def test_real_nuclei_in_tiles_are_labelled_as_in_the_whole(shared_data):
     differing = [k for k in objects if len(np.unique(left[core == k])) > 1]
     assert len(objects) > 100
     assert len(differing) <= 0.01 * len(objects)
+
+
+@pytest.mark.parametrize("dark_objects", [False, True])
+@pytest.mark.parametrize("function", ["threshold", "watershed"])
+@pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "i2", "f4", "f8", "bool"])
+@pytest.mark.parametrize("method", ["otsu", "li", "yen"])
+def test_an_image_of_one_value_has_no_objects(function, dtype, method, dark_objects):
+    pixels = np.full((40, 40), 7, dtype)
+    options = {"method": method, "dark_objects": dark_objects, "sigma": 1.3}
+    labels = tile_process(pixels, function, tile_shape=16, overlap=4, parameters=options)
+    assert labels.max() == 0

@@ -64,11 +64,11 @@ def test_a_connectivity_that_is_not_the_functions_is_refused(asked, of_function)
     ("values", "words"),
     [
         ({"rule": "iou"}, "merge must be one of"),
-        ({"min_iou": 1.5}, "min_iou must be between 0 and 1, got 1.5"),
-        ({"min_iou": float("nan")}, "min_iou must be between 0 and 1, got nan"),
-        ({"connectivity": 0}, "connectivity must be 1"),
-        ({"connectivity": 4}, "connectivity must be 1"),
-        ({"min_size": -1}, "min_size must be 0 or more pixels, got -1"),
+        ({"min_iou": 1.5}, "min_iou must be a finite number, from 0 to 1, got 1.5"),
+        ({"min_iou": float("nan")}, "min_iou must be a finite number, from 0 to 1, got nan"),
+        ({"connectivity": 0}, "connectivity must be a whole number, from 1 to 3, got 0"),
+        ({"connectivity": 4}, "connectivity must be a whole number, from 1 to 3, got 4"),
+        ({"min_size": -1}, "min_size in pixels must be a whole number, 0 or more, got -1"),
     ],
 )
 def test_options_that_break_a_rule_are_refused_with_the_rule(values, words):

@@ -12,6 +12,7 @@ import tifffile
 import zarr
 
 from patchworks_core import tile_process
+from patchworks_pipeline.assets import merging
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.resources import LabelStore
 from tests.core.oracles import assert_same_partition
@@ -411,3 +412,9 @@ def test_a_channel_is_chosen_by_its_name(pipeline, tmp_path):
     folder = pipeline.register(path, channel="cells")
     pipeline.run_to_labels(folder)
     assert_same_partition(merged(folder), tissue())
+
+
+def test_the_median_is_that_of_numpy_for_any_number_of_values():
+    values = np.random.default_rng(0).random(1000)
+    for n in (0, 1, 2, 3, 1000):
+        assert merging._median(values[:n]) == (np.median(values[:n]) if n else 0.0)
