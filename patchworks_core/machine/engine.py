@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import (
     FIRST_COMPLETED,
     BrokenExecutor,
@@ -154,8 +154,8 @@ class _Map(Generic[Item, Result]):
                     if outcome is not None:
                         yield outcome
         finally:
-            for future in self._running:
-                future.cancel()
+            # Whoever gives up clears away what tasks write: none may write after that.
+            wait([future for future in self._running if not future.cancel()])
 
     def _fill(self) -> None:
         """Submit items while there is room: those to be tried again first."""
@@ -282,7 +282,14 @@ def results(outcomes: Iterable[Outcome[Any, Result]], *, doing: str) -> Iterator
     RuntimeError
         At the first failure, with the worker's traceback.
     """
-    for outcome in outcomes:
-        if outcome.failure is not None:
-            raise RuntimeError(f"{doing} failed: {outcome.failure}\n{outcome.failure.traceback}")
-        yield outcome.value  # type: ignore[misc]
+    try:
+        for outcome in outcomes:
+            if outcome.failure is not None:
+                raise RuntimeError(
+                    f"{doing} failed: {outcome.failure}\n{outcome.failure.traceback}"
+                )
+            yield outcome.value  # type: ignore[misc]
+    finally:
+        # The traceback of the error would keep a generator, and its tasks, until it is dropped.
+        if isinstance(outcomes, Generator):
+            outcomes.close()

@@ -230,3 +230,19 @@ def test_what_is_no_exception_fails_its_tile_alone(kind):
         threading.Thread(target=run, daemon=True).start()
         assert done.wait(30), "no answer"
     assert found == {0: 0, 1: 1, 2: "SystemExit: licence missing", 3: "Panic: a panic", 4: 4}
+
+
+def test_when_an_error_is_raised_no_task_is_still_at_work(tmp_path):
+    def task(number: int) -> None:
+        if number == 0:
+            raise ValueError("the first fails")
+        time.sleep(0.3)
+        (tmp_path / f"{number}").touch()
+
+    with Workers(3).open() as executor:
+        outcomes = map_tiles(task, range(3), executor=executor, window=3)
+        with pytest.raises(RuntimeError, match="the first fails"):
+            list(results(outcomes, doing="writing"))
+        at_the_error = sorted(tmp_path.iterdir())
+        time.sleep(0.6)
+    assert sorted(tmp_path.iterdir()) == at_the_error
