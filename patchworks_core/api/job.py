@@ -15,8 +15,16 @@ from patchworks_core.api.provenance import provenance_of
 from patchworks_core.api.tile_count import Say, TileCount
 from patchworks_core.errors import StageError
 from patchworks_core.files.label_arrays import create_label_array, open_label_group
-from patchworks_core.files.replacing import check_reads, component_path, replacing, work_folder
+from patchworks_core.files.replacing import (
+    check_reads,
+    check_replaceable,
+    component_path,
+    recover,
+    replacing,
+    work_folder,
+)
 from patchworks_core.files.storage import claimed, discard, is_local, remove
+from patchworks_core.files.written import fault_of, made_from_what, vouch
 from patchworks_core.images.image import Image
 from patchworks_core.machine.budget import granted_cores, human_bytes
 from patchworks_core.machine.engine import Outcome, results
@@ -145,29 +153,43 @@ class Job:
                 for n, _ in enumerate(results(outcomes, doing="writing merged labels"), start=1):
                     self.progress("apply", n, n_blocks)
 
-    def write_ome(self, plan: Plan, target: LabelImage, *, resume: bool) -> LookupTable:
-        """Write the labels as an OME-Zarr label image."""
+    def write_ome(self, plan: Plan, target: LabelImage, *, resume: bool) -> int:
+        """Write the labels as an OME-Zarr label image; return how many objects there are."""
         target.check_container()
-        work = target.container / "labels" / f"{target.name}.work"
+        work = work_folder(component_path(target.container / "labels", target.name))
+        naming: dict[str, Any] = {"what": "a label image", "another": "name or container"}
+        for written in (target.path, target.working, work):
+            check_reads(written, (self.image.source, self.image.pixels), **naming)
+        recipe = {"plan": plan.fingerprint, "merge": self.resolved(plan).to_dict()}
         pilot = None if self.pilot is None else self.pilot.to_dict()
-        with claimed(work, doing="writing to"), self._merged(plan, work, resume=resume) as merged:
-            stage, lut, pool = merged
-            done: list[str] = []
+        with claimed(work, doing="writing to"):
+            recover(target.path)
+            made = made_from_what(target.path) if resume else None
+            if made is not None and made == recipe | {"n_objects": made.get("n_objects")}:
+                self.say(f"{target.path} is complete and is what would be made")
+                self._clear(work)
+                return int(made["n_objects"])
+            check_replaceable(target.path, **naming, overwrite=self.overwrite)
+            if target.path.exists() and fault_of(target.path) is not None:
+                discard(target.path / "applied")  # nothing vouches for it: no block is taken over
+            with self._merged(plan, work, resume=resume) as (stage, lut, pool):
+                done: list[str] = []
 
-            def count(key: str) -> None:
-                done.append(key)
-                self.progress("apply", len(done), plan.grid.n_blocks)
+                def count(key: str) -> None:
+                    done.append(key)
+                    self.progress("apply", len(done), plan.grid.n_blocks)
 
-            write_labels(
-                stage,
-                lut,
-                target,
-                provenance=provenance_of(plan, self.resolved(plan), lut, pilot=pilot),
-                pool=pool,
-                on_block=count,
-            )
+                write_labels(
+                    stage,
+                    lut,
+                    target,
+                    provenance=provenance_of(plan, self.resolved(plan), lut, pilot=pilot),
+                    pool=pool,
+                    on_block=count,
+                )
+                vouch(target.path, recipe | {"n_objects": lut.n_objects})
             self._clear(work)
-        return lut
+        return lut.n_objects
 
     @contextmanager
     def _merged(

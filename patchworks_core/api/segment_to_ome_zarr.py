@@ -46,6 +46,7 @@ def segment_to_ome_zarr(
     skip_empty: bool = False,
     empty_threshold: float | None = None,
     resume: bool = False,
+    overwrite: bool = False,
 ) -> SegmentedImage:
     """Segment an image tile by tile into an OME-Zarr label image with pyramid and calibration.
 
@@ -57,7 +58,7 @@ def segment_to_ome_zarr(
         OME-Zarr to write ``labels/<name>`` into; made if it is not there.
     name : str
         Of the label image.
-    tile_shape, overlap, skip_empty, empty_threshold, resume
+    tile_shape, overlap, skip_empty, empty_threshold, resume, overwrite
         As in `tile_process`.
     options : MergeOptions, optional
     compute : Compute, optional
@@ -74,7 +75,8 @@ def segment_to_ome_zarr(
     Raises
     ------
     PlanError
-        If the image has fewer than two spatial axes, which OME-Zarr cannot hold.
+        If the image has fewer than two spatial axes, which OME-Zarr cannot hold, or a label image
+        of that name is there that patchworks did not write, or that was changed since.
     TilesFailedError
         If tiles failed; all others are staged.
     """
@@ -87,9 +89,10 @@ def segment_to_ome_zarr(
         progress or no_progress,
         skip_empty=skip_empty or empty_threshold is not None,
         empty_threshold=empty_threshold,
+        overwrite=overwrite,
     )
     tiles = shape_of_tiles(tile_shape, image, overlap, job.compute)
     job, plan = job.planned(tiles, overlap)
     target = LabelImage(as_path(container), name, plan, version)
-    lut = job.write_ome(plan, target, resume=resume)
-    return SegmentedImage(target.path, lut.n_objects, plan)
+    n_objects = job.write_ome(plan, target, resume=resume)
+    return SegmentedImage(target.path, n_objects, plan)

@@ -21,6 +21,7 @@ from upath import UPath
 
 from patchworks_core.errors import PlanError
 from patchworks_core.files.label_arrays import create_label_array
+from patchworks_core.files.records import read_mapping
 from patchworks_core.files.storage import (
     ZarrFormat,
     group_format,
@@ -152,9 +153,10 @@ class LabelImage:
         record = path / "provenance.json"
         if not (record.exists() and (path / "applied").exists()):
             return False
-        labels, found = open_array(path / "0"), json.loads(record.read_text())
+        labels, found = open_array(path / "0"), read_mapping(record)
         return (
-            {name: found.get(name) for name in self._layout} == self._layout
+            found is not None
+            and {name: found.get(name) for name in self._layout} == self._layout
             and labels.dtype == dtype
             and labels.metadata.zarr_format == self.zarr_format
         )

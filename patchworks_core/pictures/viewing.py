@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from patchworks_core.errors import ImageError
+from patchworks_core.files.records import read_mapping
 from patchworks_core.files.storage import as_path
 from patchworks_core.images.dask_view import Slices, as_dask
 from patchworks_core.images.image import Image, open_image
@@ -174,12 +175,7 @@ def show(layers: Sequence[LayerData], *, title: str) -> None:
 
 def grid_of_labels(location: str) -> TileGrid | None:
     """Return the tiles that an OME-Zarr label image was made in, None where it does not say."""
-    import json
-
-    record = as_path(location) / "provenance.json"
-    if not record.exists():
-        return None
-    grid = json.loads(record.read_text()).get("grid")
+    grid = (read_mapping(as_path(location) / "provenance.json") or {}).get("grid")
     return None if grid is None else TileGrid.from_dict(grid)
 
 

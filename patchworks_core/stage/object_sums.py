@@ -100,6 +100,11 @@ class ObjectSums:
                 else:
                     columns[field.name] = table[field.name].to_numpy()
             return cls(axes=axes, measured=record["measured"], **columns)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise StageError(
+                f"not a table of object sums: its record is {metadata[b'patchworks'][:80]!r}; stage "
+                "the tile again"
+            ) from error
         except KeyError as error:
             raise StageError(
                 f"not a table of object sums: {error} is missing from columns"

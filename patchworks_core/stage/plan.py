@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from patchworks_core.errors import PlanError
+from patchworks_core.files.records import mapping_of
 from patchworks_core.files.storage import as_path, write_text
 from patchworks_core.images.image import Image
 from patchworks_core.plugins.segmentation import Segmentation
@@ -115,7 +116,7 @@ class Plan:
         return json.dumps(record, indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, *, where: str = "plan") -> Plan:
+    def from_json(cls, text: str | bytes, *, where: str = "plan") -> Plan:
         """Read what `to_json` wrote.
 
         Raises
@@ -124,7 +125,11 @@ class Plan:
             If it is not such a record, or was changed by hand.
         """
         try:
-            record = json.loads(text)
+            record = mapping_of(text)
+            if record is None:
+                raise PlanError(
+                    f"{where} is not the record of a plan (no JSON mapping); plan the image again"
+                )
             if record["record_version"] != RECORD_VERSION:
                 raise PlanError(
                     f"{where} has layout {record['record_version']!r}, this patchworks reads "
@@ -137,7 +142,7 @@ class Plan:
                 versions=record["versions"],
             )
             written = record["fingerprint"]
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError) as error:
             raise PlanError(
                 f"{where} is not the record of a plan ({error!r}); plan the image again"
             ) from error
@@ -164,7 +169,7 @@ class Plan:
             If it is not the record of a plan.
         """
         path = as_path(location)
-        return cls.from_json(path.read_text(), where=str(path))
+        return cls.from_json(path.read_bytes(), where=str(path))
 
     def difference(self, other: Plan) -> str:
         """Say in words what staged labels of `self` and `other` would not share."""

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from upath import UPath
 
 from patchworks_core.errors import ImageError
+from patchworks_core.files.records import read_mapping
 from patchworks_core.files.storage import as_path, write_text
 from patchworks_core.images.image import DEFAULT_CHANNEL, DEFAULT_LEVEL, Image, open_image
 from patchworks_core.machine.pools import Compute
@@ -268,16 +269,19 @@ def _record_path(image: Image, grid: TileGrid) -> UPath | None:
 
 
 def _read_record(path: UPath, image: Image) -> tuple[npt.NDArray[Any], ImageStatistics] | None:
-    """Return what was measured of just this content, or None."""
+    """Return what was measured of just this content, or None; a damaged record counts as none."""
     try:
-        record = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError):  # there is none, or it was not written to the end
+        record = read_mapping(path)
+    except OSError:  # a place that may not be looked at
         return None
     expected = (RECORD_VERSION, image.fingerprint)
-    if (record.get("record_version"), record.get("fingerprint")) != expected:
+    if record is None or (record.get("record_version"), record.get("fingerprint")) != expected:
         return None
-    maxima = np.array([np.nan if m is None else m for m in record["maxima"]], dtype=np.float64)
-    return maxima, ImageStatistics.from_dict(record["statistics"])
+    try:
+        found = [np.nan if m is None else m for m in record["maxima"]]
+        return np.array(found, dtype=np.float64), ImageStatistics.from_dict(record["statistics"])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _write_record(

@@ -148,8 +148,8 @@ class ImageStatistics:
         ImageError
             If a field is missing or unknown.
         """
-        fields = dict(record)
         try:
+            fields = dict(record)
             bins = Bins(**fields.pop("bins"))
             first, occupied = fields.pop("first_bin"), fields.pop("counts")
             counts = np.zeros(bins.n, np.int64)
@@ -158,9 +158,13 @@ class ImageStatistics:
             return cls(bins=bins, counts=counts, tile_maximum=maxima, **fields)
         except (KeyError, TypeError, ValueError) as error:
             raise ImageError(
-                f"not the record of image statistics: {sorted(record)} ({error!r});"
+                f"not the record of image statistics: {_names(record)} ({error!r});"
                 " measure the image again"
             ) from error
+
+
+def _names(record: Any) -> str:
+    return repr(sorted(record)) if isinstance(record, dict) else repr(record)
 
 
 def _maxima(values: Sequence[int | float | None], dtype: npt.DTypeLike) -> Array:

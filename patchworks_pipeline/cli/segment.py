@@ -53,6 +53,9 @@ def segment(
     workers: WorkerCount = None,
     worker_kind: Kind = "threads",
     resume: Annotated[bool, typer.Option(help="Take up an interrupted call.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option(help="Replace labels that were changed, or that are not patchworks'.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option(help="Only say what it would take.")] = False,
 ) -> None:
     """Segment one image with the library alone: no Dagster, no home."""
@@ -96,6 +99,7 @@ def segment(
                 compute=Compute(workers, kind),
                 progress=report,
                 resume=resume,
+                overwrite=overwrite,
                 **tiling,
             )
     except (ImageError, PlanError, SegmentationError) as error:

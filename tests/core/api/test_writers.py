@@ -28,6 +28,9 @@ from patchworks_core import (
     measure_objects,
     merge_tile_labels,
     morphological_opening,
+    open_image,
+    segment_to_ome_zarr,
+    segmentation_of,
     tile_process,
 )
 from patchworks_core.plugins.filters import maximum
@@ -318,3 +321,67 @@ def test_a_table_changed_by_hand_is_not_replaced_unasked(name, tmp_path):
     with pytest.raises(PlanError, match="a table is never written over what it is made from"):
         measure_objects(array, write_to=tmp_path / "image.csv", overwrite=True)
     np.testing.assert_array_equal(array[...], LABELS)
+
+
+def segmented(container, **options):
+    return segment_to_ome_zarr(
+        open_image(LABELS), segmentation_of(counted), container, tile_shape=16, **options
+    )
+
+
+def test_a_label_image_corrected_by_hand_is_not_replaced_unasked_nor_taken_over(tmp_path):
+    container = tmp_path / "o.ome.zarr"
+    segmented(container)
+    assert segmented(container).n_objects == 2
+    labels = zarr.open_array(str(container / "labels" / "labels" / "0"), mode="r+")
+    labels[3, 3] = 77
+    with pytest.raises(PlanError, match="a label image only replaces .*changed since patchworks"):
+        segmented(container)
+    with pytest.raises(PlanError, match="a label image only replaces .*changed since patchworks"):
+        segmented(container, resume=True)
+    assert labels[3, 3] == 77
+    assert segmented(container, overwrite=True).n_objects == 2
+    written = zarr.open_array(str(container / "labels" / "labels" / "0"))
+    np.testing.assert_array_equal(written[...], ndimage.label(LABELS)[0])
+
+
+def test_a_label_image_replaces_no_ordinary_folder_and_stays_in_its_container(tmp_path):
+    mine = tmp_path / "o.ome.zarr" / "labels" / "labels" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(PlanError, match="labels is a folder: nothing says that patchworks wrote"):
+        segmented(tmp_path / "o.ome.zarr")
+    assert mine.read_text() == "mine"
+    with pytest.raises(PlanError, match="the name of an array within its group"):
+        segmented(tmp_path / "o.ome.zarr", name="../../x")
+
+
+def test_a_label_image_never_replaces_what_it_is_made_from(tmp_path):
+    container = tmp_path / "o.ome.zarr"
+    segmented(container)
+    before = content(tmp_path)
+    image = open_image(da.from_zarr(str(container / "labels" / "labels" / "0")))
+    with pytest.raises(PlanError, match="a label image is never written over what it is made from"):
+        segment_to_ome_zarr(image, segmentation_of(counted), container, tile_shape=16)
+    assert content(tmp_path) == before
+
+
+def test_a_label_image_killed_while_it_cleans_up_is_complete(tmp_path, monkeypatch):
+    container = tmp_path / "o.ome.zarr"
+
+    def killed(folder, *args, **options):
+        if threading.current_thread() is not threading.main_thread():
+            return remove(folder, *args, **options)
+        if "trash" in str(folder) or str(folder).endswith(".work"):
+            raise KeyboardInterrupt
+        return remove(folder, *args, **options)
+
+    remove = shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        segmented(container)
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    CALLS.clear()
+    assert segmented(container, resume=True).n_objects == 2
+    assert not CALLS
+    assert sorted(os.listdir(container / "labels")) == ["labels", "zarr.json"]

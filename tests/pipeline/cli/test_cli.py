@@ -288,6 +288,21 @@ def test_segment_needs_no_home(patchworks, home, tissue_path, tmp_path):
     assert not home.exists()
 
 
+def test_segment_leaves_labels_that_were_corrected_by_hand(patchworks, tissue_path, tmp_path):
+    output = tmp_path / "out.ome.zarr"
+    call = ("segment", tissue_path, "-o", output, *PERFECT)
+    assert patchworks(*call)[0] == 0
+    labels = zarr.open_array(str(output / "labels" / "labels" / "0"), mode="r+")
+    labels[0, 0] = 999
+    code, printed = patchworks(*call)
+    assert code == 2
+    assert "changed since patchworks wrote it" in printed
+    assert "--overwrite" in printed
+    assert labels[0, 0] == 999
+    assert patchworks(*call, "--overwrite")[0] == 0
+    assert zarr.open_array(str(output / "labels" / "labels" / "0"))[0, 0] != 999
+
+
 def test_segment_says_which_tile_failed_and_resumes(patchworks, marked_path, tmp_path, mended):
     output = tmp_path / "out.ome.zarr"
     code, printed = patchworks("segment", marked_path, "-o", output, *FAILS)
