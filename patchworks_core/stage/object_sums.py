@@ -102,8 +102,8 @@ class ObjectSums:
             return cls(axes=axes, measured=record["measured"], **columns)
         except (TypeError, ValueError, RecursionError) as error:
             raise StageError(
-                f"not a table of object sums: its record is {metadata[b'patchworks'][:80]!r}; stage "
-                "the tile again"
+                f"not a table of object sums: its record is {metadata[b'patchworks'][:60]!r}; "
+                "stage the tile again"
             ) from error
         except KeyError as error:
             raise StageError(
