@@ -24,7 +24,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -240,6 +240,18 @@ def recover(target: UPath) -> None:
     discard(old)
     _sweep(work, WORK_NAMES)
     _sweep(target.parent, {work.name, f".{target.name}{RECORD}"})
+
+
+def put_back(target: UPath) -> bool:
+    """Bring back what a killed call left of a local target that is missing; tell if it is there.
+
+    For who reads: a call that is just replacing the target is left alone.
+    """
+    if not is_local(target) or _exists(target) or not work_folder(target).is_dir():
+        return _exists(target)
+    with suppress(PlanError), claimed(work_folder(target), doing="writing to"):
+        recover(target)
+    return _exists(target)
 
 
 def _sweep(folder: UPath, names: Iterable[str]) -> None:

@@ -221,11 +221,13 @@ def discard(path: UPath) -> None:
     first that make it a Zarr node or a stage.
     """
     if is_local(path):
-        if not os.path.lexists(str(path)):
-            return
-        trash = path.with_name(f".{path.name}.{uuid.uuid4().hex}.trash")
-        os.rename(str(path), str(trash))
-        remove(trash)
+        if os.path.lexists(str(path)):
+            trash = path.with_name(f".{path.name}.{uuid.uuid4().hex}.trash")
+            os.rename(str(path), str(trash))
+        if path.parent.is_dir():
+            for name in os.listdir(str(path.parent)):
+                if is_trash(name, of=path.name):  # also of a call that was killed
+                    remove(path.parent / name)
         return
     fs, start = path.fs, path.path.rstrip("/")
     found = [name for name in fs.find(start) if name.rpartition("/")[2] in _RECORDS]

@@ -11,7 +11,7 @@ import dagster as dg
 from pydantic import Field
 
 from patchworks_core.errors import PlanError, StageError
-from patchworks_core.files.storage import remove, write_text
+from patchworks_core.files.storage import discard, write_text
 from patchworks_pipeline.automation.events import IN_PROGRESS, image_of, images_of_run
 from patchworks_pipeline.automation.sensors import merged_content, now
 from patchworks_pipeline.partitions import tiles
@@ -78,7 +78,7 @@ def retire(instance: dg.DagsterInstance, folder: ImageFolder, keys: list[str]) -
         record = {"stage": merged_content(folder), "n_tiles": len(keys)}
         write_text(folder.path / RETIRED, json.dumps(record) + "\n")
     # The partitions go last: they are how an image is found that was not retired to the end.
-    remove(folder.path / "stage.zarr")
+    discard(folder.path / "stage.zarr")
     for key in keys:
         instance.delete_dynamic_partition(str(tiles.name), key)
 

@@ -19,6 +19,8 @@ from patchworks_core.files.locations import (
     split_scene,
     split_zip,
 )
+from patchworks_core.files.replacing import put_back
+from patchworks_core.files.storage import as_path
 from patchworks_core.images.readers import bioio, memory, raster, tiff, zarr_node
 from patchworks_core.images.readers.opened import Opened
 
@@ -95,7 +97,7 @@ def _open_url(url: str, level: int, axes: str | None) -> Opened:
         fs, path = filesystem(url)
         if not fs.exists(path):
             raise ImageError(f"no image at {url!r}; check the URL")
-    elif not os.path.exists(file):
+    elif not os.path.exists(file) and not put_back(as_path(file)):
         raise ImageError(f"no image at {url!r}; check the path")
     elif os.path.isdir(file):
         if not any(os.path.exists(os.path.join(file, n)) for n in zarr_node.METADATA_FILES):

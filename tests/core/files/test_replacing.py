@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Iterator
@@ -15,10 +16,11 @@ import pytest
 import zarr
 from upath import UPath
 
-from patchworks_core.errors import PlanError
+from patchworks_core.errors import ImageError, PlanError
 from patchworks_core.files.replacing import component_path, recover, replacing, work_folder
-from patchworks_core.files.storage import as_path
+from patchworks_core.files.storage import as_path, discard, is_trash
 from patchworks_core.files.written import fault_of, made_from_what
+from patchworks_core.images.image import open_image
 
 STEPS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.listdir", "os.scandir"}
 """What the interpreter tells of before it is done to a file or folder."""
@@ -134,6 +136,26 @@ def test_a_call_that_was_killed_while_it_replaced_has_done_its_work(tmp_path):
     assert seen
 
 
+@pytest.mark.parametrize(("left", "expected"), [(("new", "old"), 7), (("old",), 7), ((), None)])
+def test_who_reads_finds_what_a_killed_call_left(left, expected, tmp_path):
+    target = as_path(tmp_path / "labels")
+    with replacing(target, what="labels") as working:
+        zarr.create_array(str(working.new), data=np.full((4, 4), 7, "i4"), chunks=(2, 2))
+    work = work_folder(target)
+    work.mkdir()
+    (work / "old").write_text("never")
+    for name in left:
+        (work / name).unlink(missing_ok=True)
+        shutil.copytree(target, work / name)
+    shutil.rmtree(target)
+    if expected is None:
+        shutil.rmtree(work)
+        with pytest.raises(ImageError, match="no image at"):
+            open_image(target)
+        return
+    np.testing.assert_array_equal(open_image(target).pixels[...], expected)
+
+
 def test_what_was_made_is_the_target_and_nothing_else_is_left(tmp_path):
     write(tmp_path / "labels", "first", made_from={"rule": "touching"})
     assert made_from_what(as_path(tmp_path / "labels")) == {"rule": "touching"}
@@ -189,6 +211,20 @@ def test_what_was_changed_since_is_refused_and_named_and_overwritten_only_when_t
     assert read(target) == "second"
 
 
+def test_what_a_killed_removal_left_is_removed_by_the_next(tmp_path):
+    for is_there in (True, False):
+        write(tmp_path / "stage.zarr", "old")
+        FAULTS.arm(4, is_final=True)
+        with suppress(Killed):
+            discard(as_path(tmp_path / "stage.zarr"))
+        assert FAULTS.disarm()
+        assert [is_trash(name, of="stage.zarr") for name in names(tmp_path)] == [True]
+        if is_there:
+            write(tmp_path / "stage.zarr", "new")
+        discard(as_path(tmp_path / "stage.zarr"))
+        assert names(tmp_path) == []
+
+
 def test_a_look_with_a_file_manager_changes_nothing(tmp_path):
     write(tmp_path / "labels", "first")
     (tmp_path / "labels" / ".DS_Store").write_bytes(b"x")
@@ -198,8 +234,6 @@ def test_a_look_with_a_file_manager_changes_nothing(tmp_path):
 
 
 def test_a_copy_is_as_good_as_what_was_written(tmp_path):
-    import shutil
-
     write(tmp_path / "labels", "first")
     shutil.copytree(tmp_path / "labels", tmp_path / "copy", copy_function=shutil.copy)
     write(tmp_path / "copy", "second")
