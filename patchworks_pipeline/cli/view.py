@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -39,9 +39,14 @@ def view(
     picture: Annotated[
         Path | None, typer.Option("-o", "--picture", help="PNG to write instead of opening napari.")
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option(help="Replace a picture file that patchworks did not write.")
+    ] = False,
     home: Home = Path(".patchworks"),
 ) -> None:
     """Show an image with labels and tiles in napari, or write a picture where there is none."""
+    from patchworks_core.files.replacing import replacing
+    from patchworks_core.files.storage import as_path, write_bytes
     from patchworks_core.pictures.viewing import layers_of, picture_of, show
 
     asked = Asked(image, labels, channel, level or 0, axes)
@@ -53,7 +58,10 @@ def view(
             show(layers_of(opened, labelled, grid), title=image)
             return
         path = picture or Path(f"{Path(asked.image.rstrip('/')).name}.overlay.png")
-        path.write_bytes(picture_of(opened, labelled, grid))
+        reads = [i.source for i in (opened, labelled) if i is not None]
+        naming: dict[str, Any] = {"what": "a picture", "another": "--picture"}
+        with replacing(as_path(path), reads=reads, overwrite=overwrite, **naming) as working:
+            write_bytes(working.new, picture_of(opened, labelled, grid))
     except (ImageError, PlanError, StageError) as error:
         fail(str(error), BAD_INPUT)
     say(f"  picture  {path.absolute()}")

@@ -126,3 +126,19 @@ def test_an_image_of_a_home_is_viewed_with_its_labels_and_tiles(
     assert (rows != after).any()
     code, printed = patchworks("view", "nothing", "--home", home)
     assert (code, "no image at" in printed) == (2, True)
+
+
+def test_a_picture_replaces_neither_the_image_nor_another_file(patchworks, tmp_path):
+    image, picture = tmp_path / "image.png", tmp_path / "mine.png"
+    PillowImage.fromarray(np.arange(4096, dtype="u2").astype("u1").reshape(64, 64)).save(image)
+    before = image.read_bytes()
+    code, printed = patchworks("view", image, "-o", image, "--overwrite")
+    assert code == 2
+    assert "never written over what it is made from" in " ".join(printed.split())
+    assert image.read_bytes() == before
+    picture.write_text("mine")
+    assert patchworks("view", image, "-o", picture)[0] == 2
+    assert picture.read_text() == "mine"
+    for more in (("--overwrite",), ()):
+        assert patchworks("view", image, "-o", picture, *more)[0] == 0
+        assert picture.read_bytes() != b"mine"
