@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -15,7 +15,7 @@ from patchworks_core.files.label_arrays import output_chunks
 from patchworks_core.machine.budget import block_bytes, human_bytes
 from patchworks_core.stage.plan import Plan
 from patchworks_core.stage.stage import Stage
-from patchworks_core.stage.staging import StagedBlock, companions_of, stage_blocks
+from patchworks_core.stage.staging import StagedBlock, Staging, companions_of, stage_alone
 from patchworks_core.tiles.grid import TileBlock, TileGrid
 
 SAMPLED_TILES = 3
@@ -114,24 +114,16 @@ def _sample(job: Job, full: list[TileBlock]) -> list[TileBlock]:
 
 def _stage(job: Job, stage: Stage, blocks: list[TileBlock]) -> list[StagedBlock]:
     """Stage a few tile blocks, one after the other."""
-    function = job.bound(stage.plan)
     others = companions_of(job.segmentation, job.image)
+    staging = Staging(job.image, stage, job.bound(stage.plan), companions=others)
     staged = []
-    with job.compute.alone().open(stage.grid, job.image.dtype) as pool:
-        for outcome in stage_blocks(
-            job.image,
-            stage,
-            function,
-            blocks,
-            pool=replace(pool, window=1),
-            companions=others,
-        ):
-            if outcome.value is None:
-                raise PlanError(
-                    f"tile {outcome.item.key!r}, tried for the estimate, failed: {outcome.failure}"
-                    f"\n{outcome.failure.traceback if outcome.failure else ''}"
-                )
-            staged.append(outcome.value)
+    for outcome in stage_alone(staging, blocks, job.compute):
+        if outcome.value is None:
+            raise PlanError(
+                f"tile {outcome.item.key!r}, tried for the estimate, failed: {outcome.failure}"
+                f"\n{outcome.failure.traceback if outcome.failure else ''}"
+            )
+        staged.append(outcome.value)
     return staged
 
 

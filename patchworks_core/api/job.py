@@ -12,7 +12,7 @@ from typing import Any
 from upath import UPath
 
 from patchworks_core.api.provenance import provenance_of
-from patchworks_core.api.tile_count import Say, TileCount
+from patchworks_core.api.staging_log import Say, StagingLog, check_staged
 from patchworks_core.errors import StageError
 from patchworks_core.files.label_arrays import create_label_array, open_label_group
 from patchworks_core.files.replacing import (
@@ -26,8 +26,8 @@ from patchworks_core.files.replacing import (
 from patchworks_core.files.storage import claimed, discard, is_local, remove
 from patchworks_core.files.written import fault_of, made_from_what, vouch
 from patchworks_core.images.image import Image
-from patchworks_core.machine.budget import granted_cores, human_bytes
-from patchworks_core.machine.engine import Outcome, results
+from patchworks_core.machine.budget import granted_cores
+from patchworks_core.machine.engine import results
 from patchworks_core.machine.pools import Compute, Pool
 from patchworks_core.machine.progress import Progress, no_progress
 from patchworks_core.merge.apply import apply_lut, create_apply_records
@@ -39,10 +39,10 @@ from patchworks_core.seams.lookup import LookupTable
 from patchworks_core.seams.rules import MergeOptions, warning_of
 from patchworks_core.stage.plan import Plan, make_plan
 from patchworks_core.stage.stage import Stage
-from patchworks_core.stage.staging import StagedBlock, companions_of, stage_blocks
+from patchworks_core.stage.staging import Staging, companions_of, stage_all
 from patchworks_core.statistics.empty_tiles import EmptyTiles, find_empty_tiles
 from patchworks_core.statistics.statistics import ImageStatistics, measure_statistics
-from patchworks_core.tiles.grid import TileBlock, TileGrid, plan_grid
+from patchworks_core.tiles.grid import TileGrid, plan_grid
 
 MAPPED = "image.npy"
 """Where worker processes find an image that was in memory."""
@@ -203,25 +203,16 @@ class Job:
         image = self._reachable(stage)
         missing = [plan.grid.block_of_key(key) for key in stage.missing_blocks()]
         function = self.bound(plan)
-        tiles = TileCount(self.progress, self.say, len(missing))
-        measured = 0
-        if not self.compute.is_decided and len(missing) > 1:
-            # The first tile alone says what the function takes, and so how many may run at once.
-            alone = replace(self.compute, max_workers=1)
-            with alone.open(plan.grid, self.image.dtype) as pool:
-                for outcome in self._staged(image, stage, function, missing[:1], pool):
-                    tiles.count(outcome)
-                    measured = outcome.value.peak_bytes if outcome.value else 0
-            missing = missing[1:]
-        with self.compute.open(plan.grid, self.image.dtype, measured_bytes=measured) as pool:
-            self.say(
-                f"{pool.reason}; a tile took {human_bytes(measured)}" if measured else pool.reason
-            )
-            if pool.dashboard:
-                self.say(f"dashboard at {pool.dashboard}")
-            for outcome in self._staged(image, stage, function, missing, pool):
-                tiles.count(outcome)
-            tiles.check(plan.grid.n_blocks, way_out=self._way_out(work))
+        staging = Staging(
+            image,
+            stage,
+            function,
+            self.empty.empty_tiles if self.empty else frozenset(),
+            companions_of(self.segmentation, image),
+        )
+        log = StagingLog(self.progress, self.say)
+        with stage_all(staging, missing, self.compute, log) as (pool, count):
+            check_staged(count, plan.grid.n_blocks, way_out=self._way_out(work))
             edges = pair_tiles(stage, pool=pool)
             self.progress("pair", 1, 1)
             lut = look_up(stage, edges, options)
@@ -268,24 +259,6 @@ class Job:
         if self.compute.is_in_process or not is_local(stage.path):
             return self.image
         return self.image.mapped_from(str(stage.path / MAPPED))
-
-    def _staged(
-        self,
-        image: Image,
-        stage: Stage,
-        function: LabelFunction,
-        blocks: Sequence[TileBlock],
-        pool: Pool,
-    ) -> Iterator[Outcome[TileBlock, StagedBlock]]:
-        yield from stage_blocks(
-            image,
-            stage,
-            function,
-            blocks,
-            pool=pool,
-            empty=self.empty.empty_tiles if self.empty else (),
-            companions=companions_of(self.segmentation, image),
-        )
 
     def _way_out(self, work: UPath) -> str:
         """Say what to do when tiles failed."""

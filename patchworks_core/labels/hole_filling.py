@@ -33,7 +33,7 @@ from patchworks_core.seams.lookup import LookupTable
 from patchworks_core.seams.rules import MergeOptions
 from patchworks_core.stage.plan import make_plan
 from patchworks_core.stage.stage import Stage
-from patchworks_core.stage.staging import stage_blocks
+from patchworks_core.stage.staging import Staging, stage_blocks
 from patchworks_core.tiles.grid import TileBlock
 
 Array = npt.NDArray[Any]
@@ -83,13 +83,8 @@ def _background(source: LabelSource, path: UPath, pool: Pool) -> tuple[Stage, Lo
         source.image, segmentation_of(label_background), tile_shape=source.grid.tile_shape
     )
     stage = Stage.create(path, plan)
-    outcomes = stage_blocks(
-        source.image,
-        stage,
-        label_background,
-        stage.grid.blocks(),
-        pool=pool,
-    )
+    staging = Staging(source.image, stage, label_background)
+    outcomes = stage_blocks(staging, stage.grid.blocks(), pool=pool)
     done = results(outcomes, doing="labelling the background")
     for n, _ in enumerate(done, start=1):
         pool.progress("background", n, stage.grid.n_blocks)

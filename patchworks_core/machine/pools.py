@@ -279,7 +279,7 @@ class Compute:
         if asked is not None and count < asked:
             warnings.warn(
                 f"max_workers={asked} would not fit: {reason}; give smaller tiles for more workers",
-                stacklevel=6,
+                stacklevel=8,
             )
         with Workers(count, self.kind).open() as executor:
             window = WINDOW_PER_WORKER * count

@@ -1,24 +1,32 @@
-"""Staging: the function runs once on each tile, and what it saw is kept."""
+"""Staging: the function runs once on each tile, and what it saw is kept.
+
+1. `Staging` stages one tile block: read, segment, check, number, measure, write.
+2. `stage_blocks` does so for many on a pool; one that fails stops no other.
+3. `stage_all` stages what an image lacks. Where it is not decided how many may run at once, the
+   first runs alone, and what it took decides for the rest.
+4. `StagingCount` counts what became of them; whoever listens is told with each.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 
 from patchworks_core.errors import StageError
 from patchworks_core.images.image import Image
-from patchworks_core.machine.engine import Outcome
+from patchworks_core.machine.engine import Failure, Outcome
 from patchworks_core.machine.peak import PeakMemory
 from patchworks_core.machine.pools import Pool
 from patchworks_core.plugins.segmentation import LabelFunction, Segmentation
 from patchworks_core.stage.object_sums import measure_tile
 from patchworks_core.stage.stage import Stage, StagedTile
 from patchworks_core.stage.tile_labels import check_labels, number_labels
-from patchworks_core.tiles.grid import Tile, TileBlock
+from patchworks_core.tiles.grid import Tile, TileBlock, TileGrid
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +47,26 @@ class StagedBlock:
 
 
 @dataclass(frozen=True, slots=True)
-class _StageTask:
-    image: Image
-    stage: Stage
-    function: LabelFunction
-    empty: frozenset[int] = frozenset()
-    """Numbers of tiles without signal."""
+class Staging:
+    """Stages tile blocks of one image."""
 
-    companions: tuple[tuple[str, Image], ...] = ()
-    """Other channels of the image, with the keyword that gets their pixels."""
+    image: Image
+    """What ``stage.plan`` was made for."""
+
+    stage: Stage
+    """Where it is kept."""
+
+    function: LabelFunction
+    """Of one tile, parameters bound (`Segmentation.bind`)."""
+
+    empty: frozenset[int] = frozenset()
+    """Numbers of tiles without signal: they are staged without labels, and not segmented."""
+
+    companions: Mapping[str, Image] = field(default_factory=dict)
+    """Other channels that the function is given, by keyword (`companions_of`)."""
 
     def __call__(self, block: TileBlock) -> StagedBlock:
+        """Stage one tile block."""
         with PeakMemory() as peak:
             staged = self._stage(block)
         return replace(staged, peak_bytes=peak.bytes)
@@ -61,7 +78,7 @@ class _StageTask:
         pixels, beside = None, {}
         if n_skipped < len(block.tiles):
             pixels = self.image.read(block.read)
-            beside = {name: other.read(block.read) for name, other in self.companions}
+            beside = {name: other.read(block.read) for name, other in self.companions.items()}
         read = time.perf_counter()
         tiles = [
             self._without_labels(tile)
@@ -136,30 +153,15 @@ def companions_of(segmentation: Segmentation, image: Image) -> dict[str, Image]:
 
 
 def stage_blocks(
-    image: Image,
-    stage: Stage,
-    function: LabelFunction,
-    blocks: Iterable[TileBlock],
-    *,
-    pool: Pool,
-    empty: Iterable[int] = (),
-    companions: Mapping[str, Image] | None = None,
+    staging: Staging, blocks: Iterable[TileBlock], *, pool: Pool
 ) -> Generator[Outcome[TileBlock, StagedBlock], None, None]:
-    """Segment tile blocks and stage what comes out; a block that fails stops no other.
+    """Stage tile blocks; one that fails stops no other.
 
     Parameters
     ----------
-    image : Image
-        What ``stage.plan`` was made for.
-    stage : Stage
-    function : callable
-        Of one tile, parameters bound (`Segmentation.bind`).
+    staging : Staging
     blocks : iterable of TileBlock
     pool : Pool
-    empty : iterable of int
-        Numbers of tiles without signal: they are staged without labels, and not segmented.
-    companions : mapping of str to Image, optional
-        Other channels that the function is given, by keyword (`companions_of`).
 
     Yields
     ------
@@ -171,11 +173,131 @@ def stage_blocks(
     StageError
         If the image is not the one that was planned.
     """
-    if image.fingerprint != stage.plan.image.fingerprint:
+    image, planned = staging.image, staging.stage.plan.image
+    if image.fingerprint != planned.fingerprint:
         raise StageError(
             f"image {image.url!r} changed after it was planned (its content had fingerprint "
-            f"{stage.plan.image.fingerprint!r}, now {image.fingerprint!r}); plan it again"
+            f"{planned.fingerprint!r}, now {image.fingerprint!r}); plan it again"
         )
-    others = tuple((companions or {}).items())
-    task = _StageTask(image, stage, function, frozenset(empty), others)
-    yield from pool.outcomes(task, blocks)
+    yield from pool.outcomes(staging, blocks)
+
+
+class TileCompute(Protocol):
+    """What decides where tiles run: a call's own `Compute`, or what a deployment has."""
+
+    @property
+    def is_decided(self) -> bool:
+        """True where what a tile takes would not change how many are worked on at once."""
+
+    def alone(self) -> TileCompute:
+        """Return one worker of the same kind."""
+
+    def open(
+        self, grid: TileGrid, dtype: np.dtype[Any], *, measured_bytes: int = 0
+    ) -> AbstractContextManager[Pool]:
+        """Open a pool for tiles of which one took `measured_bytes`; 0 is not known."""
+
+
+@dataclass(slots=True)
+class StagingCount:
+    """What became of the tile blocks of one image so far."""
+
+    n_blocks: int
+    """To be staged."""
+
+    n_done: int = 0
+    """Of which it is known what became of them, failed ones too."""
+
+    n_pixels: int = 0
+    """In their cores."""
+
+    bytes_of_first: int = 0
+    """What the first took, where it ran alone to show that; otherwise 0."""
+
+    failures: dict[str, Failure] = field(default_factory=dict)
+    """Why blocks failed, by key."""
+
+    @property
+    def n_failed(self) -> int:
+        """Blocks that failed."""
+        return len(self.failures)
+
+    @property
+    def n_left(self) -> int:
+        """Blocks of which it is not known yet."""
+        return self.n_blocks - self.n_done
+
+    def add(self, outcome: Outcome[TileBlock, StagedBlock]) -> None:
+        """Count one block."""
+        self.n_done += 1
+        self.n_pixels += outcome.item.core.size
+        if outcome.failure is not None:
+            self.failures[outcome.item.key] = outcome.failure
+
+
+class StagingListener(Protocol):
+    """Whoever is told how `stage_all` goes."""
+
+    def started(self, pool: Pool, count: StagingCount) -> None:
+        """Hear what the rest, or all, runs on."""
+
+    def finished(self, outcome: Outcome[TileBlock, StagedBlock], count: StagingCount) -> bool:
+        """Hear what became of one block, which is counted already; False stops the others."""
+
+
+@contextmanager
+def stage_all(
+    staging: Staging,
+    blocks: Sequence[TileBlock],
+    compute: TileCompute,
+    listener: StagingListener,
+) -> Iterator[tuple[Pool, StagingCount]]:
+    """Stage tile blocks, the first alone where what it takes decides for the rest.
+
+    Parameters
+    ----------
+    staging : Staging
+    blocks : sequence of TileBlock
+    compute : TileCompute
+        Where they run.
+    listener : StagingListener
+        Told of each block; it may stop the others.
+
+    Yields
+    ------
+    pool : Pool
+        What the rest ran on; its workers stay for what comes then.
+    count : StagingCount
+        What became of all.
+
+    Raises
+    ------
+    StageError
+        If the image is not the one that was planned.
+    """
+    count = StagingCount(len(blocks))
+    goes_on = True
+    if not compute.is_decided and len(blocks) > 1:
+        for outcome in stage_alone(staging, blocks[:1], compute):
+            count.bytes_of_first = outcome.value.peak_bytes if outcome.value else 0
+            count.add(outcome)
+            goes_on = listener.finished(outcome, count)
+        blocks = blocks[1:]
+    taken = count.bytes_of_first
+    with compute.open(staging.stage.grid, staging.image.dtype, measured_bytes=taken) as pool:
+        listener.started(pool, count)
+        outcomes = stage_blocks(staging, blocks if goes_on else (), pool=pool)
+        for outcome in outcomes:
+            count.add(outcome)
+            if not listener.finished(outcome, count):
+                break
+        outcomes.close()
+        yield pool, count
+
+
+def stage_alone(
+    staging: Staging, blocks: Iterable[TileBlock], compute: TileCompute
+) -> Generator[Outcome[TileBlock, StagedBlock], None, None]:
+    """Stage tile blocks one after the other, so that what each takes is seen."""
+    with compute.alone().open(staging.stage.grid, staging.image.dtype) as pool:
+        yield from stage_blocks(staging, blocks, pool=replace(pool, window=1))

@@ -1,15 +1,16 @@
 """Staged labels: the segmentation function on every tile, one run for a whole range of tiles."""
 
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import dagster as dg
 from pydantic import Field
 
 from patchworks_core.machine.engine import Outcome
 from patchworks_core.machine.pools import Pool
+from patchworks_core.plugins.segmentation import Segmentation
 from patchworks_core.stage.stage import Stage
-from patchworks_core.stage.staging import StagedBlock, stage_blocks
+from patchworks_core.stage.staging import StagedBlock, Staging, StagingCount, stage_all
 from patchworks_core.tiles.grid import TileBlock
 from patchworks_pipeline.assets.acquiring import OWNERS, image_statistics
 from patchworks_pipeline.assets.planned import Beside, planned_function
@@ -29,7 +30,7 @@ from patchworks_pipeline.instance.tile_log import TileLog
 from patchworks_pipeline.partitions import NOT_BY_KEY, split_tile_key, tiles
 from patchworks_pipeline.records import ImageFolder, TileFailure
 from patchworks_pipeline.resources.clusters import DaskCluster
-from patchworks_pipeline.resources.pools import TilePools
+from patchworks_pipeline.resources.pools import DeployedCompute
 from patchworks_pipeline.resources.resources import ComputeBudget, GpuPool, LabelStore
 
 RESUMED = "dagster/is_resume_retry"
@@ -37,9 +38,6 @@ RESUMED = "dagster/is_resume_retry"
 
 MIN_FAILURES_TO_STOP = 5
 """The circuit breaker stays closed below this: a few bad tiles are the ordinary case."""
-
-
-Outcomes = Generator[Outcome[TileBlock, StagedBlock], None, None]
 
 
 class StagingConfig(dg.Config):
@@ -66,7 +64,7 @@ class _Run:
 
     context: dg.AssetExecutionContext
     config: StagingConfig
-    pools: TilePools
+    compute: DeployedCompute
     log: TileLog
 
     @property
@@ -78,11 +76,45 @@ class _Run:
 
 @dataclass(slots=True)
 class _Staged:
-    """What became of the tiles of one image."""
+    """What became of the tiles of one image; listens to `stage_all`, and records each."""
+
+    run: _Run
+    folder: ImageFolder
+    axes: str
+    progress: Progress
+    failed_before: frozenset[str]
+    """Tile blocks with a record of a failure."""
 
     failures: list[TileFailure] = field(default_factory=list)
     pictures: dict[str, bytes] = field(default_factory=dict)
     stopped: str | None = None
+
+    def started(self, pool: Pool, count: StagingCount) -> None:
+        """Say what the tiles run on."""
+        context = self.run.context
+        context.log.info(f"{self.folder.key}: staging {count.n_blocks} tiles; {pool.reason}")
+        tag_run(context, {"workers": pool.reason, "dashboard": pool.dashboard})
+
+    def finished(self, outcome: Outcome[TileBlock, StagedBlock], count: StagingCount) -> bool:
+        """Record one tile block; stop the others where too many failed."""
+        self.progress.tell(count)
+        if outcome.failure is None:
+            if outcome.item.key in self.failed_before:
+                self.folder.clear_failure(outcome.item.key)
+            self.run.log.add(staged_tile(self.folder.key, outcome))
+            return True
+        failure = TileFailure.of(outcome, self.axes)
+        self.failures.append(failure)
+        self.folder.write_failure(failure)
+        log_failure(self.run.context, self.folder.key, failure)
+        most = self.run.config.max_failed_fraction
+        if count.n_failed < MIN_FAILURES_TO_STOP or count.n_failed <= most * count.n_blocks:
+            return True
+        self.stopped = (
+            f"{count.n_failed} of {count.n_blocks} tiles of {self.folder.key} failed, more than "
+            f"max_failed_fraction={most}; {count.n_left} were not tried"
+        )
+        return False
 
 
 @dg.multi_asset(
@@ -117,9 +149,8 @@ def staged_labels(
     for key in context.partition_keys:
         image, block = split_tile_key(key)
         blocks_of.setdefault(image, []).append(block)
-    pools = TilePools(budget, gpus, cluster)
     with TileLog(context) as log:
-        run = _Run(context, config, pools, log)
+        run = _Run(context, config, DeployedCompute(budget, gpus, cluster), log)
         staged = {
             image: _stage_image(run, store.folder(image), blocks)
             for image, blocks in blocks_of.items()
@@ -144,31 +175,14 @@ def _stage_image(run: _Run, folder: ImageFolder, keys: Sequence[str]) -> _Staged
     if run.config.skip_failed:
         keys = [key for key in keys if key not in failed or failed[key].is_transient]
     blocks = [plan.grid.block_of_key(key) for key in keys]
-    progress = Progress(run.context, folder.key, len(blocks))
-    staged = _Staged()
-    outcomes = _outcomes(run, folder, stage, blocks)
-    for outcome in outcomes:
-        progress.count(outcome)
-        if outcome.failure is None:
-            if outcome.item.key in failed:
-                folder.clear_failure(outcome.item.key)
-            run.log.add(staged_tile(folder.key, outcome))
-            continue
-        failure = TileFailure.of(outcome, plan.grid.axes)
-        staged.failures.append(failure)
-        folder.write_failure(failure)
-        log_failure(run.context, folder.key, failure)
-        n = len(staged.failures)
-        if n >= MIN_FAILURES_TO_STOP and n > run.config.max_failed_fraction * len(blocks):
-            staged.stopped = (
-                f"{n} of {len(blocks)} tiles of {folder.key} failed, more than "
-                f"max_failed_fraction={run.config.max_failed_fraction}; "
-                f"{len(blocks) - progress.n_done} were not tried"
-            )
-            break
-    outcomes.close()
-    tag_run(run.context, progress.speed())
-    add_staging(folder, plan, progress.work())
+    progress = Progress(run.context, folder.key)
+    staged = _Staged(run, folder, plan.grid.axes, progress, frozenset(failed))
+    function = planned_function(plan)
+    compute = replace(run.compute, wants_gpu=function.wants_gpu)
+    with stage_all(_staging(folder, stage, function), blocks, compute, staged) as (_, count):
+        pass  # nothing else runs on this pool
+    tag_run(run.context, progress.work(count).speed())
+    add_staging(folder, plan, progress.work(count))
     if staged.failures:
         opened = folder.acquisition().open()
         staged.pictures = input_pictures(folder, opened, plan.grid.axes, staged.failures)
@@ -184,36 +198,10 @@ def _missing(run: _Run, folder: ImageFolder, stage: Stage, keys: Sequence[str]) 
     return [key for key in keys if key in missing]
 
 
-def _outcomes(
-    run: _Run, folder: ImageFolder, stage: Stage, blocks: Sequence[TileBlock]
-) -> Outcomes:
-    """Stage the first tile alone to see what it takes, then the others side by side."""
-    plan, pools = stage.plan, run.pools
-    function = planned_function(plan)
+def _staging(folder: ImageFolder, stage: Stage, function: Segmentation) -> Staging:
+    """Return what stages tile blocks of an image, as its plan says."""
     statistics = folder.statistics() if function.wants_statistics else None
     opened = folder.acquisition().open()
-    beside = Beside.of(folder, plan, function, opened)
-
-    def staged(pool: Pool, some: Sequence[TileBlock]) -> Outcomes:
-        return stage_blocks(
-            opened,
-            stage,
-            function.bind(statistics, beside.statistics),
-            some,
-            pool=pool,
-            empty=beside.empty,
-            companions=beside.companions,
-        )
-
-    measured_bytes = 0
-    rest = list(blocks)
-    if not pools.is_decided and len(rest) > 1:
-        with pools.open(plan, wants_gpu=function.wants_gpu) as pool:
-            for outcome in staged(pool, rest[:1]):
-                measured_bytes = outcome.value.peak_bytes if outcome.value else 0
-                yield outcome
-        rest = rest[1:]
-    with pools.open(plan, wants_gpu=function.wants_gpu, measured_bytes=measured_bytes) as pool:
-        run.context.log.info(f"{folder.key}: staging {len(blocks)} tiles; {pool.reason}")
-        tag_run(run.context, {"workers": pool.reason, "dashboard": pool.dashboard})
-        yield from staged(pool, rest)
+    beside = Beside.of(folder, stage.plan, function, opened)
+    bound = function.bind(statistics, beside.statistics)
+    return Staging(opened, stage, bound, beside.empty, beside.companions)

@@ -10,7 +10,7 @@ from patchworks_core.errors import ImageError
 from patchworks_core.images.image import Image
 from patchworks_core.machine.engine import Outcome
 from patchworks_core.pictures.drawing import flatten, png_bytes, thumbnail
-from patchworks_core.stage.staging import StagedBlock
+from patchworks_core.stage.staging import StagedBlock, StagingCount
 from patchworks_core.tiles.grid import TileBlock
 from patchworks_pipeline.assets.metadata import picture
 from patchworks_pipeline.assets.throughput import Work
@@ -80,42 +80,31 @@ def log_failure(context: dg.AssetExecutionContext, image: str, failure: TileFail
 
 
 class Progress:
-    """Counts the tiles of one image, and says how it goes now and then."""
+    """Says how the staging of one image goes, now and then."""
 
-    def __init__(self, context: dg.AssetExecutionContext, image: str, n_tiles: int) -> None:
+    def __init__(self, context: dg.AssetExecutionContext, image: str) -> None:
         self._context = context
         self._image = image
-        self._n_tiles = n_tiles
-        self.n_done = 0
-        self.n_failed = 0
-        self._n_pixels = 0
         self._start = self._last = time.monotonic()
 
-    def count(self, outcome: Outcome[TileBlock, StagedBlock]) -> None:
-        """Count one tile."""
-        self.n_done += 1
-        self.n_failed += outcome.failure is not None
-        self._n_pixels += outcome.item.core.size
-        report("stage", self.n_done, self._n_tiles)
+    def tell(self, count: StagingCount) -> None:
+        """Report one more tile, and log a line where the last one is a while ago."""
+        report("stage", count.n_done, count.n_blocks)
         now = time.monotonic()
-        if now - self._last < SECONDS_BETWEEN_LOG_LINES and self.n_done < self._n_tiles:
+        if now - self._last < SECONDS_BETWEEN_LOG_LINES and count.n_left:
             return
         self._last = now
-        speed = self.speed()
-        left = (self._n_tiles - self.n_done) / max(speed["tiles_per_second"], 1e-9)
+        speed = self.work(count).speed()
+        left = count.n_left / max(speed["tiles_per_second"], 1e-9)
         self._context.log.info(
-            f"{self._image}: {self.n_done} of {self._n_tiles} tiles done, {self.n_failed} failed; "
-            f"{speed['tiles_per_second']:.1f} tiles/s, "
+            f"{self._image}: {count.n_done} of {count.n_blocks} tiles done, {count.n_failed} "
+            f"failed; {speed['tiles_per_second']:.1f} tiles/s, "
             f"{speed['megapixels_per_second']:.1f} Mpx/s, {left:.0f} s left"
         )
 
-    def work(self) -> Work:
+    def work(self, count: StagingCount) -> Work:
         """Return what was worked on so far."""
-        return Work(self.n_done, self._n_pixels, time.monotonic() - self._start)
-
-    def speed(self) -> dict[str, float]:
-        """Return how fast it went so far."""
-        return self.work().speed()
+        return Work(count.n_done, count.n_pixels, time.monotonic() - self._start)
 
 
 def fail_if_any(

@@ -8,11 +8,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
 
 from patchworks_core.machine.faults import RetryPolicy
 from patchworks_core.machine.pools import Pool
 from patchworks_core.machine.workers import Workers
-from patchworks_core.stage.plan import Plan
+from patchworks_core.tiles.grid import TileGrid
 from patchworks_pipeline.resources.clusters import DaskCluster
 from patchworks_pipeline.resources.resources import ComputeBudget, GpuPool
 
@@ -20,29 +23,44 @@ RETRY = RetryPolicy()
 
 
 @dataclass(frozen=True, slots=True)
-class TilePools:
-    """What a run may compute on."""
+class DeployedCompute:
+    """What the tiles of one image may run on; as `patchworks_core.machine.pools.Compute`."""
 
     budget: ComputeBudget
+    """How much of this machine."""
+
     gpus: GpuPool
+    """Its GPUs."""
+
     cluster: DaskCluster
+    """Takes all tiles where there is one."""
+
+    wants_gpu: bool = False
+    """Whether the function uses a GPU."""
+
+    at_most: int | None = None
+    """Tiles at once on this machine, whatever else was decided."""
 
     @property
     def is_decided(self) -> bool:
         """True where what a tile takes would not change how many are worked on at once."""
         return bool(self.budget.workers) or self.cluster.settings() is not None
 
+    def alone(self) -> "DeployedCompute":
+        """Return one worker of the same kind."""
+        return replace(self, at_most=1)
+
     @contextmanager
     def open(
-        self, plan: Plan, *, wants_gpu: bool = False, measured_bytes: int = 0
+        self, grid: TileGrid, dtype: np.dtype[Any], *, measured_bytes: int = 0
     ) -> Iterator[Pool]:
-        """Open a pool for the tiles of a plan.
+        """Open a pool for tiles.
 
         Parameters
         ----------
-        plan : Plan
-        wants_gpu : bool
-            Whether the function uses a GPU.
+        grid : TileGrid
+        dtype : dtype
+            Of the pixels.
         measured_bytes : int
             What a tile was seen to take; 0 where none was measured.
         """
@@ -50,23 +68,25 @@ class TilePools:
             if client is not None:
                 yield Pool.of_cluster(client, RETRY)
                 return
-        workers, reason = self._on_this_machine(plan, wants_gpu, measured_bytes)
+        workers, reason = self._on_this_machine(grid, dtype, measured_bytes)
+        if self.at_most is not None:
+            workers = replace(workers, count=min(workers.count, self.at_most))
         with Pool.open(workers) as pool:
             yield replace(pool, retry=RETRY, reason=reason)
 
     def _on_this_machine(
-        self, plan: Plan, wants_gpu: bool, measured_bytes: int
+        self, grid: TileGrid, dtype: np.dtype[Any], measured_bytes: int
     ) -> tuple[Workers, str]:
         """Decide on the workers of this machine."""
-        decision = self.budget.decide(plan, measured_bytes=measured_bytes)
-        slots = self.gpus.slots() if wants_gpu else ()
+        decision = self.budget.decide_for(grid, dtype, measured_bytes=measured_bytes)
+        slots = self.gpus.slots() if self.wants_gpu else ()
         if not slots:
-            why = "; no GPU found, the function runs on the CPU" if wants_gpu else ""
+            why = "; no GPU found, the function runs on the CPU" if self.wants_gpu else ""
             return self.budget.open(decision.count), decision.reason + why
         limit = self.budget.workers or len(slots)
         n_devices = len(set(slots))
         reason = f"{len(slots)} slots on {n_devices} GPUs, one worker process each"
         # Each process holds one tile, so the memory of the host bounds them too.
         fit = self.budget.model_copy(update={"cores_left_free": 0, "workers": len(slots)})
-        count = min(limit, len(slots), fit.decide(plan, measured_bytes=measured_bytes).count)
-        return Workers(count, "processes", slots), reason
+        fitting = fit.decide_for(grid, dtype, measured_bytes=measured_bytes).count
+        return Workers(min(limit, len(slots), fitting), "processes", slots), reason

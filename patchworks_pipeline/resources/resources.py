@@ -25,6 +25,7 @@ from patchworks_core.plugins.segmentation import Segmentation as SegmentationFun
 from patchworks_core.plugins.segmentation import segmentation_of
 from patchworks_core.seams.rules import MergeOptions
 from patchworks_core.stage.plan import FROM_IMAGE, Plan
+from patchworks_core.tiles.grid import TileGrid
 from patchworks_pipeline.instance.home import home_folder
 from patchworks_pipeline.landing.candidates import Layout, find_candidates
 from patchworks_pipeline.partitions import check_image_key
@@ -270,7 +271,13 @@ class ComputeBudget(Deployed):
 
         `measured_bytes` is what the first tile took; it counts where it is more than expected.
         """
-        expected = block_bytes(plan.grid, np.dtype(plan.image.dtype))
+        return self.decide_for(plan.grid, np.dtype(plan.image.dtype), measured_bytes=measured_bytes)
+
+    def decide_for(
+        self, grid: TileGrid, dtype: np.dtype[Any], *, measured_bytes: int = 0
+    ) -> WorkerDecision:
+        """Decide as `decide` does, for tiles and the type of their pixels."""
+        expected = block_bytes(grid, dtype)
         return decide_workers(
             max(expected, measured_bytes),
             cores=granted_cores(),

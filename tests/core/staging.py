@@ -13,7 +13,7 @@ from patchworks_core.plugins.segmentation import declare, segmentation_of
 from patchworks_core.seams.rules import MergeOptions
 from patchworks_core.stage.plan import make_plan
 from patchworks_core.stage.stage import Stage
-from patchworks_core.stage.staging import stage_blocks
+from patchworks_core.stage.staging import Staging, stage_blocks
 
 TOUCHING = MergeOptions("touching", 1)
 
@@ -43,7 +43,7 @@ def stage_into(location, pixels, function=label_components, *, keys=None, **opti
     stage = Stage.open_or_create(location, plan)
     blocks = [plan.grid.block_of_key(key) for key in keys or plan.grid.block_keys()]
     with Pool.open(Workers()) as pool:
-        outcomes = list(stage_blocks(image, stage, function, blocks, pool=pool))
+        outcomes = list(stage_blocks(Staging(image, stage, function), blocks, pool=pool))
     assert [outcome.failure for outcome in outcomes] == [None] * len(blocks)
     return stage
 

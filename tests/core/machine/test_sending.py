@@ -25,7 +25,7 @@ from patchworks_core.operations.filters import maximum
 from patchworks_core.plugins.segmentation import segmentation_of
 from patchworks_core.stage.plan import make_plan
 from patchworks_core.stage.stage import Stage
-from patchworks_core.stage.staging import _StageTask
+from patchworks_core.stage.staging import Staging
 from patchworks_core.statistics.statistics import measure_statistics
 from patchworks_core.tiles.regions import Region
 from tests.core.staging import label_components
@@ -38,7 +38,7 @@ SMALL = 4096
 
 def stage_task(image, path):
     plan = make_plan(image, segmentation_of(label_components), tile_shape=300)
-    return _StageTask(image, Stage.create(path, plan), label_components)
+    return Staging(image, Stage.create(path, plan), label_components)
 
 
 def bound_threshold(path):

@@ -23,7 +23,7 @@ from patchworks_core.seams.rules import MergeOptions
 from patchworks_core.seams.strips import HIGH, LOW, strip_axes
 from patchworks_core.stage.plan import Plan
 from patchworks_core.stage.stage import Stage
-from patchworks_core.stage.staging import stage_blocks
+from patchworks_core.stage.staging import Staging, stage_blocks
 from tests.core.oracles import assert_same_partition
 from tests.core.staging import blobs, label_components, merged_of, plan_of, stage_into
 
@@ -48,9 +48,7 @@ def crash_at(name: str, stage: Stage, monkeypatch) -> None:
 
 def staged_tile(stage, key, image):
     """Run one block as the stage step does, in this thread."""
-    from patchworks_core.stage.staging import _StageTask
-
-    return _StageTask(image, stage, label_components)(stage.grid.block_of_key(key))
+    return Staging(image, stage, label_components)(stage.grid.block_of_key(key))
 
 
 @pytest.mark.parametrize("name", ["_labels", "_digests", "_counts"])
@@ -101,7 +99,7 @@ def test_staging_again_replaces_what_was_staged(tmp_path):
     stage = stage_into(tmp_path / "stage", pixels)
     block = plan.grid.block_of_key("y000x000")
     with Pool.open(Workers()) as pool:
-        list(stage_blocks(image, stage, nothing, [block], pool=pool))
+        list(stage_blocks(Staging(image, stage, nothing), [block], pool=pool))
     assert stage.counts()[0, 0] == 0
     assert not stage.labels(block).any()
     assert not stage.strip((0, 0), 0, HIGH).any()
@@ -166,7 +164,7 @@ def test_an_image_that_changed_after_planning_is_not_staged(tmp_path):
     stage = stage_into(tmp_path / "stage", blobs((8, 8)), keys=["y000x000"])
     changed = open_image(blobs((8, 8), seed=1))
     with Pool.open(Workers()) as pool, pytest.raises(StageError, match="plan it again"):
-        list(stage_blocks(changed, stage, label_components, [], pool=pool))
+        list(stage_blocks(Staging(changed, stage, label_components), [], pool=pool))
 
 
 @given(

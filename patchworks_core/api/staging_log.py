@@ -1,0 +1,64 @@
+"""Says what becomes of each tile as it is staged, and raises at the end if any failed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from patchworks_core.errors import TilesFailedError
+from patchworks_core.machine.budget import human_bytes
+from patchworks_core.machine.engine import Outcome
+from patchworks_core.machine.pools import Pool
+from patchworks_core.machine.progress import Progress
+from patchworks_core.stage.staging import StagedBlock, StagingCount
+from patchworks_core.tiles.grid import TileBlock
+
+Say = Callable[[str], None]
+"""Told in words what was decided and done."""
+
+
+class StagingLog:
+    """What a call says of the tiles of its image; listens to `stage_all`."""
+
+    def __init__(self, progress: Progress, say: Say) -> None:
+        self._progress = progress
+        self._say = say
+
+    def started(self, pool: Pool, count: StagingCount) -> None:
+        """Say what the tiles run on, and why."""
+        taken = count.bytes_of_first
+        self._say(f"{pool.reason}; a tile took {human_bytes(taken)}" if taken else pool.reason)
+        if pool.dashboard:
+            self._say(f"dashboard at {pool.dashboard}")
+
+    def finished(self, outcome: Outcome[TileBlock, StagedBlock], count: StagingCount) -> bool:
+        """Say what became of one tile block; the others go on."""
+        key, staged = outcome.item.key, outcome.value
+        if outcome.failure is not None:
+            self._say(f"tile {key} failed: {outcome.failure}")
+        elif staged is not None and staged.n_skipped == len(outcome.item.tiles):
+            self._say(f"tile {key} is empty and was not segmented")
+        elif staged is not None:
+            self._say(f"tile {key}: {staged.n_labels} labels in {outcome.seconds:.2f} s")
+        self._progress("stage", count.n_done, count.n_blocks)
+        return True
+
+
+def check_staged(count: StagingCount, n_blocks: int, *, way_out: str) -> None:
+    """Raise TilesFailedError if any tile failed.
+
+    Parameters
+    ----------
+    count : StagingCount
+    n_blocks : int
+        Tile blocks of the image.
+    way_out : str
+        What to do then.
+    """
+    if not count.failures:
+        return
+    key, first = min(count.failures.items())
+    raise TilesFailedError(
+        f"{count.n_failed} of {n_blocks} tiles failed, the first is {key!r}: "
+        f"{first}\n{first.traceback}\n{way_out}",
+        {key: str(failure) for key, failure in count.failures.items()},
+    )
