@@ -96,11 +96,16 @@ class MergeConfig(dg.Config):
         default=None, description="auto, touching, overlap or none: which labels are one object."
     )
     connectivity: int | None = Field(
-        default=None, description="Contact that counts for 'touching', 1 to 3."
+        default=None,
+        ge=0,
+        le=3,
+        description="Contact that counts for 'touching', 1 to 3; 0 is the function's.",
     )
-    min_iou: float | None = Field(default=None, description="Least IoU for 'overlap', 0 to 1.")
+    min_iou: float | None = Field(
+        default=None, ge=0, le=1, description="Least IoU for 'overlap', 0 to 1."
+    )
     min_size: int | None = Field(
-        default=None, description="Merged objects of fewer pixels become background."
+        default=None, ge=0, description="Merged objects of fewer pixels become background."
     )
 
     def chosen(self) -> dict[str, Any]:

@@ -53,6 +53,8 @@ class StagingConfig(dg.Config):
     )
     max_failed_fraction: float = Field(
         default=0.5,
+        ge=0,
+        le=1,
         description="A run is stopped once more than this share of an image's tiles, and at least "
         f"{MIN_FAILURES_TO_STOP}, have failed; 1 never stops.",
     )

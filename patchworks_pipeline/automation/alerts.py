@@ -18,13 +18,12 @@ from logging import Logger
 from typing import ClassVar
 from urllib.parse import quote
 
-from pydantic import Field
 from upath import UPath
 
 from patchworks_core.files.storage import write_text
 from patchworks_pipeline.partitions import tile_keys
 from patchworks_pipeline.records import ImageFolder
-from patchworks_pipeline.resources.settings import Deployed
+from patchworks_pipeline.resources.settings import Deployed, setting
 
 MAX_CAUSES = 5
 """Causes told of one image in one run; more are counted."""
@@ -118,23 +117,25 @@ class Alerts(Deployed):
 
     section: ClassVar[str] = "alerts"
 
-    smtp_host: str = Field(default="", description="Mail server; empty: no e-mail.")
-    smtp_port: int = Field(default=25, description="Of the mail server.")
-    smtp_starttls: bool = Field(default=False, description="True encrypts before anything is said.")
-    smtp_user: str = Field(default="", description="Empty: no login.")
-    smtp_password: str = Field(default="", description="Give it as an environment variable.")
-    email_from: str = Field(default="patchworks@localhost", description="Address of the sender.")
-    email_to: list[str] = Field(default=[], description="Addresses; none: no e-mail.")
-    webhook_url: str = Field(
-        default="", description='Gets {"text": ...} by POST, as Slack does; empty: none.'
+    smtp_host: str = setting("", description="Mail server; empty: no e-mail.")
+    smtp_port: int = setting(25, ge=1, le=65_535, description="Of the mail server.")
+    smtp_starttls: bool = setting(False, description="True encrypts before anything is said.")
+    smtp_user: str = setting("", description="Empty: no login.")
+    smtp_password: str = setting(
+        "", is_secret=True, description="Give it as an environment variable."
     )
-    base_url: str = Field(
-        default="http://127.0.0.1:3000", description="Address of the UI, for the links."
+    email_from: str = setting("patchworks@localhost", description="Address of the sender.")
+    email_to: list[str] = setting([], description="Addresses; none: no e-mail.")
+    webhook_url: str = setting(
+        "", is_secret=True, description='Gets {"text": ...} by POST, as Slack does; empty: none.'
     )
-    quiet_hours: float = Field(
-        default=24, description="The same cause for the same image is told once in so long."
+    base_url: str = setting(
+        "http://127.0.0.1:3000", description="Address of the UI, for the links."
     )
-    timeout_seconds: float = Field(default=10, description="For a sink to answer.")
+    quiet_hours: float = setting(
+        24.0, ge=0, description="The same cause for the same image is told once in so long."
+    )
+    timeout_seconds: float = setting(10.0, gt=0, description="For a sink to take what it is told.")
 
     def send(self, alerts: Sequence[Alert], *, memory: UPath, log: Logger) -> int:
         """Tell of what was not told of lately.

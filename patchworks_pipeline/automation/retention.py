@@ -28,7 +28,10 @@ class RetentionConfig(dg.Config):
     """What is old enough to be retired."""
 
     days: float = Field(
-        default=30, description="Stages go of images whose labels were merged longer ago."
+        default=30,
+        ge=0,
+        allow_inf_nan=False,
+        description="Stages go of images whose labels were merged longer ago.",
     )
 
 

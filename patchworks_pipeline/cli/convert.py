@@ -6,6 +6,7 @@ import typer
 
 from patchworks_core.errors import ImageError, PlanError
 from patchworks_pipeline.cli.options import (
+    LEVEL,
     Axes,
     Level,
     WorkerCount,
@@ -33,7 +34,7 @@ def convert(
     channel: Annotated[
         str, typer.Option(help="Channel by position or name; 'all' keeps each.")
     ] = "all",
-    level: Level = 0,
+    level: Level = LEVEL,
     axes: Axes = None,
     workers: WorkerCount = 1,
     overwrite: Annotated[bool, typer.Option(help="Replace what is at the output.")] = False,
@@ -49,7 +50,7 @@ def convert(
     from patchworks_pipeline.progress import report
 
     try:
-        opened = open_image(image, channel=channel_of(channel), level=level or 0, axes=axes)
+        opened = open_image(image, channel=channel_of(channel), level=level or LEVEL, axes=axes)
         with progress_bars(image, console):
             written = convert_image(
                 opened,

@@ -17,8 +17,10 @@ from patchworks_core.errors import (
     SegmentationError,
     StageError,
 )
+from patchworks_core.machine.workers import WorkerKind
 from patchworks_pipeline.cli.convert import convert
 from patchworks_pipeline.cli.options import (
+    HOME,
     Axes,
     Channel,
     Home,
@@ -75,8 +77,8 @@ def run(
     min_size: MinSize = None,
     name: Annotated[str | None, typer.Option(help="Key of the image; its file name.")] = None,
     workers: WorkerCount = None,
-    worker_kind: Kind = "threads",
-    home: Home = Path(".patchworks"),
+    worker_kind: Kind = None,
+    home: Home = HOME,
 ) -> None:
     """Run images through all assets in this process; again, it redoes only what is missing.
 
@@ -108,7 +110,7 @@ def _run_one(
     *,
     home: Path,
     workers: int | None = None,
-    worker_kind: str = "threads",
+    worker_kind: WorkerKind | None = None,
 ) -> int:
     """Run one image and say what came of it; return the exit code."""
     from patchworks_pipeline.cli.progress_bars import progress_bars
@@ -118,7 +120,8 @@ def _run_one(
 
     try:
         with open_home(home.absolute()) as instance:
-            budget = ComputeBudget(workers=workers or 0, kind=worker_kind).of_home()
+            of_command: dict[str, Any] = {"workers": workers, "kind": worker_kind}
+            budget = ComputeBudget(**of_command).of_home()
             store = LabelStore().of_home()
             url = url if "://" in url else str(Path(url).absolute())
             key = check_image_key(name) if name else image_key(url)
@@ -184,8 +187,8 @@ KnownImage = Annotated[str, typer.Argument(help="Key or path of an image in the 
 def retry(
     image: KnownImage,
     workers: WorkerCount = None,
-    worker_kind: Kind = "threads",
-    home: Home = Path(".patchworks"),
+    worker_kind: Kind = None,
+    home: Home = HOME,
 ) -> None:
     """Stage the failed and missing tiles of an image again, then merge it."""
     with _known_image(image, home) as (_, folder):
@@ -210,7 +213,7 @@ def merge(
     allow_missing_tiles: Annotated[
         bool, typer.Option(help="Merge with holes where tiles are not staged.")
     ] = False,
-    home: Home = Path(".patchworks"),
+    home: Home = HOME,
 ) -> None:
     """Merge an image again, by another rule or with holes; nothing is segmented again."""
     from patchworks_pipeline.cli.progress_bars import progress_bars
@@ -258,7 +261,7 @@ def _known_images(image: str | None, home: Path) -> Iterator[tuple[Any, list[Any
 @app.command()
 def status(
     image: Annotated[str | None, typer.Argument(help="Key or path of one image.")] = None,
-    home: Home = Path(".patchworks"),
+    home: Home = HOME,
 ) -> None:
     """Show how far images are: their tiles, objects and labels; and which ones were refused."""
     from patchworks_pipeline.cli.status import refusals, status_of
@@ -283,7 +286,7 @@ def status(
 
 @app.command()
 def ui(
-    home: Home = Path(".patchworks"),
+    home: Home = HOME,
     port: Annotated[int, typer.Option(help="Of the webserver.")] = 3000,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     automation: Annotated[
@@ -298,7 +301,7 @@ def ui(
 
 @app.command()
 def demo(
-    home: Home = Path(".patchworks"),
+    home: Home = HOME,
 ) -> None:
     """Segment a real micrograph that scikit-image carries, through all assets."""
     from patchworks_pipeline.cli.demo import CHOICES, describe, write_micrograph

@@ -1,4 +1,10 @@
-"""Options that commands share, and how their values are read."""
+"""Options that commands share, how their values are read, and what holds where one is left out.
+
+A command of a home (``run``, ``retry``, ``merge``, ``view``) leaves it at None: that keeps what was
+chosen for the image before, or else what the home's file or `built_in` says
+(`patchworks_pipeline.resources.settings`). ``segment`` and ``pilot`` know no home: they go by
+`built_in` alone.
+"""
 
 import json
 from pathlib import Path
@@ -6,7 +12,20 @@ from typing import Annotated, Any
 
 import typer
 
+from patchworks_core.machine.workers import WorkerKind
 from patchworks_pipeline.cli.terminal import BAD_INPUT, fail
+from patchworks_pipeline.instance.home import DEFAULT_HOME
+from patchworks_pipeline.resources import built_in
+
+FUNCTION = built_in.FUNCTION
+TILE_SHAPE = str(built_in.TILE_SHAPE)
+OVERLAP = str(built_in.OVERLAP)
+MERGE = built_in.MERGE
+MIN_IOU = built_in.MIN_IOU
+WORKER_KIND = built_in.WORKER_KIND
+HOME = Path(DEFAULT_HOME)
+CHANNEL, LEVEL = "0", 0
+"""Of an image that is opened for the first time."""
 
 Images = Annotated[list[str], typer.Argument(help="Paths or URLs of images.", show_default=False)]
 Home = Annotated[
@@ -42,7 +61,7 @@ MinSize = Annotated[
     int | None, typer.Option(help="Merged objects of fewer pixels become background.")
 ]
 WorkerCount = Annotated[int | None, typer.Option("--workers", min=1, help="Tiles at once.")]
-Kind = Annotated[str, typer.Option("--worker-kind", help="threads or processes.")]
+Kind = Annotated[WorkerKind | None, typer.Option("--worker-kind", help="Of the tiles at once.")]
 
 
 def parameters(pairs: list[str]) -> dict[str, Any]:

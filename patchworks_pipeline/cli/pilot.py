@@ -8,6 +8,11 @@ from rich.table import Table
 
 from patchworks_core.errors import ImageError, PlanError, SegmentationError
 from patchworks_pipeline.cli.options import (
+    CHANNEL,
+    FUNCTION,
+    LEVEL,
+    MIN_IOU,
+    TILE_SHAPE,
     Axes,
     Channel,
     Level,
@@ -27,16 +32,16 @@ if TYPE_CHECKING:
 
 def pilot(
     image: Annotated[str, typer.Argument(help="Path or URL of an image.", show_default=False)],
-    segmentation: Annotated[str, typer.Option(help="As for run.")] = "watershed",
+    segmentation: Annotated[str, typer.Option(help="As for run.")] = FUNCTION,
     param: Param = None,
-    tile_shape: TileShape = "1024",
+    tile_shape: TileShape = TILE_SHAPE,
     overlap: Annotated[
         list[str] | None, typer.Option(help="Halo to try; repeat for more. From the objects' size.")
     ] = None,
-    channel: Channel = "0",
-    level: Level = 0,
+    channel: Channel = CHANNEL,
+    level: Level = LEVEL,
     axes: Axes = None,
-    min_iou: MinIou = 0.3,
+    min_iou: MinIou = MIN_IOU,
     n_regions: Annotated[int, typer.Option(min=1, help="Regions of 2 x 2 (x 2) tiles.")] = 3,
     seed: Annotated[int, typer.Option(help="Draws the regions.")] = 0,
 ) -> None:
@@ -48,7 +53,7 @@ def pilot(
     from patchworks_pipeline.progress import report as progress
 
     try:
-        opened = open_image(image, channel=channel_of(channel), level=level or 0, axes=axes)
+        opened = open_image(image, channel=channel_of(channel), level=level or LEVEL, axes=axes)
         with progress_bars(image, console):
             report = try_out(
                 opened,
@@ -57,7 +62,7 @@ def pilot(
                 overlaps=[one_or_all(numbers_of("--overlap", o)) for o in overlap or ()] or None,
                 n_regions=n_regions,
                 seed=seed,
-                options=MergeOptions(min_iou=min_iou or 0.0),
+                options=MergeOptions(min_iou=MIN_IOU if min_iou is None else min_iou),
                 progress=progress,
             )
     except (ImageError, PlanError, SegmentationError) as error:

@@ -135,7 +135,7 @@ def run_image(
     budget : ComputeBudget
     """
     steps = []
-    resources = {"budget": {"config": {"workers": budget.workers, "kind": budget.kind}}}
+    resources = {"budget": {"config": dict(budget)}}
     if not _is_planned(folder, plan):
         steps.append("plan_image")
         error = _run(instance, "plan_image", resources, partition_key=folder.key)

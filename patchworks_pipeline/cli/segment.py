@@ -6,6 +6,14 @@ import typer
 
 from patchworks_core.errors import ImageError, PlanError, SegmentationError, TilesFailedError
 from patchworks_pipeline.cli.options import (
+    CHANNEL,
+    FUNCTION,
+    LEVEL,
+    MERGE,
+    MIN_IOU,
+    OVERLAP,
+    TILE_SHAPE,
+    WORKER_KIND,
     Axes,
     Channel,
     Kind,
@@ -31,17 +39,17 @@ def segment(
     output: Annotated[
         str, typer.Option("-o", "--output", help="OME-Zarr to write labels/<name> into.")
     ],
-    segmentation: Annotated[str, typer.Option(help="As for run.")] = "watershed",
+    segmentation: Annotated[str, typer.Option(help="As for run.")] = FUNCTION,
     param: Param = None,
     tile_shape: Annotated[
         str, typer.Option(help="Pixels of a tile: 512, 16,512,512, or auto: what memory allows.")
-    ] = "1024",
-    overlap: Overlap = "32",
-    channel: Channel = "0",
-    level: Level = 0,
+    ] = TILE_SHAPE,
+    overlap: Overlap = OVERLAP,
+    channel: Channel = CHANNEL,
+    level: Level = LEVEL,
     axes: Axes = None,
-    merge: Merge = "auto",
-    min_iou: MinIou = 0.3,
+    merge: Merge = MERGE,
+    min_iou: MinIou = MIN_IOU,
     min_size: Limit = 0,
     max_size: Limit = None,
     size_unit: Annotated[str, typer.Option(help="Of sizes: pixels or micrometers.")] = "pixels",
@@ -51,7 +59,7 @@ def segment(
     ] = None,
     name: Annotated[str, typer.Option(help="Of the label image.")] = "labels",
     workers: WorkerCount = None,
-    worker_kind: Kind = "threads",
+    worker_kind: Kind = WORKER_KIND,
     resume: Annotated[bool, typer.Option(help="Take up an interrupted call.")] = False,
     overwrite: Annotated[
         bool, typer.Option(help="Replace labels that were changed, or that are not patchworks'.")
@@ -73,14 +81,14 @@ def segment(
         "empty_threshold": empty_threshold,
     }
     try:
-        opened = open_image(image, channel=channel_of(channel), level=level or 0, axes=axes)
+        opened = open_image(image, channel=channel_of(channel), level=level or LEVEL, axes=axes)
         function = segmentation_of(segmentation, parameters(param or []))
         unit: Any = size_unit
         limits = SizeLimits.of(opened, min_size, max_size, unit)
         options = MergeOptions(
             merge,  # type: ignore[arg-type]
             None,
-            min_iou or 0.0,
+            MIN_IOU if min_iou is None else min_iou,
             limits.least,
             max_size=limits.most,
         )

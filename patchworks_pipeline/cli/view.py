@@ -9,6 +9,8 @@ import typer
 
 from patchworks_core.errors import ImageError, PlanError, StageError
 from patchworks_pipeline.cli.options import (
+    HOME,
+    LEVEL,
     Axes,
     Home,
     Level,
@@ -34,7 +36,7 @@ def view(
     channel: Annotated[
         str | None, typer.Option(help="Channel by position or name; all in napari, else the first.")
     ] = None,
-    level: Level = 0,
+    level: Level = None,
     axes: Axes = None,
     picture: Annotated[
         Path | None, typer.Option("-o", "--picture", help="PNG to write instead of opening napari.")
@@ -42,14 +44,14 @@ def view(
     overwrite: Annotated[
         bool, typer.Option(help="Replace a picture file that patchworks did not write.")
     ] = False,
-    home: Home = Path(".patchworks"),
+    home: Home = HOME,
 ) -> None:
     """Show an image with labels and tiles in napari, or write a picture where there is none."""
     from patchworks_core.files.replacing import replacing
     from patchworks_core.files.storage import as_path, write_bytes
     from patchworks_core.pictures.viewing import layers_of, picture_of, show
 
-    asked = Asked(image, labels, channel, level or 0, axes)
+    asked = Asked(image, labels, channel, level, axes)
     try:
         asked = asked.in_home(home)
         wants_napari = picture is None and find_spec("napari") is not None
@@ -82,7 +84,9 @@ class Asked:
     channel: str | None
     """As on the command line; None leaves it to the viewer."""
 
-    level: int
+    level: int | None
+    """None is the level that was segmented, or full resolution."""
+
     axes: str | None
 
     def in_home(self, home: Path) -> "Asked":
@@ -106,8 +110,8 @@ class Asked:
             known.url,
             self.labels or (str(path) if has_labels else None),
             self.channel or (None if known.channel is None else str(known.channel)),
-            known.level,
-            known.axes,
+            known.level if self.level is None else self.level,
+            known.axes if self.axes is None else self.axes,
         )
 
     def open(
@@ -119,7 +123,7 @@ class Asked:
         from patchworks_core.tiles.grid import plan_grid
 
         channel = default_channel if self.channel is None else channel_of(self.channel)
-        image = open_image(self.image, channel=channel, level=self.level, axes=self.axes)
+        image = open_image(self.image, channel=channel, level=self.level or LEVEL, axes=self.axes)
         labels = None if self.labels is None else open_image(self.labels, channel=None)
         grid = None if self.labels is None else grid_of_labels(self.labels)
         if tile_shape is not None:

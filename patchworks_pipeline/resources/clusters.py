@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import dagster as dg
-import yaml
-from pydantic import Field
 
 from patchworks_core.errors import PlanError
 from patchworks_core.machine.dask_clients import refuse_in_process
-from patchworks_pipeline.resources.settings import Deployed
+from patchworks_pipeline.resources.settings import Deployed, setting
+from patchworks_pipeline.resources.settings_file import read_yaml
 
 DASK_VARIABLE = "PATCHWORKS_DASK"
 
@@ -31,13 +30,13 @@ class DaskCluster(Deployed):
 
     section: ClassVar[str] = "cluster"
 
-    config_file: str = Field(
-        default="",
+    config_file: str = setting(
+        "",
         description=f"YAML in the form of dagster_dask.dask_resource; empty: ${DASK_VARIABLE}, "
         "and if that is empty too there is no cluster.",
     )
-    seconds_to_wait: float = Field(
-        default=600, description="For the first worker, which a batch system may start late."
+    seconds_to_wait: float = setting(
+        600.0, gt=0, description="For the first worker, which a batch system may start late."
     )
 
     def settings(self) -> dict[str, Any] | None:
@@ -55,7 +54,7 @@ class DaskCluster(Deployed):
             raise PlanError(
                 f"no cluster configuration at {name!r}; correct {DASK_VARIABLE} or DaskCluster"
             )
-        found = yaml.safe_load(Path(name).read_text())
+        found = read_yaml(Path(name))
         if not isinstance(found, dict) or not set(found) & {"client", "cluster"}:
             raise PlanError(
                 f"{name} must have a key 'client' or 'cluster' as dagster_dask.dask_resource has, "

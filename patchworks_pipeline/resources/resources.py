@@ -1,15 +1,16 @@
 """Resources: what a deployment decides. Choices of one run are config, facts are records."""
 
 import os
+from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import dagster as dg
 import numpy as np
-from pydantic import Field
+from pydantic import ValidationInfo, field_validator
 from upath import UPath
 
-from patchworks_core.errors import ImageError
+from patchworks_core.errors import ImageError, PlanError
 from patchworks_core.files.storage import as_path
 from patchworks_core.machine.budget import (
     WorkerDecision,
@@ -23,17 +24,20 @@ from patchworks_core.machine.workers import WorkerKind, Workers
 from patchworks_core.pilot.trials import recommend_overlap
 from patchworks_core.plugins.segmentation import Segmentation as SegmentationFunction
 from patchworks_core.plugins.segmentation import segmentation_of
-from patchworks_core.seams.rules import MergeOptions
+from patchworks_core.seams.rules import MergeOptions, MergeRule
 from patchworks_core.stage.plan import FROM_IMAGE, Plan
 from patchworks_core.tiles.grid import TileGrid
 from patchworks_pipeline.instance.home import home_folder
 from patchworks_pipeline.landing.candidates import Layout, find_candidates
 from patchworks_pipeline.partitions import check_image_key
 from patchworks_pipeline.records import Acquisition, ImageFolder
-from patchworks_pipeline.resources.settings import Deployed
+from patchworks_pipeline.resources import built_in
+from patchworks_pipeline.resources.settings import Deployed, setting
 
 AUTOMATION_VARIABLE = "PATCHWORKS_AUTOMATION"
 """``off`` switches automation off; read at every tick."""
+
+_ON, _OFF = ("on", "1", "true", "yes"), ("off", "0", "false", "no")
 
 
 class LabelStore(Deployed):
@@ -41,8 +45,8 @@ class LabelStore(Deployed):
 
     section: ClassVar[str] = "store"
 
-    root: str = Field(
-        default="",
+    root: str = setting(
+        "",
         description="Folder or fsspec URL (s3://, memory://); empty is store/ in the home.",
     )
 
@@ -60,30 +64,33 @@ class AcquisitionSource(Deployed):
 
     section: ClassVar[str] = "source"
 
-    landing: str = Field(
-        default="", description="Folder or fsspec URL; empty is landing/ in the home."
-    )
-    patterns: list[str] = Field(
-        default=[],
+    landing: str = setting("", description="Folder or fsspec URL; empty is landing/ in the home.")
+    patterns: list[str] = setting(
+        [],
         description="Globs below the folder, such as '*.tif' or '*/*.ome.zarr'; none: whatever "
         "can be read and lies directly in it.",
     )
-    template: str = Field(
-        default="",
+    template: str = setting(
+        "",
         description="Instead of patterns, such as '{plate}/{well}/{field}.ome.tif'; the fields "
         "make the partition key.",
     )
-    marker: str = Field(
-        default="",
+    marker: str = setting(
+        "",
         description="File that says one is complete, such as '{name}.done' or '{stem}.done' "
         "beside it; empty: it is complete once it is still.",
     )
-    settle_seconds: float = Field(
-        default=15, description="One is complete when no file of it changed for so long."
+    settle_seconds: float = setting(
+        15.0, ge=0, description="One is complete when no file of it changed for so long."
     )
-    max_per_tick: int = Field(
-        default=100, description="Acquisitions taken by one tick of the landing sensor."
+    max_per_tick: int = setting(
+        100, ge=1, description="Acquisitions taken by one tick of the landing sensor."
     )
+
+    def displaced(self) -> Collection[str]:
+        """Return the other one of template and patterns; where both stand, the template counts."""
+        pair = {"patterns", "template"}
+        return pair if pair & self.model_fields_set else ()
 
     def layout(self) -> Layout:
         """Return how the landing folder is laid out."""
@@ -115,17 +122,22 @@ class Automation(Deployed):
 
     section: ClassVar[str] = "automation"
 
-    enabled: bool = Field(
-        default=True, description="False: no sensor and no schedule starts a run by itself."
+    enabled: bool = setting(
+        True, description="False: no sensor and no schedule starts a run by itself."
     )
 
     def why_off(self) -> str | None:
         """Return why automation is off, in words; None where it is on."""
         if not self.enabled:
             return "automation is switched off by the resource 'automation'"
-        value = os.environ.get(AUTOMATION_VARIABLE, "on")
-        if value.lower() in ("off", "0", "false", "no"):
+        value = os.environ.get(AUTOMATION_VARIABLE) or "on"
+        if value.lower() in _OFF:
             return f"automation is switched off by {AUTOMATION_VARIABLE}={value}"
+        if value.lower() not in _ON:
+            raise PlanError(
+                f"{AUTOMATION_VARIABLE} must be one of {(*_ON, *_OFF)!r}, got {value!r}; correct "
+                "it, or remove it from the environment"
+            )
         return None
 
 
@@ -134,8 +146,8 @@ class Backfills(Deployed):
 
     section: ClassVar[str] = "backfills"
 
-    max_partitions_per_run: int = Field(
-        default=0,
+    max_partitions_per_run: int = setting(
+        0,
         ge=0,
         description="Tiles of one run at most, so that several machines share a backfill, or that "
         "a run ends within a night; 0 is one run for all.",
@@ -153,49 +165,77 @@ class Segmentation(Deployed):
 
     section: ClassVar[str] = "segmentation"
 
-    function: str = Field(
-        default="watershed",
+    function: str = setting(
+        built_in.FUNCTION,
         description="Built-in name, name of an installed plugin, or 'module:function'.",
     )
-    parameters: dict[str, Any] = Field(
-        default_factory=dict, description="Keyword arguments of every call."
-    )
-    tile_shape: list[int] = Field(
-        default=[1024],
+    parameters: dict[str, Any] = setting({}, description="Keyword arguments of every call.")
+    tile_shape: list[int] = setting(
+        [built_in.TILE_SHAPE],
+        min_length=1,
         description="Pixels of a tile; one value for all spatial axes, or one per axis from the "
         "last; -1 is the whole axis.",
     )
-    overlap: list[int] = Field(
-        default=[32], description="Halo on each side of a tile, pixels, by the same rules."
+    overlap: list[int] = setting(
+        [built_in.OVERLAP],
+        min_length=1,
+        description="Halo on each side of a tile, pixels, by the same rules.",
     )
-    merge: str = Field(
-        default="auto", description="auto, touching, overlap or none: which labels are one object."
+    merge: MergeRule = setting(
+        built_in.MERGE,
+        description="auto, touching, overlap or none: which labels are one object.",
     )
-    connectivity: int = Field(
-        default=0, description="Contact that counts for 'touching', 1 to 3; 0 is the function's."
+    connectivity: int = setting(
+        0,
+        ge=0,
+        le=3,
+        description="Contact that counts for 'touching', 1 to 3; 0 is the function's.",
     )
-    min_iou: float = Field(default=0.3, description="Least IoU for 'overlap', 0 to 1.")
-    min_size: int = Field(
-        default=0, description="Merged objects of fewer pixels become background."
+    min_iou: float = setting(
+        built_in.MIN_IOU, ge=0, le=1, description="Least IoU for 'overlap', 0 to 1."
     )
-    skip_empty: bool = Field(default=False, description="Leave tiles without signal unsegmented.")
-    empty_threshold: float | None = Field(
-        default=None,
+    min_size: int = setting(
+        built_in.MIN_SIZE, ge=0, description="Merged objects of fewer pixels become background."
+    )
+    skip_empty: bool = setting(False, description="Leave tiles without signal unsegmented.")
+    empty_threshold: float | None = setting(
+        None,
         description="Brightest value that is background; by default the image's histogram says.",
     )
-    max_tile_partitions: int = Field(
-        default=5000, description="Tile partitions of one image; more tiles are grouped in blocks."
+    max_tile_partitions: int = setting(
+        5000,
+        ge=1,
+        description="Tile partitions of one image; more tiles are grouped in blocks.",
     )
+
+    @field_validator("tile_shape", "overlap")
+    @classmethod
+    def _pixels(cls, sizes: list[int], info: ValidationInfo) -> list[int]:
+        """Refuse sizes that no tile and no halo can have."""
+        if info.field_name == "overlap" and any(size < 0 for size in sizes):
+            raise ValueError("must be 0 or more pixels, per axis")
+        if info.field_name == "tile_shape" and any(size < 1 and size != -1 for size in sizes):
+            raise ValueError("must be 1 or more pixels, or -1, per axis")
+        return sizes
+
+    def displaced(self) -> Collection[str]:
+        """Return the parameters of another function, and the threshold of what is not skipped."""
+        others = {"parameters"} if "function" in self.model_fields_set else set()
+        if "skip_empty" in self.model_fields_set and not self.skip_empty:
+            others.add("empty_threshold")
+        return others
 
     def function_of(self, acquisition: Acquisition) -> SegmentationFunction:
         """Return the function that an image named, or this deployment's."""
-        if acquisition.function is None:
-            return segmentation_of(self.function, acquisition.parameters or self.parameters)
-        return segmentation_of(acquisition.function, acquisition.parameters)
+        if acquisition.function is not None:
+            return segmentation_of(acquisition.function, acquisition.parameters)
+        own = acquisition.parameters
+        return segmentation_of(self.function, self.parameters if own is None else own)
 
     def tiling_of(self, acquisition: Acquisition) -> dict[str, Any]:
         """Return tile shape, overlap and block limit of an image."""
-        tile_shape = acquisition.tile_shape or tuple(self.tile_shape)
+        own = acquisition.tile_shape
+        tile_shape = tuple(self.tile_shape) if own is None else own
         overlap = self.overlap if acquisition.overlap is None else acquisition.overlap
         return {
             "tile_shape": tile_shape[0] if len(tile_shape) == 1 else tile_shape,
@@ -218,13 +258,11 @@ class Segmentation(Deployed):
         PlanError
             If it has none to recommend.
         """
-        chosen: dict[str, Any] = {"rule": self.merge, "min_iou": self.min_iou, **acquisition.merge}
-        chosen["connectivity"] = chosen.get("connectivity") or self.connectivity or None
         report, best = recommend_overlap(
             acquisition.open(),
             self.function_of(acquisition),
             tile_shape=self.tiling_of(acquisition)["tile_shape"],
-            options=MergeOptions(**chosen),
+            options=MergeOptions(**self._merge_values(acquisition)),
         )
         return replace(
             acquisition,
@@ -237,18 +275,25 @@ class Segmentation(Deployed):
         self, acquisition: Acquisition, plan: Plan, chosen: dict[str, Any]
     ) -> MergeOptions:
         """Return how labels of an image are merged: the run's choice, the image's, or this one."""
-        values = {
-            "rule": self.merge,
-            "connectivity": self.connectivity or None,
-            "min_iou": self.min_iou,
-            "min_size": self.min_size,
-            **acquisition.merge,
-            **chosen,
-        }
+        values = self._merge_values(acquisition, chosen)
         function = segmentation_of(plan.segmentation["function"], plan.segmentation["parameters"])
         return MergeOptions(**values).resolve(
             plan.grid, declared=function.merge, connectivity=function.connectivity
         )
+
+    def _merge_values(
+        self, acquisition: Acquisition, chosen: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Return the fields of `MergeOptions`: the run's, over the image's, over this one's."""
+        values: dict[str, Any] = {
+            "rule": self.merge,
+            "connectivity": self.connectivity,
+            "min_iou": self.min_iou,
+            "min_size": self.min_size,
+        }
+        for above in (acquisition.merge, chosen or {}):
+            values |= {name: value for name, value in above.items() if value is not None}
+        return {**values, "connectivity": values["connectivity"] or None}
 
 
 class ComputeBudget(Deployed):
@@ -256,13 +301,13 @@ class ComputeBudget(Deployed):
 
     section: ClassVar[str] = "budget"
 
-    memory_fraction: float = Field(
-        default=0.8, description="Share of the granted memory to use, 0 to 1."
+    memory_fraction: float = setting(
+        0.8, gt=0, le=1, description="Share of the granted memory to use, 0 to 1."
     )
-    cores_left_free: int = Field(default=1, description="Granted cores to leave to others.")
-    workers: int = Field(default=0, description="Tiles at once; 0 decides from the budget.")
-    kind: str = Field(
-        default="threads",
+    cores_left_free: int = setting(1, ge=0, description="Granted cores to leave to others.")
+    workers: int = setting(0, ge=0, description="Tiles at once; 0 decides from the budget.")
+    kind: WorkerKind = setting(
+        built_in.WORKER_KIND,
         description="threads, or processes for functions that hold the GIL.",
     )
 
@@ -289,7 +334,7 @@ class ComputeBudget(Deployed):
 
     def open(self, count: int) -> Workers:
         """Return that many workers of the chosen kind."""
-        return Workers(count, cast(WorkerKind, self.kind))
+        return Workers(count, self.kind)
 
 
 class GpuPool(Deployed):
@@ -297,9 +342,9 @@ class GpuPool(Deployed):
 
     section: ClassVar[str] = "gpus"
 
-    slots_per_device: int = Field(default=1, description="Tiles on one device at once.")
-    min_free_bytes: int = Field(
-        default=2_000_000_000, description="A device with less free memory is not used."
+    slots_per_device: int = setting(1, ge=1, description="Tiles on one device at once.")
+    min_free_bytes: int = setting(
+        2_000_000_000, ge=0, description="A device with less free memory is not used."
     )
 
     def devices(self) -> list[Device]:

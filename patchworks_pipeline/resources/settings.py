@@ -1,82 +1,162 @@
 """Settings of a deployment: ``<home>/patchworks.yaml``, one section per resource, no code to edit.
 
-A value in the file replaces a field that is at its default; what code or a run's config sets wins.
-The file is read when a resource is used, so a change needs no restart.
+Whose word counts, for every field the first of these that says something:
+
+1. the config of a run, the argument of a call, or the option of a command;
+2. what was chosen for the image (`Acquisition`), where images can choose;
+3. the file;
+4. what is built in, as `setting` declares it.
+
+Saying something is to set the field, to whatever value: the built-in one set in a run's config
+beats the file. A field that is not set, or set to null, says nothing. The file is read when a
+resource is used, so a change needs no restart.
 """
 
-import os
+import re
+from collections.abc import Collection, Iterator
+from copy import deepcopy
 from typing import Any, ClassVar, Self
 
 import dagster as dg
-import yaml
-from pydantic import ValidationError
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from patchworks_core.errors import PlanError
 from patchworks_pipeline.instance.home import SETTINGS, home_folder
+from patchworks_pipeline.resources.settings_file import Section, read_section
+
+_IS_SECRET = "dagster__is_secret"
+"""How Dagster is told that its UI must not show a value."""
+
+_PYDANTIC = re.compile(r"^(Input|List|String) should")
+"""How pydantic begins to say what is allowed."""
+
+_NUMBERS = (int, float, float | None, list[int])
+
+
+def setting(built_in: Any, *, description: str, is_secret: bool = False, **allowed: Any) -> Any:
+    """Declare a field of a resource.
+
+    Parameters
+    ----------
+    built_in : Any
+        The value where nobody sets one. Dagster is not told of it: it would write it into the
+        config of every run, and what a run set would look like what nobody did.
+    description : str
+    is_secret : bool
+        Whether the value is kept out of the UI and of errors.
+    **allowed
+        Limits, as `pydantic.Field` has them: ``gt``, ``ge``, ``le``.
+    """
+    shown = f" Built in: {built_in!r}." if built_in not in ("", [], {}, None) else ""
+    return Field(
+        default_factory=lambda: deepcopy(built_in),
+        description=description + shown,
+        json_schema_extra={_IS_SECRET: True} if is_secret else None,
+        **allowed,
+    )
+
+
+class _RefusedError(PlanError):
+    """A field that cannot have its value."""
+
+    def __init__(self, field: str, rule: str, value: str) -> None:
+        super().__init__(f"{field} {rule}, got {value}")
+        self.field = field.split(".")[1]
+        self.rule = f"{field} {rule}"
 
 
 class Deployed(dg.ConfigurableResource):
     """A resource whose fields a home may set."""
 
+    model_config = ConfigDict(allow_inf_nan=False, extra="forbid")
+
     section: ClassVar[str] = ""
     """Name of its section in the file."""
 
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            # Not chained: pydantic's own words show every value, secrets too.
+            raise self._refused(error) from None
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:  # type: ignore[override]
+        """Give the fields that were set; Dagster carries these, and no other, into a run."""
+        for name, value in super().__iter__():
+            if name in self.model_fields_set:
+                yield name, value
+
     def of_home(self) -> Self:
-        """Return this resource with the settings of the home where its fields are at default.
+        """Return this resource with the settings of the home in the fields that were not set.
 
         Raises
         ------
         PlanError
-            If the file has a field that the resource has not, or a value that it cannot take.
+            If the file is not one of settings, has a field that the resource has not, or a value
+            that it cannot take.
         """
-        path = home_folder() / SETTINGS
-        found = _section(self.section)
-        fields = type(self).model_fields
-        unknown = sorted(set(found) - set(fields))
-        if unknown:
-            raise PlanError(
-                f"{path}: {self.section!r} has no {unknown!r}; its fields are {sorted(fields)!r}"
-            )
-        chosen = {
-            name: value
-            for name, field in fields.items()
-            if (value := getattr(self, name)) != field.get_default(call_default_factory=True)
-        }
-        try:
-            return type(self)(**{**found, **chosen})
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise PlanError(
-                f"{path}: {self.section}.{'.'.join(map(str, first['loc']))}: {first['msg']}, "
-                f"got {first['input']!r}"
-            ) from error
+        found = read_section(home_folder() / SETTINGS, self.section)
+        self._check(found)
+        displaced = self.displaced()
+        beneath = {name: value for name, value in found.values.items() if name not in displaced}
+        return type(self)(**{**beneath, **dict(self)})
+
+    def displaced(self) -> Collection[str]:
+        """Return the fields of the file that do not fit what was set here."""
+        return ()
 
     def create_resource(self, context: dg.InitResourceContext) -> Self:
         """Give assets and sensors the resource with the settings of the home."""
         return self.of_home()
 
+    def _check(self, found: Section) -> None:
+        """Raise, with file and line, where the file sets what cannot be, used or not."""
+        fields = sorted(type(self).model_fields)
+        for name in found.values:
+            if name not in fields:
+                raise PlanError(
+                    f"{found.where(name)}: section {self.section!r} has no field {name!r}; its "
+                    f"fields are {fields!r}"
+                )
+        try:
+            type(self)(**found.values)
+        except _RefusedError as error:
+            where, variable = found.where(error.field), found.variables.get(error.field)
+            if variable is not None:  # its value may be a secret
+                raise PlanError(
+                    f"{where}: {error.rule}; correct the variable {variable!r}"
+                ) from None
+            raise PlanError(f"{where}: {error}") from None
 
-def _section(name: str) -> dict[str, Any]:
-    """Return a section of the settings; ``{env: NAME}`` stands for a variable's value."""
-    path = home_folder() / SETTINGS
-    if not path.exists():
-        return {}
-    try:
-        settings = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise PlanError(f"{path} is not YAML: {error}") from error
-    if not isinstance(settings, dict):
-        raise PlanError(f"{path} must hold one section per resource, got {settings!r}")
-    section = settings.get(name) or {}
-    if not isinstance(section, dict):
-        raise PlanError(f"{path}: section {name!r} must hold fields, got {section!r}")
-    return {field: _value(value, f"{path}: {name}.{field}") for field, value in section.items()}
+    @classmethod
+    def _refused(cls, error: ValidationError) -> _RefusedError:
+        """Say the first thing that is wrong."""
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else ""
+        field = ".".join(map(str, (cls.section, *first["loc"])))
+        if first["type"] == "extra_forbidden":
+            rule = f"is not a field; the fields are {sorted(cls.model_fields)!r}"
+            return _RefusedError(field, rule, repr(first["input"]))
+        declared = cls.model_fields.get(name)
+        extra = declared.json_schema_extra if declared is not None else None
+        is_secret = isinstance(extra, dict) and _IS_SECRET in extra
+        rule = _PYDANTIC.sub("must", first["msg"]).removeprefix("Value error, ")
+        value = "a value not shown" if is_secret else repr(first["input"])
+        return _RefusedError(field, rule, value)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_null(cls, values: Any) -> Any:
+        """Leave out what is None: it was not set."""
+        return {name: value for name, value in values.items() if value is not None}
 
-def _value(value: Any, where: str) -> Any:
-    if not (isinstance(value, dict) and set(value) == {"env"}):
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: Any) -> Any:
+        """Refuse true and false where a number is wanted; Python counts them as 1 and 0."""
+        items = value if isinstance(value, list) else [value]
+        wants_number = cls.model_fields[info.field_name].annotation in _NUMBERS
+        if wants_number and any(isinstance(item, bool) for item in items):
+            raise PydanticCustomError("no_number", "must be a number")
         return value
-    found = os.environ.get(str(value["env"]))
-    if found is None:
-        raise PlanError(f"{where} is the variable {value['env']!r}, which is not set; set it")
-    return found

@@ -62,8 +62,9 @@ def test_a_tile_beyond_the_memory_is_refused_before_it_is_read(plan, monkeypatch
 
 
 def test_another_kind_of_worker_is_refused():
-    with pytest.raises(PlanError, match="workers must be 'threads' or 'processes', got 'fibers'"):
-        ComputeBudget(kind="fibers").open(1)
+    words = "budget.kind must be 'threads' or 'processes', got 'fibers'"
+    with pytest.raises(PlanError, match=words):
+        ComputeBudget(kind="fibers")
 
 
 def test_without_a_driver_there_is_no_device(monkeypatch):

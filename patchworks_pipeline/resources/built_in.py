@@ -1,0 +1,25 @@
+"""What holds where nobody chose: for the settings of a home, and for commands that know no home."""
+
+from typing import Final
+
+from patchworks_core.machine.workers import WorkerKind
+from patchworks_core.seams.rules import MergeOptions, MergeRule
+
+_OPTIONS = MergeOptions()
+
+FUNCTION: Final = "watershed"
+
+TILE_SHAPE: Final = 1024
+"""Pixels, along every spatial axis."""
+
+OVERLAP: Final = 32
+"""Pixels on each side of a tile."""
+
+MERGE: Final[MergeRule] = _OPTIONS.rule
+
+MIN_IOU: Final = _OPTIONS.min_iou
+
+MIN_SIZE: Final = _OPTIONS.min_size
+"""Pixels."""
+
+WORKER_KIND: Final[WorkerKind] = "threads"

@@ -1,0 +1,173 @@
+"""The file of settings as it is written: its sections, and the line of every field.
+
+YAML itself lets the last of two equal keys win, and reads ``automation: false`` as a section with
+nothing in it. Here both are errors, because who wrote them meant something.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from patchworks_core.errors import PlanError
+
+SECTIONS: Final[Mapping[str, str]] = {
+    "segmentation": "function: watershed",
+    "source": "settle_seconds: 15",
+    "store": "root: /data/labels",
+    "budget": "memory_fraction: 0.8",
+    "gpus": "slots_per_device: 1",
+    "cluster": "config_file: /data/dask.yaml",
+    "automation": "enabled: false",
+    "backfills": "max_partitions_per_run: 1000",
+    "alerts": "webhook_url: {env: SLACK_WEBHOOK}",
+}
+"""Every section, with an example of a field."""
+
+_MERGED, _NULL = "tag:yaml.org,2002:merge", "tag:yaml.org,2002:null"
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One section of the file."""
+
+    path: Path
+    """The file."""
+
+    name: str
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """Its fields; empty where the file, or the section, is not there."""
+
+    lines: Mapping[str, int] = field(default_factory=dict)
+    """Where each field stands, counted from 1."""
+
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Variables of the environment that fields were read from."""
+
+    def where(self, name: str) -> str:
+        """Return the place of a field, in words."""
+        return f"{self.path}, line {self.lines[name]}"
+
+
+def read_section(path: Path, name: str) -> Section:
+    """Return a section of a file of settings; ``{env: NAME}`` stands for a variable's value.
+
+    All sections are checked for what can be told without knowing their fields, so that a mistake
+    is not found only where its resource is used.
+
+    Raises
+    ------
+    PlanError
+        If the file is not YAML, has a section that is unknown or no mapping, or any key twice.
+    """
+    loader, root = _compose(path)
+    if root is None or _is_empty(root):
+        return Section(path, name)
+    if not isinstance(root, yaml.MappingNode):
+        raise PlanError(
+            f"{path} must hold one section per resource, got {loader.construct_document(root)!r}; "
+            f"the sections are {sorted(SECTIONS)!r}"
+        )
+    nodes = {str(key.value): (key, value) for key, value in root.value}
+    for section, (key, value) in nodes.items():
+        where = f"{path}, line {_line(key)}"
+        if section not in SECTIONS:
+            raise PlanError(
+                f"{where}: there is no section {section!r}; the sections are {sorted(SECTIONS)!r}"
+            )
+        if not (isinstance(value, yaml.MappingNode) or _is_empty(value)):
+            raise PlanError(
+                f"{where}: section {section!r} must hold fields, such as "
+                f"'{section}: {{{SECTIONS[section]}}}', got {loader.construct_document(value)!r}"
+            )
+    if name not in nodes or _is_empty(nodes[name][1]):
+        return Section(path, name)
+    return _section(path, name, loader, nodes[name][1])
+
+
+def read_yaml(path: Path) -> Any:
+    """Return what a YAML file holds.
+
+    Raises
+    ------
+    PlanError
+        If it cannot be read, is not YAML, or has a key twice.
+    """
+    loader, root = _compose(path)
+    return None if root is None else loader.construct_document(root)
+
+
+def _compose(path: Path) -> tuple[yaml.SafeLoader, yaml.Node | None]:
+    """Return the nodes of a YAML file, each with its line; None where there are none."""
+    try:
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8-sig"))
+        root = loader.get_single_node()
+        if root is not None:
+            _refuse_repeated(path, root, set())
+            loader.construct_document(root)
+    except FileNotFoundError:
+        return yaml.SafeLoader(""), None
+    except OSError as error:
+        raise PlanError(f"{path} cannot be read: {error}; correct its permissions") from error
+    except PlanError:
+        raise
+    # A date such as 2020-13-45 is a ValueError of Python's, and so is what is not UTF-8.
+    except (yaml.YAMLError, ValueError) as error:
+        raise PlanError(f"{path} is not YAML: {error}") from error
+    return loader, root
+
+
+def _refuse_repeated(path: Path, node: yaml.Node, seen: set[int]) -> None:
+    """Raise where a mapping, however deep, has a key twice."""
+    if id(node) in seen:  # an alias
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_repeated(path, item, seen)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    first: dict[str, int] = {}
+    for key, value in node.value:
+        _refuse_repeated(path, value, seen)
+        if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGED:
+            continue
+        if key.value in first:
+            raise PlanError(
+                f"{path}, line {_line(key)}: {key.value!r} stands in line {first[key.value]} "
+                "already; keep one of the two"
+            )
+        first[key.value] = _line(key)
+
+
+def _section(path: Path, name: str, loader: yaml.SafeLoader, node: yaml.Node) -> Section:
+    """Return a section, its variables looked up."""
+    found = {str(key): value for key, value in loader.construct_document(node).items()}
+    lines = dict.fromkeys(found, _line(node))  # what is merged in from an anchor
+    lines |= {str(key.value): _line(key) for key, _ in node.value if str(key.value) in found}
+    variables = {
+        key: str(value["env"])
+        for key, value in found.items()
+        if isinstance(value, dict) and set(value) == {"env"}
+    }
+    for key, variable in variables.items():
+        if variable not in os.environ:
+            raise PlanError(
+                f"{path}, line {lines[key]}: {name}.{key} is the variable {variable!r}, which is "
+                "not set; set it"
+            )
+        found[key] = os.environ[variable]
+    return Section(path, name, found, lines, variables)
+
+
+def _is_empty(node: yaml.Node) -> bool:
+    """Tell whether nothing stands there: a section whose fields are all commented out."""
+    return bool(node.tag == _NULL)
+
+
+def _line(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1

@@ -1,0 +1,126 @@
+"""Whose word counts: the option's, the image's, that of the home's file, or what is built in."""
+
+from __future__ import annotations
+
+import inspect
+import json
+
+import pytest
+
+from patchworks_core import segment_to_ome_zarr, tile_process
+from patchworks_core.machine.workers import Workers
+from patchworks_pipeline.cli import runs
+from patchworks_pipeline.cli.main import merge, retry, run
+from patchworks_pipeline.cli.options import HOME
+from patchworks_pipeline.cli.pilot import pilot
+from patchworks_pipeline.cli.segment import segment
+from patchworks_pipeline.cli.view import Asked, view
+from patchworks_pipeline.instance.home import prepare_home
+from patchworks_pipeline.records import Acquisition
+from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore, Segmentation
+from tests.pipeline.conftest import call_command_line
+from tests.tissue import tissue, write_tiff
+
+FILE = """
+segmentation: {function: 'tissue_functions:perfect', tile_shape: [32], overlap: [8], min_iou: 0.6}
+budget: {kind: processes, workers: 2, cores_left_free: 0}
+"""
+
+
+@pytest.fixture
+def budgets(home, tmp_path, monkeypatch):
+    """The budgets that runs get, in a home whose file sets what the command line can set."""
+    prepare_home(home)
+    (home / "patchworks.yaml").write_text(FILE)
+    write_tiff(tmp_path / "tissue.tif", tissue())
+    found: list[dict] = []
+    run_job = runs._run
+
+    def seen(instance, job, resources, **options):
+        found.append(resources["budget"]["config"])
+        return run_job(instance, job, resources, **options)
+
+    monkeypatch.setattr(runs, "_run", seen)
+    return found
+
+
+def provenance(key: str) -> dict:
+    folder = LabelStore().folder(key)
+    return json.loads((folder.labels(folder.plan()).path / "provenance.json").read_text())
+
+
+def test_an_option_that_says_what_is_built_in_beats_the_file(budgets, tmp_path):
+    image, chosen = tmp_path / "tissue.tif", ("--workers", "1", "--worker-kind", "threads")
+    code, printed = call_command_line("run", image, *chosen, "--merge", "overlap")
+    assert code == 0, printed
+    assert {(budget["kind"], budget["workers"]) for budget in budgets} == {("threads", 1)}
+    assert {budget["cores_left_free"] for budget in budgets} == {0}
+    assert provenance("tissue")["merge"]["min_iou"] == 0.6  # of the file
+    code, printed = call_command_line("run", image, *chosen, "--min-iou", "0.3")
+    assert code == 0, printed
+    assert provenance("tissue")["merge"]["min_iou"] == 0.3
+
+
+def test_an_option_that_is_left_out_leaves_it_to_the_file(budgets, tmp_path, monkeypatch):
+    # Processes would take seconds; which kind they are is seen in the config of the runs.
+    monkeypatch.setattr(ComputeBudget, "open", lambda budget, count: Workers(count))
+    assert call_command_line("run", tmp_path / "tissue.tif")[0] == 0
+    n_of_run = len(budgets)
+    folder = LabelStore().folder("tissue")
+    (folder.path / "objects.parquet").unlink()
+    assert call_command_line("retry", "tissue")[0] == 0
+    assert len(budgets) > n_of_run
+    found = {(each["kind"], each["workers"], each["cores_left_free"]) for each in budgets}
+    assert found == {("processes", 2, 0)}
+
+
+def defaults_of(command) -> dict:
+    return {name: each.default for name, each in inspect.signature(command).parameters.items()}
+
+
+def test_commands_of_a_home_choose_nothing_by_themselves():
+    choices = {"segmentation", "param", "tile_shape", "overlap", "channel", "level", "axes"}
+    choices |= {"merge", "min_iou", "min_size", "workers", "worker_kind"}
+    for command in (run, retry, merge, view):
+        found = defaults_of(command)
+        assert {name: found[name] for name in choices & set(found)} == dict.fromkeys(
+            choices & set(found)
+        )
+        assert found["home"] == HOME
+
+
+def test_commands_that_know_no_home_choose_what_is_built_in():
+    home, first = Segmentation(), Acquisition("x")
+    built_in = {
+        "segmentation": home.function,
+        "tile_shape": str(home.tile_shape[0]),
+        "overlap": str(home.overlap[0]),
+        "channel": str(first.channel),
+        "level": first.level,
+        "merge": home.merge,
+        "min_iou": home.min_iou,
+        "min_size": home.min_size,
+        "worker_kind": ComputeBudget().kind,
+    }
+    assert built_in.items() <= defaults_of(segment).items()
+    tried = {name: built_in[name] for name in ("segmentation", "tile_shape", "min_iou", "level")}
+    assert tried.items() <= defaults_of(pilot).items()
+
+
+def test_the_library_has_the_same_built_in():
+    library, home = defaults_of(tile_process), Segmentation()
+    assert (library["merge"], library["min_iou"]) == (home.merge, home.min_iou)
+    assert (library["min_size"], library["workers"]) == (home.min_size, ComputeBudget().kind)
+    assert (
+        library["skip_empty"] == home.skip_empty == defaults_of(segment_to_ome_zarr)["skip_empty"]
+    )
+
+
+def test_the_level_and_the_axes_asked_for_beat_those_of_the_image(pipeline, home, tmp_path):
+    prepare_home(home)
+    path = write_tiff(tmp_path / "tissue.tif", tissue())
+    pipeline.register(path, level=1, axes="yx")
+    assert Asked("tissue", None, None, 0, "xy").in_home(home).level == 0
+    assert Asked("tissue", None, None, 0, "xy").in_home(home).axes == "xy"
+    left_out = Asked("tissue", None, None, None, None).in_home(home)
+    assert (left_out.level, left_out.axes) == (1, "yx")
