@@ -42,6 +42,7 @@ def definitions(backfills: Backfills) -> dg.Definitions:
             sensors.merging_sensor,
             alert_sensors.run_failure_alerts,
             alert_sensors.check_failure_alerts,
+            alert_sensors.missed_alerts,
         ],
         schedules=schedules.SCHEDULES,
         resources={

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import dagster as dg
 
+from patchworks_core.errors import PlanError, StageError
 from patchworks_pipeline.automation.alerts import Alert, Alerts, alerts_of_tiles, link_to_run
 from patchworks_pipeline.automation.events import images_of_run
 from patchworks_pipeline.resources.resources import LabelStore
@@ -26,7 +27,11 @@ def run_failure_alerts(
     found = failed_checks(context.instance, run, keys)
     is_staging = any("staged_labels" in step for step in _failed_steps(context))
     for key in keys if is_staging else ():
-        found += alerts_of_tiles(store.folder(key))
+        try:
+            found += alerts_of_tiles(store.folder(key))
+        except (PlanError, StageError, OSError) as error:
+            cause = f"its failed tiles cannot be read: {error}"
+            found.append(Alert(key, cause, link_to_run(run.run_id)))
     if not found:
         cause = _cause(context)
         found = [Alert(key, cause, link_to_run(run.run_id)) for key in keys or [""]]
@@ -46,6 +51,19 @@ def check_failure_alerts(
     run = context.dagster_run
     found = failed_checks(context.instance, run, images_of_run(context.instance, run.tags))
     alerts.send(found, memory=store.path() / MEMORY, log=context.log)
+
+
+@dg.sensor(
+    minimum_interval_seconds=60,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Tells again what a mail server or a webhook missed.",
+)
+def missed_alerts(
+    context: dg.SensorEvaluationContext, store: LabelStore, alerts: Alerts
+) -> dg.SkipReason:
+    """Send what is kept for sinks that failed, also while automation is switched off."""
+    n_told = alerts.send([], memory=store.path() / MEMORY, log=context.log)
+    return dg.SkipReason(f"told of {n_told} alerts that were missed")
 
 
 def failed_checks(

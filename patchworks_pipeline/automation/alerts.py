@@ -1,18 +1,15 @@
 """Alerts: what went wrong, to e-mail and to a webhook; one message per image and cause.
 
 A thousand tiles that fail of one cause are one message, and the same again within the quiet hours
-is none. A sink that fails is logged and stops nobody.
+is none. A sink that fails is logged and stops nobody, and is told again what it missed (`outbox`).
 """
 
 import json
 import re
-import smtplib
-import ssl
 import time
-import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from email.message import EmailMessage
 from hashlib import blake2b
 from logging import Logger
 from typing import ClassVar
@@ -21,12 +18,17 @@ from urllib.parse import quote
 from upath import UPath
 
 from patchworks_core.files.storage import write_text
+from patchworks_pipeline.automation.outbox import KEPT_SECONDS, Letter, Outbox
+from patchworks_pipeline.automation.sinks import MailSink, Message, WebhookSink, tell
 from patchworks_pipeline.partitions import tile_keys
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.settings import Deployed, setting
 
 MAX_CAUSES = 5
 """Causes told of one image in one run; more are counted."""
+
+MISSED = ".alerts.missed"
+"""Folder beside the memory of what was told, with what sinks missed."""
 
 MAX_CAUSE_LENGTH = 1000
 """Characters of a cause."""
@@ -137,8 +139,22 @@ class Alerts(Deployed):
     )
     timeout_seconds: float = setting(10.0, gt=0, description="For a sink to take what it is told.")
 
+    def sinks(self) -> list[MailSink | WebhookSink]:
+        """Return who is to be told."""
+        found: list[MailSink | WebhookSink] = []
+        if self.smtp_host and self.email_to:
+            server = (self.smtp_host, self.smtp_port, self.smtp_starttls)
+            login = (self.smtp_user, self.smtp_password)
+            found.append(MailSink(*server, *login, self.email_from, tuple(self.email_to)))
+        if self.webhook_url:
+            found.append(WebhookSink(self.webhook_url))
+        return found
+
     def send(self, alerts: Sequence[Alert], *, memory: UPath, log: Logger) -> int:
-        """Tell of what was not told of lately.
+        """Tell of what was not told of lately, and of what a sink missed before.
+
+        No sink stops another one or the caller: each has `timeout_seconds` for all it is told, and
+        what it did not take is kept beside `memory` for the next call.
 
         Parameters
         ----------
@@ -159,61 +175,82 @@ class Alerts(Deployed):
             for digest, when in _read_memory(memory).items()
             if now - when < self.quiet_hours * 3600
         }
-        n_sent = 0
+        new: dict[str, Alert] = {}
         for alert in alerts:
-            if alert.digest in told:
-                continue
-            log.warning(alert.text(self.base_url))
-            if self._deliver(alert, log):
-                told[alert.digest] = now
-                n_sent += 1
-        if n_sent:
-            write_text(memory, json.dumps(told, indent=0) + "\n")
-        return n_sent
-
-    def _deliver(self, alert: Alert, log: Logger) -> bool:
-        """Give an alert to every sink; True where one took it, or there is none."""
-        sinks = []
-        if self.smtp_host and self.email_to:
-            sinks.append(self._mail)
-        if self.webhook_url:
-            sinks.append(self._post)
-        n_failed = 0
+            if alert.digest not in told and alert.digest not in new:
+                log.warning(alert.text(self.base_url))
+                new[alert.digest] = alert
+        sinks, reached = self.sinks(), set()
+        outbox = Outbox(memory.parent / MISSED)
+        missed = _still_wanted(outbox, now, log)
         for sink in sinks:
-            try:
-                sink(alert)
-            # HTTP, SMTP and TLS errors are OSErrors; ValueError is an address that is none.
-            except (OSError, ValueError) as error:
-                n_failed += 1
-                log.error(f"an alert could not be sent: {type(error).__name__}: {error}")
-        return n_failed < len(sinks) or not sinks
+            letters = [each for each in missed if each.sink == sink.name and each.due <= now]
+            letters += [
+                Letter(sink.name, digest, alert.subject, alert.text(self.base_url), now)
+                for digest, alert in new.items()
+            ]
+            reached |= self._deliver(sink, letters, outbox, now, log)
+        if new:
+            with _logged(log):
+                write_text(memory, json.dumps(told | dict.fromkeys(new, now), indent=0) + "\n")
+        return len(reached) if sinks else len(new)
 
-    def _mail(self, alert: Alert) -> None:
-        message = EmailMessage()
-        message["Subject"] = alert.subject
-        message["From"] = self.email_from
-        message["To"] = ", ".join(self.email_to)
-        message.set_content(alert.text(self.base_url))
-        with smtplib.SMTP(self.smtp_host, self.smtp_port, timeout=self.timeout_seconds) as server:
-            if self.smtp_starttls:
-                server.starttls(context=ssl.create_default_context())
-            if self.smtp_user:
-                server.login(self.smtp_user, self.smtp_password)
-            server.send_message(message)
+    def _deliver(
+        self,
+        sink: MailSink | WebhookSink,
+        letters: Sequence[Letter],
+        outbox: Outbox,
+        now: float,
+        log: Logger,
+    ) -> set[str]:
+        """Give letters to a sink, keep those it did not take; return the alerts of the others."""
+        if not letters:
+            return set()
+        messages = [Message(letter.subject, letter.text) for letter in letters]
+        outcomes = tell(sink, messages, timeout_seconds=self.timeout_seconds)
+        taken = set()
+        for letter, outcome in zip(letters, outcomes, strict=True):
+            if outcome.is_taken:
+                taken.add(letter.digest)
+            with _logged(log):
+                if outcome.is_taken:
+                    outbox.remove(letter)
+                else:
+                    outbox.keep(letter.missed(now))
+        reasons = [each.reason for each in outcomes if not each.is_taken]
+        for reason in dict.fromkeys(reasons):
+            n = f"{reasons.count(reason)} alerts" if reasons.count(reason) > 1 else "an alert"
+            log.error(f"{n} could not be sent to {sink.name}: {reason}; sent again later")
+        for said in filter(None, (each.reason for each in outcomes if each.is_taken)):
+            log.error(f"{sink.name} took an alert, but {said}")
+        return taken
 
-    def _post(self, alert: Alert) -> None:
-        request = urllib.request.Request(
-            self.webhook_url,
-            data=json.dumps({"text": alert.text(self.base_url)}).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=self.timeout_seconds) as answer:
-            answer.read()
+
+@contextmanager
+def _logged(log: Logger) -> Iterator[None]:
+    """Log that the store cannot be read or written, and go on: people are told none the less."""
+    try:
+        yield
+    except OSError as error:
+        log.error(f"what was told, and what was missed, cannot be kept in the store: {error}")
+
+
+def _still_wanted(outbox: Outbox, now: float, log: Logger) -> list[Letter]:
+    """Return what is kept; remove what could not be told for too long."""
+    wanted: list[Letter] = []
+    with _logged(log):
+        for letter in outbox.letters(log):
+            if now - letter.written < KEPT_SECONDS:
+                wanted.append(letter)
+                continue
+            log.error(f"{letter.sink} could not be told for days; given up: {letter.subject}")
+            outbox.remove(letter)
+    return wanted
 
 
 def _read_memory(memory: UPath) -> dict[str, float]:
-    """Return what was told when; nothing where the file is not there, or damaged."""
+    """Return what was told when; nothing where the file cannot be read."""
     try:
         return {str(digest): float(when) for digest, when in json.loads(memory.read_text()).items()}
-    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError):
         return {}

@@ -163,7 +163,7 @@ def test_a_sink_that_fails_is_logged_and_the_other_gets_its_message(mail, webhoo
     alerts = Alerts(**to_mail(mail), **to_webhook(webhook))
     assert alerts.send([ALERT], memory=memory, log=LOG) == 1
     assert len(mail.messages) == 1
-    assert "an alert could not be sent: HTTPError: HTTP Error 500" in caplog.text
+    assert "an alert could not be sent to webhook: HTTPError: HTTP Error 500" in caplog.text
 
 
 def test_what_no_sink_took_is_tried_again(webhook, memory, caplog):
