@@ -19,6 +19,8 @@ What a record says is parsed and checked where it is read.
 
 import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -28,6 +30,7 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from patchworks_core.errors import PlanError, StageError
+from patchworks_core.files.records import mapping_of, read_mapping
 from patchworks_core.files.storage import remove, write_bytes, write_text
 from patchworks_core.images.image import Image, open_image
 from patchworks_core.machine.engine import Outcome
@@ -43,6 +46,9 @@ from patchworks_core.tiles.grid import TileBlock
 
 LABEL_NAME = "labels"
 """Of the label image in an image's container."""
+
+UNREADABLE = "UnreadableRecord"
+"""In place of the error's class, where the record of a failure cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +94,7 @@ class Acquisition:
         return json.dumps(asdict(self), indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, *, where: str) -> "Acquisition":
+    def from_json(cls, text: str | bytes, *, where: str) -> "Acquisition":
         """Read what `to_json` wrote.
 
         Raises
@@ -101,7 +107,7 @@ class Acquisition:
             for name in ("tile_shape", "overlap"):
                 record[name] = None if record[name] is None else tuple(record[name])
             return cls(**record)
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise PlanError(
                 f"{where} is not the record of an acquisition ({error!r}); register the image again"
             ) from error
@@ -128,6 +134,30 @@ class TileFailure:
     def is_transient(self) -> bool:
         """True where the tile may pass at another time."""
         return self.kind in ("transient", "killed")
+
+    @property
+    def is_unreadable(self) -> bool:
+        """True where the record itself cannot be read."""
+        return self.error_type == UNREADABLE
+
+    @classmethod
+    def read(cls, path: UPath) -> "TileFailure":
+        """Read a record; one that cannot be read says so in place of why the tile failed."""
+        try:
+            record = mapping_of(path.read_bytes())
+            if record is not None and record.keys() >= {"block", "error_type", "message"}:
+                return cls(**record)
+            reason = "it is damaged"
+        except TypeError as error:
+            reason = f"it has other fields ({error})"
+        except OSError as error:
+            reason = f"{type(error).__name__}: {error.strerror or error}"
+        return cls(
+            block=path.name.removesuffix(".json"),
+            error_type=UNREADABLE,
+            message=f"why the tile failed cannot be read from {path}: {reason}; stage it again",
+            traceback="",
+        )
 
     @classmethod
     def of(cls, outcome: Outcome[TileBlock, StagedBlock], axes: str) -> "TileFailure":
@@ -164,10 +194,20 @@ class ImageFolder:
         """Folder of the pictures and tables."""
         return self.path / "report"
 
-    def _read(self, name: str, made_by: str) -> str:
-        """Return the text of a record, or say which asset makes it."""
+    def _read(self, name: str, made_by: str) -> bytes:
+        """Return the content of a record, or say which asset makes it."""
         self._must_have(name, made_by)
-        return str((self.path / name).read_text())
+        return bytes((self.path / name).read_bytes())
+
+    def _read_mapping(self, name: str, made_by: str) -> dict[str, Any]:
+        """Return the mapping in a record, or say which asset makes it."""
+        record = mapping_of(self._read(name, made_by))
+        if record is None:
+            raise StageError(
+                f"{name} of image {self.key!r} at {self.path} must hold a JSON mapping and is "
+                f"damaged; materialize {made_by} again"
+            )
+        return record
 
     def has(self, name: str) -> bool:
         """Tell whether a record is there."""
@@ -192,13 +232,14 @@ class ImageFolder:
 
     def statistics(self) -> ImageStatistics:
         """Return the global statistics of the planned pixels."""
-        record = json.loads(self._read("statistics.json", "image_statistics"))
+        record = self._read_mapping("statistics.json", "image_statistics")
         if record.get("image") != self.plan().image.fingerprint:
             raise StageError(
                 f"statistics.json of image {self.key!r} is of other content than the plan; "
                 "materialize image_statistics again"
             )
-        return ImageStatistics.from_dict(record["statistics"])
+        with self._reading("statistics.json", "image_statistics"):
+            return ImageStatistics.from_dict(record["statistics"])
 
     def write_statistics(self, statistics: ImageStatistics) -> None:
         """Write the global statistics."""
@@ -207,19 +248,17 @@ class ImageFolder:
 
     def stage(self, plan: Plan | None = None) -> Stage:
         """Return the stage of the plan."""
-        return Stage.open(self.path / "stage.zarr", plan or self.plan())
+        plan = plan or self.plan()
+        with self._reading("stage.zarr", "image"):
+            return Stage.open(self.path / "stage.zarr", plan)
 
     def failures(self) -> list[TileFailure]:
-        """Return why tile blocks failed, by block."""
+        """Return why tile blocks failed, by block; a damaged record still says of which."""
         folder = self.path / "failures"
         if not folder.is_dir():
             return []
-        records = (
-            json.loads(path.read_text())
-            for path in sorted(folder.iterdir(), key=str)
-            if path.name.endswith(".json")
-        )
-        return [TileFailure(**record) for record in records]
+        paths = sorted(folder.iterdir(), key=str)
+        return [TileFailure.read(path) for path in paths if path.name.endswith(".json")]
 
     def write_failure(self, failure: TileFailure) -> None:
         """Record why a tile block failed."""
@@ -237,7 +276,8 @@ class ImageFolder:
     def edges(self, stage: Stage) -> EdgeTable:
         """Return the edge table of the labels as they are staged now."""
         table, _ = self._read_table("boundary_pairs.parquet", stage, made_by="boundary_pairs")
-        return EdgeTable.from_arrow(table)
+        with self._reading("boundary_pairs.parquet", "boundary_pairs"):
+            return EdgeTable.from_arrow(table)
 
     def write_edges(
         self, edges: EdgeTable, stage_content: str, *, allow_missing: bool = False
@@ -256,18 +296,21 @@ class ImageFolder:
     def allows_missing(self, stage: Stage) -> bool:
         """Tell whether the merge that was begun may leave out tiles that are not staged."""
         _, record = self._read_table("boundary_pairs.parquet", stage, made_by="boundary_pairs")
-        return bool(json.loads(record.get("allow_missing", "false")))
+        with self._reading("boundary_pairs.parquet", "boundary_pairs"):
+            return bool(json.loads(record.get("allow_missing", "false")))
 
     def lut(self, stage: Stage) -> tuple[LookupTable, MergeOptions]:
         """Return the lookup table of the labels as staged now, and the options it was made with."""
         table, record = self._read_table("lut.parquet", stage, made_by="global_lut")
-        options = MergeOptions(**json.loads(record["merge"]))
-        lut = LookupTable(
-            offsets=offsets_of(stage.settled_counts(allow_missing=self.allows_missing(stage))),
-            joined=table["joined"].to_numpy(),
-            merged=table["merged"].to_numpy(),
-            sequential=options.sequential,
-        )
+        offsets = offsets_of(stage.settled_counts(allow_missing=self.allows_missing(stage)))
+        with self._reading("lut.parquet", "global_lut"):
+            options = MergeOptions(**json.loads(record["merge"]))
+            lut = LookupTable(
+                offsets=offsets,
+                joined=table["joined"].to_numpy(),
+                merged=table["merged"].to_numpy(),
+                sequential=options.sequential,
+            )
         return lut, options
 
     def write_lut(self, lut: LookupTable, options: MergeOptions, stage_content: str) -> None:
@@ -280,6 +323,23 @@ class ImageFolder:
         """Return the merged labels."""
         return LabelImage(self.container, LABEL_NAME, plan)
 
+    def provenance(self, plan: Plan) -> dict[str, Any] | None:
+        """Return what the merged labels were made of; None where there are none."""
+        path = self.labels(plan).path / "provenance.json"
+        if not path.exists():
+            return None
+        record = read_mapping(path)
+        if record is None:
+            raise StageError(
+                f"{path} must say what the labels of image {self.key!r} were made of and is "
+                "damaged; materialize merged_labels again"
+            )
+        return record
+
+    def summary(self) -> dict[str, Any]:
+        """Return the figures of the report."""
+        return self._read_mapping("report/summary.json", "quality_report")
+
     def write_objects(self, table: pa.Table) -> None:
         """Write the object table, as Parquet and as CSV."""
         self._write_table("objects.parquet", table, {})
@@ -289,22 +349,37 @@ class ImageFolder:
 
     def objects(self) -> pa.Table:
         """Return the object table."""
-        self._must_have("objects.parquet", "object_table")
-        return pq.read_table(io.BytesIO((self.path / "objects.parquet").read_bytes()))
+        content = self._read("objects.parquet", "object_table")
+        with self._reading("objects.parquet", "object_table"):
+            return pq.read_table(io.BytesIO(content))
 
     def _read_table(
         self, name: str, stage: Stage, *, made_by: str
     ) -> tuple[pa.Table, dict[str, str]]:
         """Read a table made from the labels as they are staged now, and what it records."""
-        self._must_have(name, made_by)
-        table = pq.read_table(io.BytesIO((self.path / name).read_bytes()))
-        record = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+        content = self._read(name, made_by)
+        with self._reading(name, made_by):
+            table = pq.read_table(io.BytesIO(content))
+            record = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
         if record.get("stage") != stage.content():
             raise StageError(
                 f"{name} of image {self.key!r} was made from other staged labels than are there "
                 f"now; materialize {made_by} again"
             )
         return table, record
+
+    @contextmanager
+    def _reading(self, name: str, made_by: str) -> Iterator[None]:
+        """Say of whatever is wrong with the content of a record which it is, and who makes it."""
+        try:
+            yield
+        except (PlanError, StageError):
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StageError(
+                f"{name} of image {self.key!r} at {self.path} cannot be read ({error!r}); "
+                f"materialize {made_by} again"
+            ) from error
 
     def _must_have(self, name: str, made_by: str) -> None:
         if not self.has(name):

@@ -23,8 +23,8 @@ CORE = [
 ]
 
 PIPELINE = [
-    *("partitions", "progress", "records", "event_storage", "event_storage_postgres", "launcher"),
-    *("instance", "landing", "resources", "assets", "automation"),
+    *("partitions", "progress", "records", "image_faults", "event_storage", "event_storage_postgres"),
+    *("instance", "launcher", "landing", "resources", "assets", "automation"),
     "definitions",
     "cli",
 ]

@@ -141,15 +141,17 @@ class Plan:
                 segmentation=record["segmentation"],
                 versions=record["versions"],
             )
-            written = record["fingerprint"]
-        except (KeyError, TypeError) as error:
+            written, made = record["fingerprint"], plan.fingerprint
+        except PlanError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise PlanError(
                 f"{where} is not the record of a plan ({error!r}); plan the image again"
             ) from error
-        if plan.fingerprint != written:
+        if made != written:
             raise PlanError(
                 f"{where} says fingerprint {written!r} but its content gives "
-                f"{plan.fingerprint!r}: it was changed by hand; plan the image again"
+                f"{made!r}: it was changed by hand; plan the image again"
             )
         return plan
 

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-from patchworks_core.errors import StageError
+from patchworks_core.errors import PlanError, StageError
 from patchworks_core.files.storage import (
     Location,
     as_path,
@@ -142,9 +142,11 @@ class Stage:
     def open_or_create(cls, location: Location, plan: Plan) -> Stage:
         """Open the stage of `plan`, or replace what is there by an empty one."""
         record = as_path(location) / "plan.json"
-        if record.exists() and Plan.read(record).fingerprint == plan.fingerprint:
-            return cls(location, plan)
-        return cls.create(location, plan)
+        try:
+            is_of_plan = record.exists() and Plan.read(record).fingerprint == plan.fingerprint
+        except PlanError:  # damaged, or of another version: nobody can say what its tiles are of
+            is_of_plan = False
+        return cls(location, plan) if is_of_plan else cls.create(location, plan)
 
     def forget(self, block: TileBlock) -> None:
         """Take back the commit record of a block, before it is staged again."""

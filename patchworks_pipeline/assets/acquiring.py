@@ -5,6 +5,7 @@ from typing import TypeVar
 
 import dagster as dg
 
+from patchworks_core.errors import PlanError
 from patchworks_core.images.image import Image
 from patchworks_core.machine.pools import Pool
 from patchworks_core.ome_zarr.label_image import check_axes
@@ -90,9 +91,17 @@ def _channel_text(channel: int | None, axes: str) -> int | str:
     return "all" if "c" in axes else "the image has one"
 
 
+def _is_plan_of(folder: ImageFolder, plan: Plan) -> bool:
+    """Tell whether an image was planned so before; a record nobody can read is planned anew."""
+    try:
+        return folder.has("plan.json") and folder.plan().fingerprint == plan.fingerprint
+    except PlanError:
+        return False
+
+
 def _take_up(context: dg.AssetExecutionContext, folder: ImageFolder, plan: Plan) -> tuple[int, int]:
     """Write the plan, make its stage, and bring the tile partitions in line with it."""
-    is_same = folder.has("plan.json") and folder.plan().fingerprint == plan.fingerprint
+    is_same = _is_plan_of(folder, plan)
     Stage.open_or_create(folder.path / "stage.zarr", plan)
     if not is_same:
         folder.clear_failures()

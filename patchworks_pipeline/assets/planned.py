@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from patchworks_core.errors import StageError
+from patchworks_core.files.records import read_mapping
 from patchworks_core.files.storage import write_text
 from patchworks_core.images.image import Image
 from patchworks_core.plugins.segmentation import Segmentation, segmentation_of
@@ -52,15 +53,22 @@ class Measured:
             If there is none, or it is of another plan.
         """
         path = folder.path / RECORD
-        record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-        if record.get("plan") != plan.fingerprint:
+        record: dict[str, Any] = read_mapping(path) or {}
+        try:
+            if record.get("plan") == plan.fingerprint:
+                companions = record["companions"].items()
+                return cls(
+                    {name: ImageStatistics.from_dict(found) for name, found in companions},
+                    tuple(np.nan if m is None else float(m) for m in record["maxima"]),
+                )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StageError(
-                f"image {folder.key!r} was not measured as its plan asks; materialize "
-                "image_statistics again"
-            )
-        return cls(
-            {n: ImageStatistics.from_dict(found) for n, found in record["companions"].items()},
-            tuple(np.nan if m is None else float(m) for m in record["maxima"]),
+                f"{path} is not the record of what was measured of image {folder.key!r} "
+                f"({error!r}); materialize image_statistics again"
+            ) from error
+        raise StageError(
+            f"image {folder.key!r} was not measured as its plan asks; materialize "
+            "image_statistics again"
         )
 
 

@@ -26,6 +26,7 @@ from patchworks_pipeline.assets.tile_events import (
     staged_tile,
     tag_run,
 )
+from patchworks_pipeline.image_faults import ImageFaults
 from patchworks_pipeline.instance.tile_log import TileLog
 from patchworks_pipeline.partitions import NOT_BY_KEY, split_tile_key, tiles
 from patchworks_pipeline.records import ImageFolder, TileFailure
@@ -153,16 +154,19 @@ def staged_labels(
         blocks_of.setdefault(image, []).append(block)
     with TileLog(context) as log:
         run = _Run(context, config, DeployedCompute(budget, gpus, cluster), log)
-        staged = {
-            image: _stage_image(run, store.folder(image), blocks)
-            for image, blocks in blocks_of.items()
-        }
+        staged: dict[str, _Staged] = {}
+        faults = ImageFaults(context.log.error)
+        for image, blocks in blocks_of.items():
+            with faults.about(image):
+                staged[image] = _stage_image(run, store.folder(image), blocks)
+    stopped = {image: found.stopped for image, found in staged.items() if found.stopped}
     fail_if_any(
         {image: found.failures for image, found in staged.items()},
         n_tiles=len(context.partition_keys),
-        stopped={image: found.stopped for image, found in staged.items() if found.stopped},
+        stopped={**stopped, **faults.found},
         pictures={tile: png for found in staged.values() for tile, png in found.pictures.items()},
     )
+    faults.raise_any()
     # Tiles were logged as they finished; returning would materialize the whole range once more.
     yield from ()
 

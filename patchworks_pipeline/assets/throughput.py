@@ -14,6 +14,7 @@ from typing import Any
 
 from upath import UPath
 
+from patchworks_core.files.records import read_mapping
 from patchworks_core.files.storage import write_text
 from patchworks_core.stage.plan import Plan
 from patchworks_pipeline.records import ImageFolder
@@ -66,8 +67,11 @@ def staging_of(folder: ImageFolder, plan: Plan) -> Work:
     """Return what was staged of a plan, in all runs; nothing where there is no record of it."""
     if not folder.has(STAGING):
         return Work()
-    record = json.loads((folder.path / STAGING).read_text())
-    return Work(**record) if record.pop("plan") == plan.fingerprint else Work()
+    # It counts how fast it went: one that is damaged begins again at nothing.
+    record = read_mapping(folder.path / STAGING) or {}
+    if record.pop("plan", None) != plan.fingerprint or record.keys() != asdict(Work()).keys():
+        return Work()
+    return Work(**record)
 
 
 def finish(store: UPath, image: str, plan: Plan, day: date) -> dict[str, Any]:
@@ -77,10 +81,12 @@ def finish(store: UPath, image: str, plan: Plan, day: date) -> dict[str, Any]:
     """
     folder = store / DAYS / day.isoformat()
     write_text(folder / f"{image}.json", json.dumps({"n_pixels": _n_pixels(plan)}) + "\n")
-    records = [json.loads(path.read_text()) for path in folder.iterdir() if path.suffix == ".json"]
+    # What was written of another image may be damaged: it counts as an image of no pixels.
+    paths = [path for path in folder.iterdir() if path.suffix == ".json"]
+    n_pixels = [(read_mapping(path) or {}).get("n_pixels") for path in paths]
     return {
-        "images_today": len(records),
-        "megapixels_today": round(sum(record["n_pixels"] for record in records) / 1e6, 3),
+        "images_today": len(paths),
+        "megapixels_today": round(sum(n for n in n_pixels if isinstance(n, int)) / 1e6, 3),
     }
 
 

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 
 import dagster as dg
 
-from patchworks_core.errors import PlanError, StageError
 from patchworks_pipeline.automation.alerts import Alert, Alerts, alerts_of_tiles, link_to_run
 from patchworks_pipeline.automation.events import images_of_run
+from patchworks_pipeline.image_faults import ImageFaults
 from patchworks_pipeline.resources.resources import LabelStore
 
 MEMORY = ".alerts.json"
@@ -26,12 +26,13 @@ def run_failure_alerts(
     keys = images_of_run(context.instance, run.tags)
     found = failed_checks(context.instance, run, keys)
     is_staging = any("staged_labels" in step for step in _failed_steps(context))
+    faults = ImageFaults(context.log.warning)
     for key in keys if is_staging else ():
-        try:
+        with faults.about(key):
             found += alerts_of_tiles(store.folder(key))
-        except (PlanError, StageError, OSError) as error:
-            cause = f"its failed tiles cannot be read: {error}"
-            found.append(Alert(key, cause, link_to_run(run.run_id)))
+    for key, why in faults.found.items():
+        cause = f"its failed tiles cannot be read: {why}"
+        found.append(Alert(key, cause, link_to_run(run.run_id)))
     if not found:
         cause = _cause(context)
         found = [Alert(key, cause, link_to_run(run.run_id)) for key in keys or [""]]

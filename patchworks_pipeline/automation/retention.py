@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import dagster as dg
 from pydantic import Field
 
-from patchworks_core.errors import PlanError, StageError
 from patchworks_core.files.storage import discard, write_text
 from patchworks_pipeline.automation.events import IN_PROGRESS, image_of, images_of_run
 from patchworks_pipeline.automation.sensors import merged_content, now
+from patchworks_pipeline.image_faults import ImageFaults
 from patchworks_pipeline.partitions import tiles
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.resources import LabelStore
@@ -59,13 +59,15 @@ def retire_old_stages(
     }
     before = now() - config.days * SECONDS_PER_DAY
     n_images = n_tiles = 0
+    faults = ImageFaults(context.log.warning)
     for image in sorted(set(keys_of) - busy):
-        folder = store.folder(image)
-        if not _is_finished(instance, folder, before=before):
-            continue
-        retire(instance, folder, keys_of[image])
-        n_images, n_tiles = n_images + 1, n_tiles + len(keys_of[image])
-        context.log.info(f"{image}: stage and {len(keys_of[image])} tile partitions retired")
+        with faults.about(image):
+            folder = store.folder(image)
+            if not _is_finished(instance, folder, before=before):
+                continue
+            retire(instance, folder, keys_of[image])
+            n_images, n_tiles = n_images + 1, n_tiles + len(keys_of[image])
+            context.log.info(f"{image}: stage and {len(keys_of[image])} tile partitions retired")
     context.add_output_metadata({"n_images_retired": n_images, "n_tiles_retired": n_tiles})
 
 
@@ -95,10 +97,7 @@ def _is_finished(instance: dg.DagsterInstance, folder: ImageFolder, *, before: f
     """Tell whether the labels are of the tiles staged now, and were made before a moment."""
     if is_retired(folder):
         return True  # begun, and cut short
-    try:
-        if merged_content(folder) != folder.stage().content():
-            return False
-    except (StageError, PlanError, FileNotFoundError):
+    if not folder.has("plan.json") or merged_content(folder) != folder.stage().content():
         return False
     records = instance.fetch_materializations(
         dg.AssetRecordsFilter(

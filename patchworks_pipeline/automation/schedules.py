@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 
 import dagster as dg
 
-from patchworks_core.errors import ImageError, PlanError, SegmentationError, StageError
 from patchworks_core.stage.plan import make_plan
 from patchworks_pipeline.assets import merged_labels
 from patchworks_pipeline.automation.jobs import merge_image, plan_image, stage_tiles
 from patchworks_pipeline.automation.retention import is_retired, retire_images
 from patchworks_pipeline.automation.sensors import IMAGE, staging_run
+from patchworks_pipeline.image_faults import ImageFaults
 from patchworks_pipeline.partitions import images, tile_keys
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.resources import Automation, LabelStore, Segmentation
@@ -44,12 +44,11 @@ def make_schedules(timezone: str = "UTC") -> list[dg.ScheduleDefinition]:
         if off:
             yield dg.SkipReason(off)
             return
+        faults = ImageFaults(context.log.warning)
         for key in context.instance.get_dynamic_partitions(str(images.name)):
-            try:
+            fingerprint = None
+            with faults.about(key):
                 fingerprint = outdated_by(store.folder(key), segmentation)
-            except (ImageError, PlanError, SegmentationError, OSError) as error:
-                context.log.warning(f"image {key!r} cannot be planned again: {error}")
-                continue
             if fingerprint is not None:
                 yield dg.RunRequest(
                     run_key=f"{key}:{fingerprint}", partition_key=key, tags={IMAGE: key}
@@ -68,9 +67,12 @@ def make_schedules(timezone: str = "UTC") -> list[dg.ScheduleDefinition]:
         if off:
             yield dg.SkipReason(off)
             return
+        faults = ImageFaults(context.log.warning)
         for key in context.instance.get_dynamic_partitions(str(images.name)):
-            folder = store.folder(key)
-            if not is_retired(folder) and has_older_code(context.instance, key):
+            is_due = False
+            with faults.about(key):
+                is_due = not is_retired(store.folder(key))
+            if is_due and has_older_code(context.instance, key):
                 yield dg.RunRequest(partition_key=key, tags={IMAGE: key})
 
     @dg.schedule(
@@ -87,13 +89,11 @@ def make_schedules(timezone: str = "UTC") -> list[dg.ScheduleDefinition]:
         if off:
             yield dg.SkipReason(off)
             return
+        faults = ImageFaults(context.log.warning)
         for key in context.instance.get_dynamic_partitions(str(images.name)):
-            folder = store.folder(key)
-            try:
-                ranges = transient_ranges(folder)
-            except (StageError, PlanError, FileNotFoundError) as error:
-                context.log.warning(f"image {key!r} cannot be staged again: {error}")
-                continue
+            ranges: list[tuple[str, str]] = []
+            with faults.about(key):
+                ranges = transient_ranges(store.folder(key))
             for first, last in ranges:
                 night = context.scheduled_execution_time.date().isoformat()
                 ends = tile_keys(key, (first, last))

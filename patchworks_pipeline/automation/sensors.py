@@ -11,7 +11,7 @@ from typing import Any
 
 import dagster as dg
 
-from patchworks_core.errors import PlanError, StageError
+from patchworks_core.errors import PlanError
 from patchworks_pipeline.automation.alerts import Alert, Alerts
 from patchworks_pipeline.automation.events import (
     RANGE_END,
@@ -25,6 +25,7 @@ from patchworks_pipeline.automation.events import (
     unique,
 )
 from patchworks_pipeline.automation.jobs import merge_image, plan_image, stage_tiles
+from patchworks_pipeline.image_faults import ImageFaults
 from patchworks_pipeline.landing.arrivals import (
     LOOKED_AGAIN,
     Arrival,
@@ -60,9 +61,6 @@ MAX_WAITING = 200
 
 SECONDS_TO_LOOK_AGAIN = 60
 """Between two looks at an image that is not complete and of which nothing is heard."""
-
-NOT_NOW = (StageError, PlanError, FileNotFoundError)
-"""What is raised where an image is being planned anew, or retired, at this moment."""
 
 
 def now() -> int:
@@ -107,25 +105,26 @@ def landing_sensor(
     )
     requests, refused = [], []
     asked: dict[str, list[str]] = {}
+    faults = ImageFaults(context.log.warning, record.get("faults"))
+    for name, reason in found.faults.items():
+        with faults.about(name):
+            raise reason
     for arrival in found.arrivals:
-        folder = store.folder(arrival.candidate.key) if arrival.candidate.key else None
-        try:
-            reason = _why_refused(arrival, folder)
-        except OSError as error:
-            context.log.warning(f"{arrival.candidate.url} is tried again: {error}")
-            continue
-        if folder is None or reason is not None:
-            quarantine.refuse(arrival, reason or "")
-            refused.append((arrival, reason or ""))
-        elif arrival.candidate.url not in ledger.taken and _is_planned(folder):
-            # Planned by hand, or taken before the ledger was lost.
-            ledger.taken[arrival.candidate.url] = arrival.version
-        else:
-            if not folder.has("acquisition.json"):
-                folder.write_acquisition(Acquisition(url=arrival.candidate.url))
-            requests.append(_plan_request(arrival))
-            version = arrival.version
-            asked[arrival.candidate.url] = [arrival.name, version.signature, version.glance]
+        with faults.about(arrival.candidate.name):  # it is tried again
+            folder = store.folder(arrival.candidate.key) if arrival.candidate.key else None
+            why = _why_refused(arrival, folder)
+            if folder is None or why is not None:
+                quarantine.refuse(arrival, why or "")
+                refused.append((arrival, why or ""))
+            elif arrival.candidate.url not in ledger.taken and _is_planned(folder):
+                # Planned by hand, or taken before the ledger was lost.
+                ledger.taken[arrival.candidate.url] = arrival.version
+            else:
+                if not folder.has("acquisition.json"):
+                    folder.write_acquisition(Acquisition(url=arrival.candidate.url))
+                requests.append(_plan_request(arrival))
+                version = arrival.version
+                asked[arrival.candidate.url] = [arrival.name, version.signature, version.glance]
     if ledger.taken != before:
         ledger.write()
     alerts.send(
@@ -138,6 +137,7 @@ def landing_sensor(
             "seen": seen_to_json(found.seen),
             "asked": asked,
             "turn": (turn + LOOKED_AGAIN) % max(1, len(folders)),
+            "faults": dict(_last(faults.found.items(), MAX_WAITING)),
         },
         separators=(",", ":"),
     )
@@ -238,23 +238,29 @@ def staging_sensor(
     deferred = [key for key in record.get("waiting", []) if key not in measured]
     candidates = [key for key in [*deferred, *measured] if key in known]
     busy = busy_images(context.instance, [stage_tiles.name]) if candidates else frozenset()
+    faults = ImageFaults(context.log.warning, record.get("faults"))
     requests, waiting = [], []
     for key in candidates:
-        folder = store.folder(key)
         if key in busy:
             waiting.append(key)
             continue
-        try:
+        with faults.about(key):
+            folder = store.folder(key)
             request = _staging_request(context.instance, folder, is_deferred=key in deferred)
-        except NOT_NOW:
-            waiting.append(key)
-            continue
-        if request is not None:
-            requests.append(request)
+            if request is not None:
+                requests.append(request)
+    # Also where an image is being planned anew, or retired, at this moment.
+    waiting = [key for key in candidates if key in faults.found or key in waiting]
     return dg.SensorResult(
         run_requests=requests,
         skip_reason=None if requests else f"no tiles to stage; {len(waiting)} images wait",
-        cursor=json.dumps({"measured": cursor.to_json(), "waiting": waiting[-MAX_WAITING:]}),
+        cursor=json.dumps(
+            {
+                "measured": cursor.to_json(),
+                "waiting": waiting[-MAX_WAITING:],
+                "faults": dict(_last(faults.found.items(), MAX_WAITING)),
+            }
+        ),
     )
 
 
@@ -328,6 +334,8 @@ def merging_sensor(
     heard_of = unique([*map(image_of, staged), *measured])
     known = set(context.instance.get_dynamic_partitions(str(images.name)))
     due = {key: when for key, when in record.get("waiting", {}).items() if key in known}
+    said = record.get("faults")
+    faults = ImageFaults(context.log.warning, said)
     time_now = now()
     candidates = [key for key in heard_of if key in known]
     candidates += [key for key, when in due.items() if when <= time_now and key not in heard_of]
@@ -339,10 +347,9 @@ def merging_sensor(
         if key in busy:
             due[key] = time_now
             continue
-        try:
+        request, is_waiting = None, True
+        with faults.about(key):
             request, is_waiting = _merge_request(context.instance, store.folder(key))
-        except NOT_NOW:
-            request, is_waiting = None, True
         if request is not None:
             requests.append(request)
         if is_waiting:
@@ -355,6 +362,7 @@ def merging_sensor(
                 "staged": of_tiles.to_json(),
                 "measured": of_images.to_json(),
                 "waiting": dict(_last(due.items(), MAX_WAITING)),
+                "faults": dict(_last(_still(said, faults, due), MAX_WAITING)),
             }
         ),
     )
@@ -385,13 +393,19 @@ def _merge_request(
 
 def merged_content(folder: ImageFolder) -> str | None:
     """Return the digest of the staged labels that the merged labels were made of."""
-    record = folder.labels(folder.plan()).path / "provenance.json"
-    return json.loads(record.read_text()).get("stage") if record.exists() else None
+    provenance = folder.provenance(folder.plan())
+    return None if provenance is None else provenance.get("stage")
 
 
 def _has_stage(folder: ImageFolder) -> bool:
     """Tell whether an image is planned and its stage was not retired."""
     return folder.has("plan.json") and (folder.path / "stage.zarr" / "plan.json").exists()
+
+
+def _still(said: Any, faults: ImageFaults, due: Iterable[str]) -> list[tuple[str, str]]:
+    """Return what is wrong with images, those included that were not looked at this time."""
+    before = said if isinstance(said, dict) else {}
+    return list({**{key: before[key] for key in due if key in before}, **faults.found}.items())
 
 
 def _last(items: Iterable[Any], count: int) -> list[Any]:

@@ -1,6 +1,5 @@
 """The command line: ``patchworks run | retry | merge | segment | pilot | status | ui | demo``."""
 
-import json
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -115,6 +114,7 @@ def _run_one(
     """Run one image and say what came of it; return the exit code."""
     from patchworks_pipeline.cli.progress_bars import progress_bars
     from patchworks_pipeline.cli.runs import choose, open_home, plan_of, register, run_image
+    from patchworks_pipeline.image_faults import IMAGE_FAULTS, words_of
     from patchworks_pipeline.partitions import check_image_key, image_key
     from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore, Segmentation
 
@@ -134,10 +134,10 @@ def _run_one(
             folder = register(instance, store, key, acquisition)
             with progress_bars(key, console):
                 result = run_image(instance, folder, plan, budget=budget)
-    except INPUT_ERRORS as error:
-        say_error(str(error))
+            _say(result, home)
+    except IMAGE_FAULTS as error:
+        say_error(words_of(error))
         return BAD_INPUT
-    _say(result, home)
     if result.failures:
         return TILES_FAILED
     return 0 if result.is_complete else 1
@@ -163,7 +163,7 @@ def _say(result: Any, home: Path) -> None:
     if result.error:
         say_error(result.error)
         return
-    summary = json.loads((folder.report / "summary.json").read_text())
+    summary = folder.summary()
     done = ", ".join(result.steps) or "nothing was missing"
     lines = [
         f"{folder.key}: {summary['n_objects']} objects, "
@@ -236,16 +236,17 @@ def merge(
 @contextmanager
 def _known_image(image: str, home: Path) -> Iterator[tuple[Any, Any]]:
     """Give the instance of a home and the folder of an image in it, or end with what is known."""
-    with _known_images(image, home) as (instance, (folder,)):
-        yield instance, folder
+    from patchworks_pipeline.resources.resources import LabelStore
+
+    with _known_images(image, home) as (instance, (key,)):
+        yield instance, LabelStore().of_home().folder(key)
 
 
 @contextmanager
-def _known_images(image: str | None, home: Path) -> Iterator[tuple[Any, list[Any]]]:
-    """Give the instance of a home and the folders of one image or all; end where there are none."""
+def _known_images(image: str | None, home: Path) -> Iterator[tuple[Any, list[str]]]:
+    """Give the instance of a home and the keys of one image or all; end where there are none."""
     from patchworks_pipeline.cli.runs import open_home
     from patchworks_pipeline.partitions import image_key, images
-    from patchworks_pipeline.resources.resources import LabelStore
 
     if not (home / "dagster").is_dir():
         fail(f"no patchworks home at {home}; make one with 'patchworks run IMAGE'", BAD_INPUT)
@@ -254,8 +255,7 @@ def _known_images(image: str | None, home: Path) -> Iterator[tuple[Any, list[Any
         keys = known if image is None else [image if image in known else image_key(image)]
         if image is not None and keys[0] not in known:
             fail(f"no image {image!r} in {home}; its images are {known!r}", BAD_INPUT)
-        store = LabelStore().of_home()
-        yield instance, [store.folder(key) for key in keys]
+        yield instance, keys
 
 
 @app.command()
@@ -264,24 +264,34 @@ def status(
     home: Home = HOME,
 ) -> None:
     """Show how far images are: their tiles, objects and labels; and which ones were refused."""
-    from patchworks_pipeline.cli.status import refusals, status_of
+    from patchworks_pipeline.cli.status import UNKNOWN, refusals, status_of
+    from patchworks_pipeline.image_faults import ImageFaults
+    from patchworks_pipeline.resources.resources import LabelStore
 
-    with _known_images(image, home) as (_, folders):
+    faults = ImageFaults(say_error)
+    with _known_images(image, home) as (_, keys):
+        store = LabelStore().of_home()
         numbers = ("tiles", "staged", "failed", "missing", "objects")
         table = Table(Column("image", overflow="fold"), *numbers)
         labels = []
-        for folder in folders:
-            row = status_of(folder)
-            table.add_row(folder.key, *("-" if row[n] is None else str(row[n]) for n in numbers))
-            labels += [f"{folder.key}: labels {row['labels']}"] if row["labels"] else []
-            for failure in folder.failures() if image else ():
-                failed = f"{folder.key}/{failure.block}: {failure.error_type}: {failure.message}"
-                say(failed, on=errors)
+        for key in keys:
+            row = UNKNOWN
+            with faults.about(key):
+                folder = store.folder(key)
+                row = status_of(folder)
+                for failure in folder.failures():
+                    if image or failure.is_unreadable:
+                        failed = f"{key}/{failure.block}: {failure.error_type}: {failure.message}"
+                        say(failed, on=errors)
+            table.add_row(key, *("-" if row[n] is None else str(row[n]) for n in numbers))
+            labels += [f"{key}: labels {row['labels']}"] if row["labels"] else []
         for refusal in () if image else refusals():
             say(refusal, on=errors)
     console.print(table)
     for line in labels:
         say(line)
+    if faults.found:
+        raise typer.Exit(BAD_INPUT)
 
 
 @app.command()

@@ -4,7 +4,6 @@ Each step runs only where its result is missing or was made from something else,
 redoes what is missing and nothing more.
 """
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -277,11 +276,14 @@ def _is_planned(folder: ImageFolder, plan: Plan) -> bool:
 
 def _is_merged(folder: ImageFolder, plan: Plan) -> bool:
     """Tell whether labels, table and report were made of the staged labels, by the same rule."""
-    record = folder.labels(plan).path / "provenance.json"
-    report = folder.report / "summary.json"
-    if not (record.exists() and folder.has("objects.parquet") and report.exists()):
+    try:
+        provenance = folder.provenance(plan)
+        if provenance is None or not folder.has("report/summary.json"):
+            return False
+        folder.summary()
+        folder.objects()
+    except StageError:  # missing or damaged: it is made again
         return False
-    provenance = json.loads(record.read_text())
     options = Segmentation().of_home().merge_options(folder.acquisition(), plan, {})
     return bool(
         provenance.get("stage") == folder.stage(plan).content()

@@ -1,6 +1,5 @@
 """How far the images of a home are, and what it refused: read from what lies on disk."""
 
-import json
 from typing import Any
 
 from patchworks_core.errors import StageError
@@ -9,23 +8,32 @@ from patchworks_pipeline.landing.arrivals import Quarantine
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.resources import LabelStore
 
+UNKNOWN = dict.fromkeys(("tiles", "staged", "failed", "missing", "objects", "labels"))
+"""Of an image of which nothing can be read."""
+
 
 def status_of(folder: ImageFolder) -> dict[str, Any]:
-    """Return how far an image is: tiles by state, objects, and where its labels are."""
+    """Return how far an image is: tiles by state, objects, and where its labels are.
+
+    Raises
+    ------
+    PlanError, StageError, OSError
+        If a record of the image cannot be read.
+    """
     if not folder.has("plan.json"):
         return {"tiles": 0, "staged": 0, "failed": 0, "missing": 0, "objects": None, "labels": None}
     plan = folder.plan()
     missing = _missing_blocks(folder, plan)
     failed = {failure.block for failure in folder.failures()} & missing
     labels = folder.labels(plan).path
-    record = labels / "provenance.json"
+    provenance = folder.provenance(plan)
     return {
         "tiles": plan.grid.n_blocks,
         "staged": plan.grid.n_blocks - len(missing),
         "failed": len(failed),
         "missing": len(missing) - len(failed),
-        "objects": json.loads(record.read_text())["n_objects"] if record.exists() else None,
-        "labels": str(labels) if record.exists() else None,
+        "objects": None if provenance is None else provenance.get("n_objects"),
+        "labels": None if provenance is None else str(labels),
     }
 
 

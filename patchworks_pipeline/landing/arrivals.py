@@ -26,6 +26,7 @@ from patchworks_core.files.locations import (
     is_remote,
     remote_folder_stamp,
 )
+from patchworks_core.files.records import read_mapping
 from patchworks_core.files.storage import write_text
 from patchworks_core.images.image import open_image
 from patchworks_core.images.readers import raster
@@ -81,6 +82,9 @@ class Look:
     n_waiting: int
     """Candidates that are not complete yet, or wait for their turn."""
 
+    faults: dict[str, OSError] = field(default_factory=dict)
+    """Why a candidate could not be looked at, by name; it counts as waiting."""
+
 
 @dataclass(slots=True)
 class Ledger:
@@ -131,10 +135,15 @@ class Quarantine:
 
     def reasons(self) -> dict[str, str]:
         """Return why, by version."""
-        return {
-            name: str(json.loads((self.path / f"{name}.json").read_text())["reason"])
-            for name in sorted(self.names())
-        }
+        return {name: self._reason(name) for name in sorted(self.names())}
+
+    def _reason(self, name: str) -> str:
+        path = self.path / f"{name}.json"
+        try:
+            record = read_mapping(path) or {}
+        except OSError as error:
+            return f"why cannot be read from {path}: {error}"
+        return str(record.get("reason", f"the record {path} is damaged; remove it to try again"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,14 +192,20 @@ def look(
     """
     arrivals: list[Arrival] = []
     still: dict[str, tuple[str, int]] = {}
+    faults: dict[str, OSError] = {}
     n_waiting = 0
     in_full = set(again)
     for candidate in candidates:
         taken, before = ledger.taken.get(candidate.url), seen.get(candidate.name)
-        glance = glance_at(candidate)
-        if taken and before is None and taken.glance == glance and candidate.url not in in_full:
-            continue
-        signature = glance if not candidate.is_folder else signature_of(candidate)
+        try:
+            is_marked = candidate.marker is None or _exists(candidate.marker)
+            glance = glance_at(candidate)
+            if taken and before is None and taken.glance == glance and candidate.url not in in_full:
+                continue
+            signature = glance if not candidate.is_folder else signature_of(candidate)
+        except OSError as error:
+            faults[candidate.name] = error
+            signature = glance = None
         if signature is None or glance is None:
             n_waiting += 1
             continue
@@ -204,7 +219,6 @@ def look(
         since = before[1] if before and before[0] == signature else now
         is_complete = now - since >= watch.settle_seconds
         if candidate.marker:
-            is_marked = _exists(candidate.marker)
             is_complete = is_marked and (is_complete or taken is None)
         if is_complete and len(arrivals) < watch.max_arrivals:
             arrivals.append(arrival)
@@ -212,7 +226,7 @@ def look(
         n_waiting += 1
         if len(still) < MAX_PENDING:
             still[candidate.name] = (signature, since)
-    return Look(arrivals, still, n_waiting)
+    return Look(arrivals, still, n_waiting, faults)
 
 
 def signature_of(candidate: Candidate) -> str | None:

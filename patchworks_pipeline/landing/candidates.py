@@ -130,13 +130,22 @@ def _regex(part: str) -> re.Pattern[str]:
 
 
 def _match(
-    fs: Any, folder: str, parts: Sequence[re.Pattern[str]], fields: dict[str, str]
+    fs: Any,
+    folder: str,
+    parts: Sequence[re.Pattern[str]],
+    fields: dict[str, str],
+    *,
+    is_landing: bool = True,
 ) -> Iterator[tuple[str, bool, dict[str, str]]]:
     """Yield path, whether it is a folder, and the fields of what matches below a folder."""
     try:
         entries = fs.ls(folder or "/", detail=True)
     except (FileNotFoundError, NotADirectoryError):
         return  # not made yet, or taken away while we looked
+    except PermissionError:
+        if is_landing:
+            raise
+        return  # one folder of many, and nothing of it can be known
     for entry in entries:
         path = entry["name"].rstrip("/")
         name = path.rsplit("/", 1)[-1]
@@ -148,7 +157,7 @@ def _match(
         if len(parts) == 1:
             yield path, is_folder, named
         elif is_folder:
-            yield from _match(fs, path, parts[1:], named)
+            yield from _match(fs, path, parts[1:], named, is_landing=False)
 
 
 def _key(name: str) -> str:
@@ -175,10 +184,12 @@ def _ome_attributes(fs: Any, folder: str) -> dict[str, Any] | None:
             record = json.loads(fs.cat_file(f"{folder}/{name}"))
         except (FileNotFoundError, NotADirectoryError):
             continue
-        except ValueError:
-            return None  # half-written
+        except (ValueError, OSError, RecursionError):
+            return None  # half-written, or not to be read: opening it will say why
+        if not isinstance(record, dict):
+            return None
         attributes = record.get("attributes", {}) if name == "zarr.json" else record
-        ome = attributes.get("ome", attributes)
+        ome = attributes.get("ome", attributes) if isinstance(attributes, dict) else None
         return ome if isinstance(ome, dict) else None
     return None
 

@@ -1,0 +1,71 @@
+"""What is wrong with one image is said of that image, and the others go on.
+
+Every loop over images runs through `ImageFaults.about`: sensors, schedules, retention, alerts, and
+the commands that are about several images. Faults of the code are no faults of an image and pass.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from patchworks_core.errors import (
+    ImageError,
+    PlanError,
+    SegmentationError,
+    StageError,
+    TileOutputError,
+)
+
+IMAGE_FAULTS = (ImageError, PlanError, SegmentationError, StageError, TileOutputError, OSError)
+"""What is raised where a record, a file or a key of one image is not as it must be."""
+
+
+class ImageFaults:
+    """What is wrong with single images; each is said once, for as long as it stays the same.
+
+    Parameters
+    ----------
+    say : callable
+        Is told in words, such as the ``warning`` of a logger.
+    said : mapping
+        What `found` was at the last look, so that a sensor does not repeat itself.
+    """
+
+    def __init__(self, say: Callable[[str], object], said: object = None) -> None:
+        self._say = say
+        self._said: Mapping[object, object] = said if isinstance(said, Mapping) else {}
+        self.found: dict[str, str] = {}
+        """What is wrong, by image."""
+        self._errors: list[BaseException] = []
+
+    @contextmanager
+    def about(self, image: str) -> Iterator[None]:
+        """Say what is wrong with an image, and go on behind the block."""
+        try:
+            yield
+        except IMAGE_FAULTS as error:
+            self._errors.append(error)
+            self.found[image] = words_of(error)
+            if self._said.get(image) != self.found[image]:
+                self._say(f"image {image!r}: {self.found[image]}")
+
+    def raise_any(self) -> None:
+        """End a run as failed, once the other images are done: with the error, or what all say."""
+        if len(self._errors) == 1:
+            raise self._errors[0]
+        if self._errors:
+            raise StageError("; ".join(f"image {key!r}: {why}" for key, why in self.found.items()))
+
+
+def words_of(error: BaseException) -> str:
+    """Return an error in one line, without the numbers of the operating system.
+
+    Examples
+    --------
+    >>> words_of(FileNotFoundError(2, "No such file or directory", "a.tif"))
+    "no such file or directory: 'a.tif'"
+    """
+    if isinstance(error, OSError) and error.strerror:
+        words = error.strerror[:1].lower() + error.strerror[1:]
+        return words if error.filename is None else f"{words}: {str(error.filename)!r}"
+    text = " ".join(str(error).split())
+    return text or type(error).__name__
