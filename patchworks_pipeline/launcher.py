@@ -12,6 +12,8 @@ from dagster._core.launcher.base import CheckRunHealthResult, WorkerStatus
 from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
 from dagster._core.storage.tags import GRPC_INFO_TAG
 
+from patchworks_pipeline.instance.run_processes import why_gone
+
 SECONDS_TO_ANSWER = 5
 
 
@@ -24,11 +26,14 @@ class WatchedRunLauncher(DefaultRunLauncher):
         return True
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
-        """Tell whether the code server that a run was started by is there.
+        """Tell whether the code server or the command that a run was started by is there.
 
         A code server outlives its runs, also when the daemon was killed, and reports one whose
         process ends before its time.
         """
+        why = why_gone(run)
+        if why is not None:
+            return CheckRunHealthResult(WorkerStatus.FAILED, why)
         path = json.loads(run.tags.get(GRPC_INFO_TAG, "{}")).get("socket")
         if path is None:
             return CheckRunHealthResult(WorkerStatus.RUNNING)

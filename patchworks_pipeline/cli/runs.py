@@ -8,17 +8,22 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from dagster._core.utils import make_new_run_id
 
 from patchworks_core.errors import PlanError, StageError
 from patchworks_core.stage.plan import Plan, make_plan
 from patchworks_pipeline.assets.tile_events import not_logged
 from patchworks_pipeline.automation.events import RANGE_END, RANGE_START
+from patchworks_pipeline.cli.terminal import errors, say
 from patchworks_pipeline.definitions import defs
 from patchworks_pipeline.instance.home import home_environment, opening, prepare_home
+from patchworks_pipeline.instance.run_processes import end_dead_runs, tags_of_process
+from patchworks_pipeline.instance.slots import NoSlotError, take_slot
 from patchworks_pipeline.partitions import images, tile_keys
 from patchworks_pipeline.records import Acquisition, ImageFolder, TileFailure
 from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore, Segmentation
@@ -46,11 +51,15 @@ class ImageRun:
 
 @contextmanager
 def open_home(home: Path) -> Iterator[dg.DagsterInstance]:
-    """Open the Dagster instance of a home, making it if needed; this process then uses it."""
+    """Open the Dagster instance of a home, making it if needed; this process then uses it.
+
+    Runs that were killed are ended first, so that nothing waits for what they held.
+    """
     os.environ.update(home_environment(prepare_home(home)))
     with opening(home):
         opened = dg.DagsterInstance.get()
     with opened as instance:
+        end_dead_runs(instance)
         yield instance
 
 
@@ -233,10 +242,20 @@ def _run(
     assets: Sequence[str] | None = None,
 ) -> _JobError | None:
     """Run a job and return why it failed, or None."""
-    result = defs.resolve_job_def(job).execute_in_process(
+    run_id = make_new_run_id()
+    tags = {**(tags or {}), **tags_of_process(run_id)}
+    definition = defs.resolve_job_def(job)
+    try:
+        for step, pool in _pools_of(definition).items():
+            run = dg.DagsterRun(job_name=job, run_id=run_id, tags=tags)
+            take_slot(instance, pool, run, step, say=partial(say, on=errors))
+    except NoSlotError as none_free:
+        return _JobError(str(none_free))
+    result = definition.execute_in_process(
         instance=instance,
+        run_id=run_id,
         partition_key=partition_key,
-        tags=tags or {},
+        tags=tags,
         run_config={
             "resources": resources,
             "ops": ops or {},
@@ -262,6 +281,16 @@ def _run(
     # Dagster writes the class with its modules, which say nothing to a person.
     name, separator, text = error.message.strip().partition(": ")
     return _JobError(f"{name.rpartition('.')[2]}{separator}{text}")
+
+
+def _pools_of(job: dg.JobDefinition) -> dict[str, str]:
+    """Return the pool of each step of a job that asks for a slot of one."""
+    nodes = {node.name: node.definition for node in job.nodes}
+    return {
+        name: node.pool
+        for name, node in nodes.items()
+        if isinstance(node, dg.OpDefinition) and node.pool is not None
+    }
 
 
 def _is_planned(folder: ImageFolder, plan: Plan) -> bool:

@@ -11,6 +11,7 @@ import dagster as dg
 import psutil
 
 from patchworks_pipeline.instance.home import home_environment, opening, prepare_home
+from patchworks_pipeline.instance.run_processes import end_dead_runs
 from patchworks_pipeline.resources.resources import AUTOMATION_VARIABLE
 
 MODULE = "patchworks_pipeline.definitions"
@@ -42,8 +43,8 @@ def serve(home: Path, *, host: str, port: int, automation: bool = True) -> int:
     if not automation:
         environment[AUTOMATION_VARIABLE] = "off"
     os.environ.update(environment)
-    with opening(home), dg.DagsterInstance.get():
-        pass
+    with opening(home), dg.DagsterInstance.get() as instance:
+        end_dead_runs(instance)
     commands = [
         [sys.executable, "-m", "dagster_webserver", "-m", MODULE, "-h", host, "-p", str(port)],
         [sys.executable, "-m", "dagster._daemon", "run", "-m", MODULE],

@@ -1,0 +1,115 @@
+"""A slot of a pool of the instance, taken before a run begins: the wait is said, and can be ended.
+
+Dagster takes it inside the run, where it waits in silence, for ever, and hears no signal. What is
+taken before, under the id of the run, is the run's own when it comes to ask.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from types import FrameType
+
+import dagster as dg
+from dagster._core.execution.plan.instance_concurrency_context import InstanceConcurrencyContext
+
+from patchworks_pipeline.instance.run_processes import HOST, PROCESS, end_dead_runs
+
+SECONDS_TO_WAIT = 3600.0
+"""A wait for a slot ends after so long."""
+
+SECONDS_TO_REPEAT = 60.0
+"""Between two words about a wait."""
+
+_SECONDS_TO_LOOK = 0.5
+
+
+class NoSlotError(RuntimeError):
+    """A pool had no free slot for as long as could be waited."""
+
+
+def take_slot(
+    instance: dg.DagsterInstance,
+    pool: str,
+    run: dg.DagsterRun,
+    step: str,
+    *,
+    say: Callable[[str], object],
+    seconds: float = SECONDS_TO_WAIT,
+) -> None:
+    """Take a slot of a pool for a step of a run that is about to begin.
+
+    Parameters
+    ----------
+    instance : DagsterInstance
+    pool : str
+    run : DagsterRun
+        As it will be.
+    step : str
+        The step in it that asks for the slot.
+    say : callable
+        Is told who holds it and since when, at first and once a minute.
+    seconds : float
+        To wait at most.
+
+    Raises
+    ------
+    NoSlotError
+        If none came free.
+    """
+    begin = last = time.monotonic()
+    is_said = False
+    with InstanceConcurrencyContext(instance, run) as slots, _ended_by_sigterm():
+        while not slots.claim(pool, step):
+            waited = time.monotonic() - begin
+            if waited >= seconds:
+                raise NoSlotError(
+                    f"no slot of pool {pool!r} came free in {waited:.0f} s: "
+                    f"{holders(instance, pool)}; end that run, or call again later"
+                )
+            if not is_said or time.monotonic() - last >= SECONDS_TO_REPEAT:
+                is_said, last = True, time.monotonic()
+                say(
+                    f"waiting for a slot of pool {pool!r}: {holders(instance, pool)}; at most "
+                    f"{seconds - waited:.0f} s more, Ctrl-C ends the wait"
+                )
+                end_dead_runs(instance)
+            time.sleep(_SECONDS_TO_LOOK)
+
+
+def holders(instance: dg.DagsterInstance, pool: str) -> str:
+    """Say which runs hold the slots of a pool, and since when."""
+    claimed = instance.event_log_storage.get_concurrency_info(pool).claimed_slots
+    found = sorted({slot.run_id for slot in claimed})
+    return " and ".join(_holder(instance, run_id) for run_id in found) or "others are before this"
+
+
+def _holder(instance: dg.DagsterInstance, run_id: str) -> str:
+    record = instance.get_run_record_by_id(run_id)
+    if record is None:
+        return f"run {run_id[:8]} has it"
+    tags, since = record.dagster_run.tags, record.start_time
+    when = "" if since is None else f" since {datetime.fromtimestamp(since):%Y-%m-%d %H:%M:%S}"
+    where = ""
+    if PROCESS in tags:
+        where = f" (process {tags[PROCESS]} on {tags.get(HOST, '').partition('/')[0]})"
+    return f"run {run_id[:8]} of {record.dagster_run.job_name}{where} has it{when}"
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end a wait as Ctrl-C does, so that the place in the line is given back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + signum)
