@@ -23,7 +23,14 @@ CORE = [
 ]
 
 PIPELINE = [
-    *("partitions", "progress", "records", "image_faults", "event_storage", "event_storage_postgres"),
+    *(
+        "partitions",
+        "progress",
+        "records",
+        "image_faults",
+        "event_storage",
+        "event_storage_postgres",
+    ),
     *("instance", "launcher", "landing", "resources", "assets", "automation"),
     "definitions",
     "cli",
