@@ -14,7 +14,8 @@ from patchworks_core.files.storage import Location, as_path
 from patchworks_core.images.image import Image
 from patchworks_core.machine.pools import Compute
 from patchworks_core.machine.progress import Progress, no_progress
-from patchworks_core.ome_zarr.label_image import LabelImage, OmeVersion, check_axes
+from patchworks_core.ome_zarr.label_image import LabelImage
+from patchworks_core.ome_zarr.metadata import OmeVersion, check_axes
 from patchworks_core.plugins.segmentation import Segmentation
 from patchworks_core.seams.rules import MergeOptions
 from patchworks_core.stage.plan import Plan

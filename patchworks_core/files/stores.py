@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import os
 import posixpath
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
@@ -229,6 +230,10 @@ def _slots_of(kind: type) -> Iterable[str]:
     return (slots,) if isinstance(slots, str) else slots
 
 
+_URL = re.compile(r"[\w+.-]+(::[\w+.-]+)*://\S+")
+"""Text within a graph that may be a URL; text that only holds one, such as XML, is none."""
+
+
 def _named(location: str | os.PathLike[str] | UPath, *, whole: bool) -> Iterator[Place]:
     """Yield the place that a text names; text within a graph counts where it looks like a path.
 
@@ -241,7 +246,8 @@ def _named(location: str | os.PathLike[str] | UPath, *, whole: bool) -> Iterator
     if not whole and not isinstance(location, PurePath) and "/" not in text:
         return
     if is_remote(text):
-        yield from _remote(text, whole=whole)
+        if whole or _URL.fullmatch(text):
+            yield from _remote(text, whole=whole)
         return
     file = split_scene(text.removeprefix("file://"))[0]
     zipped = split_zip(file)

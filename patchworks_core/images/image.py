@@ -96,6 +96,9 @@ class Image:
     stamp: Callable[[], Iterable[bytes]] = field(repr=False)
     """Gives what identifies the content, for `fingerprint`."""
 
+    is_label_image: bool = False
+    """Whether the metadata say that pixels are the ids of objects (OME-Zarr ``image-label``)."""
+
     @cached_property
     def _order(self) -> tuple[int, ...]:
         """Positions in `pixels` of the canonical axes."""
@@ -335,6 +338,7 @@ def open_image(
         source=source if url is None else url,
         requested_axes=axes,
         stamp=opened.stamp,
+        is_label_image=opened.is_label_image,
     )
 
 

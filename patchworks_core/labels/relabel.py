@@ -18,15 +18,8 @@ import zarr
 from upath import UPath
 
 from patchworks_core.errors import ImageError, PlanError
-from patchworks_core.files.storage import (
-    Location,
-    as_path,
-    claimed,
-    move,
-    open_array,
-    remove,
-    zarr_store,
-)
+from patchworks_core.files.replacing import component_path, recover, replacing
+from patchworks_core.files.storage import Location, as_path, open_array, zarr_store
 from patchworks_core.machine.budget import granted_cores
 from patchworks_core.machine.pools import Pool
 from patchworks_core.machine.workers import Workers
@@ -82,6 +75,7 @@ def relabel_sequential_zarr(
     output_component: str = "labels",
     in_place: bool = False,
     n_workers: int | None = None,
+    overwrite: bool = False,
 ) -> int:
     """Renumber the ids of a stored label image 1..N, in the order of the old ids.
 
@@ -98,6 +92,9 @@ def relabel_sequential_zarr(
         one is written beside it first, so that a killed call leaves one or the other, whole.
     n_workers : int, optional
         Chunks at once; None is the granted cores less one.
+    overwrite : bool
+        Replace whatever is at `write_to`; what patchworks wrote there itself, and nobody changed
+        since, is replaced anyway.
 
     Returns
     -------
@@ -107,7 +104,8 @@ def relabel_sequential_zarr(
     Raises
     ------
     PlanError
-        If there is no place to write to, or it is the place that is read.
+        If there is no place to write to, it is the place that is read, or what is there is not ours
+        to replace.
     ImageError
         If these are not labels.
     """
@@ -119,21 +117,31 @@ def relabel_sequential_zarr(
     if write_to is not None and in_place:
         raise PlanError("labels are replaced or written elsewhere, got both in_place and write_to")
     target = source if write_to is None else as_path(write_to) / output_component
-    if target == source and not in_place:
-        raise PlanError(f"write_to names the labels that are read, {source}; say in_place=True")
+    if write_to is not None:
+        target = component_path(as_path(write_to), output_component)
+        if target == source:
+            raise PlanError(f"write_to names the labels that are read, {source}; say in_place=True")
+    recover(source)
     labels = open_array(source)
     _check_dtype(labels, str(source))
     workers = Workers(max(1, granted_cores().value - 1) if n_workers is None else n_workers)
-    working = target.parent / f"{target.name}.work"
-    with claimed(working, doing="renumbering into"), Pool.open(workers) as pool:
+    # What is asked for by in_place is to replace these labels, whoever made them.
+    with (
+        replacing(
+            target,
+            reads=() if in_place else (source,),
+            what="renumbered labels",
+            another="output_component or write_to",
+            overwrite=overwrite or in_place,
+        ) as working,
+        Pool.open(workers) as pool,
+    ):
         ids = _union(pool.map(_CollectIds(source), _chunks(labels), step="collecting ids"))
         zarr.open_group(zarr_store(target.parent), mode="a")
-        _like(labels, working, _dtype_for(len(ids)))
-        task = _WriteRanks(source, working, ids)
+        _like(labels, working.new, _dtype_for(len(ids)))
+        task = _WriteRanks(source, working.new, ids)
         for _ in pool.map(task, _chunks(labels), step="renumbering labels"):
             pass
-        remove(target)
-        move(working, target)
     return len(ids)
 
 

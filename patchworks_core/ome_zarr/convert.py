@@ -3,14 +3,15 @@
 1. `layout_of` chooses chunks, shards, and the unit that one task handles: whole shards (or whole
    chunks), so that no two tasks write one file.
 2. `_Copy` writes the full resolution unit by unit.
-3. `_Average` writes each level from the one above it, unit by unit and within it chunk by chunk:
-   the mean of 2 pixels along every halved axis, rounded.
-4. The metadata come last, and then the folder gets its name. A killed call leaves no image.
+3. `LevelTask` writes each level from the one above it, unit by unit and within it chunk by chunk:
+   of 2 pixels along every halved axis the rounded mean, or of labels the most frequent id.
+4. The metadata come last, and then it takes the place of what was there
+   (`patchworks_core.files.replacing`). A killed call leaves no image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -19,16 +20,13 @@ import numpy as np
 import zarr
 from upath import UPath
 
-from patchworks_core.errors import PlanError
+from patchworks_core.errors import ImageError, PlanError
+from patchworks_core.files.replacing import replacing
 from patchworks_core.files.storage import (
     Location,
     as_path,
     create_array,
-    group_format,
-    is_local,
-    move,
     open_array,
-    remove,
     zarr_store,
 )
 from patchworks_core.images.image import Image, open_all_channels
@@ -36,15 +34,21 @@ from patchworks_core.machine.pools import Pool
 from patchworks_core.machine.progress import Progress
 from patchworks_core.machine.workers import Workers
 from patchworks_core.ome_zarr.averaging import local_mean
-from patchworks_core.ome_zarr.image_metadata import Window, contrast, image_attributes
-from patchworks_core.ome_zarr.label_image import ZARR_FORMATS, OmeVersion, check_axes
 from patchworks_core.ome_zarr.layout import Layout, ShardsWanted, layout_of
-from patchworks_core.ome_zarr.pyramid import level_steps
+from patchworks_core.ome_zarr.metadata import (
+    ZARR_FORMATS,
+    Levels,
+    OmeVersion,
+    Window,
+    check_axes,
+    contrast,
+    image_attributes,
+    label_attributes,
+)
+from patchworks_core.ome_zarr.most_frequent import most_frequent
+from patchworks_core.ome_zarr.pyramid import LevelTask, level_steps
 from patchworks_core.tiles.numbers import whole_number
 from patchworks_core.tiles.regions import Region
-
-UNFINISHED = "patchworks-unfinished"
-"""Attribute of a group that is being written in place, on an object store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,7 @@ def convert_image(
     shards: ShardsWanted = "auto",
     version: OmeVersion = "0.5",
     levels: int | None = None,
+    labels: bool | None = None,
     workers: Workers | None = None,
     progress: Progress | None = None,
     overwrite: bool = False,
@@ -93,12 +98,17 @@ def convert_image(
         Of OME-NGFF: 0.5 on Zarr v3, 0.4 on v2.
     levels : int, optional
         Resolutions at most, the full one included; None goes on to 256 pixels.
+    labels : bool, optional
+        Whether pixels are ids of objects, 0 background: lower levels then hold ids that are there,
+        and the result says that it is a label image. None asks the metadata of the image, which
+        only OME-Zarr has.
     workers : Workers, optional
         One thread by default.
     progress : callable, optional
         ``progress(step, done, total)``.
     overwrite : bool
-        Replace what is at `write_to`.
+        Replace whatever is at `write_to`; what patchworks wrote there itself, and nobody changed
+        since, is replaced anyway.
 
     Returns
     -------
@@ -107,9 +117,10 @@ def convert_image(
     Raises
     ------
     ImageError
-        If the image cannot be opened.
+        If the image cannot be opened, or is to be labels and is not.
     PlanError
-        If something is at `write_to`, or the image or the values do not make an OME-Zarr.
+        If something is at `write_to` that is not ours to replace, or is read, or another call
+        writes there; or the image or the values do not make an OME-Zarr.
 
     Examples
     --------
@@ -125,27 +136,33 @@ def convert_image(
     if levels is not None:
         whole_number("levels", levels, least=1)
     layout = layout_of(opened, chunks, None if version == "0.4" and shards == "auto" else shards)
-    _check(opened, target, layout, version, overwrite=overwrite)
+    is_labels = opened.is_label_image if labels is None else labels
+    _check(opened, layout, version, is_labels=is_labels)
     steps = level_steps(opened.axes, opened.shape, opened.pixel_size)
     steps = steps[: None if levels is None else max(0, levels - 1)]
     workers = workers or Workers()
-    working = _begin(target, version, overwrite=overwrite)
-    with Pool.open(workers, progress) as pool:
-        shapes = _write_levels(opened, working, steps, layout, version, pool)
-    windows = _windows(opened, working / str(len(steps)))
     name = target.name.removesuffix(".zarr").removesuffix(".ome")
-    attributes = image_attributes(opened, steps, name=name, version=version, windows=windows)
-    _open_group(working, version).attrs.put(attributes)
-    if working != target:
-        remove(target)
-        move(working, target)
+    what = "a converted image"
+    with replacing(target, reads=[opened], what=what, overwrite=overwrite) as working:
+        group = _open_group(working.new, version)
+        with Pool.open(workers, progress) as pool:
+            shapes = _write_levels(
+                opened, working.new, steps, layout, version, pool, is_labels=is_labels
+            )
+        if is_labels:
+            placed = Levels(opened.axes, steps, opened.pixel_size, opened.unit, opened.translation)
+            attributes = label_attributes(placed, name=name, version=version)
+        else:
+            windows = _windows(opened, working.new / str(len(steps)))
+            attributes = image_attributes(
+                opened, steps, name=name, version=version, windows=windows
+            )
+        group.attrs.put(attributes)
     return ConvertedImage(target, shapes, layout, layout.peak_bytes(workers.count))
 
 
-def _check(
-    image: Image, target: UPath, layout: Layout, version: OmeVersion, *, overwrite: bool
-) -> None:
-    """Raise PlanError, naming the first rule that is broken."""
+def _check(image: Image, layout: Layout, version: OmeVersion, *, is_labels: bool) -> None:
+    """Raise PlanError or ImageError, naming the first rule that is broken."""
     if version not in ZARR_FORMATS:
         raise PlanError(f"version must be '0.5' or '0.4', got {version!r}")
     if version == "0.4" and layout.shards is not None:
@@ -154,28 +171,11 @@ def _check(
             "shards=None"
         )
     check_axes(image.axes)
-    read, written = str(as_path(image.url)) if image.url else "", str(target)
-    if read and f"{read}/".startswith(f"{written}/"):
-        raise PlanError(f"an image is never written over itself, got {written}; name another")
-    if target.exists() and not overwrite and not _is_unfinished(target):
-        raise PlanError(f"there is something at {target} already; name another, or overwrite it")
-
-
-def _is_unfinished(path: UPath) -> bool:
-    """Tell whether a call that was interrupted left what is at `path`."""
-    if group_format(path) is None:
-        return False
-    node = zarr.open(zarr_store(path, read_only=True), mode="r")
-    return isinstance(node, zarr.Group) and UNFINISHED in node.attrs
-
-
-def _begin(target: UPath, version: OmeVersion, *, overwrite: bool) -> UPath:
-    """Return the folder that is written: beside the target, or itself where renaming is copying."""
-    working = target.with_name(f"{target.name}.partial") if is_local(target) else target
-    if working.exists() and (working != target or overwrite or _is_unfinished(target)):
-        remove(working)
-    _open_group(working, version).attrs.put({UNFINISHED: True})
-    return working
+    if is_labels and image.dtype.kind not in "iub":
+        raise ImageError(
+            f"labels must be whole numbers, got {image.dtype} in {image.url or image.format}; "
+            "convert it as an image, labels=False (--no-labels on the command line)"
+        )
 
 
 def _open_group(path: UPath, version: OmeVersion) -> zarr.Group:
@@ -189,6 +189,8 @@ def _write_levels(
     layout: Layout,
     version: OmeVersion,
     pool: Pool,
+    *,
+    is_labels: bool,
 ) -> list[tuple[int, ...]]:
     """Write the full resolution and every level from the one above; return their shapes."""
     shapes = [image.shape]
@@ -206,7 +208,10 @@ def _write_levels(
             axes=image.axes,
             zarr_format=ZARR_FORMATS[version],
         )
-        task = _Copy(image, target) if step is None else _Average(group, level, step)
+        task: Callable[[Region], None] = _Copy(image, target, is_labels)
+        if step is not None:
+            choose = most_frequent if is_labels else local_mean
+            task = LevelTask(group / str(level - 1), target, step, choose)
         grid = fitted.grid(image.axes)
         regions = (block.core for block in grid.blocks())
         name = f"level {level}"
@@ -222,30 +227,16 @@ class _Copy:
     image: Image
     target: UPath
 
-    def __call__(self, region: Region) -> None:
-        open_array(self.target, mode="r+")[region.slices] = self.image.read(region)
-
-
-@dataclass(frozen=True, slots=True)
-class _Average:
-    """Write a region of a level from the level above."""
-
-    group: UPath
-    level: int
-    step: tuple[int, ...]
+    is_labels: bool
 
     def __call__(self, region: Region) -> None:
-        source = open_array(self.group / str(self.level - 1))
-        target = open_array(self.group / str(self.level), mode="r+")
-        pixels = np.empty(region.shape, dtype=target.dtype)
-        for part in region.pieces(target.chunks):
-            above = tuple(
-                slice(a * s, min(n, b * s))
-                for a, b, s, n in zip(part.start, part.stop, self.step, source.shape, strict=True)
+        pixels = self.image.read(region)
+        if self.is_labels and pixels.dtype.kind == "i" and pixels.min() < 0:
+            raise ImageError(
+                f"labels must be 0 or more, got {pixels.min()} in {region} of "
+                f"{self.image.url or self.image.format}; convert it as an image, labels=False"
             )
-            place = part.relative_to(region.start).slices
-            pixels[place] = local_mean(np.asarray(source[above]), self.step)
-        target[region.slices] = pixels
+        open_array(self.target, mode="r+")[region.slices] = pixels
 
 
 def _windows(image: Image, lowest: UPath) -> list[Window]:

@@ -11,9 +11,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import zarr
@@ -34,31 +34,20 @@ from patchworks_core.files.storage import (
 from patchworks_core.machine.engine import results
 from patchworks_core.machine.pools import Pool
 from patchworks_core.merge.apply import apply_lut, create_apply_records
+from patchworks_core.ome_zarr.metadata import (
+    ZARR_FORMATS,
+    Levels,
+    OmeVersion,
+    label_attributes,
+)
 from patchworks_core.ome_zarr.pyramid import level_steps, write_pyramid
 from patchworks_core.seams.lookup import LookupTable
 from patchworks_core.stage.plan import Plan
 from patchworks_core.stage.stage import Stage
-from patchworks_core.tiles.grid import SPATIAL_AXES
 from patchworks_core.tiles.regions import Region
 
-OmeVersion = Literal["0.4", "0.5"]
-
-ZARR_FORMATS: dict[OmeVersion, ZarrFormat] = {"0.4": 2, "0.5": 3}
-"""Zarr format that each OME-NGFF version asks for."""
-
-
-def check_axes(axes: str) -> None:
-    """Raise PlanError unless OME-Zarr can hold an image of these axes.
-
-    References
-    ----------
-    OME-NGFF 0.5, section "multiscales": two or three axes of type space.
-    """
-    if sum(axis in SPATIAL_AXES for axis in axes) < 2:
-        raise PlanError(
-            f"OME-Zarr needs two or three spatial axes, got {axes!r}; tile_process writes arrays "
-            "of any number of axes"
-        )
+PYRAMID = "most frequent id"
+"""How lower levels are made; those that were made otherwise are not mixed with these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +85,7 @@ class LabelImage:
     def _layout(self) -> dict[str, Any]:
         """What the arrays on disk depend on, JSON-ready; other layouts are not reused."""
         steps = level_steps(self.plan.grid.axes, self.plan.grid.shape, self.plan.image.pixel_size)
-        layout = {"grid": self.plan.grid.to_dict(), "level_steps": steps}
+        layout = {"grid": self.plan.grid.to_dict(), "level_steps": steps, "pyramid": PYRAMID}
         return json.loads(json.dumps(layout))  # type: ignore[no-any-return]
 
     def check_container(self) -> None:
@@ -190,15 +179,8 @@ class LabelImage:
             zarr_format=self.zarr_format,
             pool=pool,
         )
-        attributes = label_attributes(
-            grid.axes,
-            steps,
-            pixel_size=image.pixel_size,
-            unit=image.unit,
-            translation=image.translation,
-            name=self.name,
-            version=self.version,
-        )
+        levels = Levels(grid.axes, steps, image.pixel_size, image.unit, image.translation)
+        attributes = label_attributes(levels, name=self.name, version=self.version)
         self._open_group(self.working).attrs.update(attributes)
         remove(self.path)
         move(self.working, self.path)
@@ -268,62 +250,3 @@ def write_labels(
     n_chunks = target.publish(changed if was_published else None, pool=pool)
     n_blocks = stage.grid.n_blocks
     return WrittenLabels(len(changed), n_blocks - len(changed), n_chunks)
-
-
-def label_attributes(
-    axes: str,
-    steps: Sequence[Sequence[int]],
-    *,
-    pixel_size: Mapping[str, float],
-    unit: Mapping[str, str],
-    translation: Mapping[str, float],
-    name: str,
-    version: OmeVersion,
-) -> dict[str, Any]:
-    """Return the attributes of a label group, checked against the OME-NGFF models.
-
-    Every level has the translation of the image: levels take every second pixel, so their first
-    pixel is the image's.
-    """
-    scale = np.array([pixel_size.get(axis, 1.0) for axis in axes])
-    datasets = []
-    for level in range(len(steps) + 1):
-        transformations: list[dict[str, Any]] = [{"type": "scale", "scale": scale.tolist()}]
-        if any(translation.get(axis) for axis in axes):
-            moved = [float(translation.get(axis, 0.0)) for axis in axes]
-            transformations.append({"type": "translation", "translation": moved})
-        datasets.append({"path": str(level), "coordinateTransformations": transformations})
-        if level < len(steps):
-            scale = scale * np.array(steps[level])
-    multiscale = {
-        "name": name,
-        "axes": [axis_attributes(axis, unit) for axis in axes],
-        "datasets": datasets,
-        "type": "every second pixel",
-    }
-    label = {"version": version}
-    if version == "0.5":
-        ome = {"version": version, "multiscales": [multiscale], "image-label": label}
-        _check_05(ome)
-        return {"ome": ome}
-    attributes = {"multiscales": [{**multiscale, "version": version}], "image-label": label}
-    _check_04(attributes)
-    return attributes
-
-
-def axis_attributes(axis: str, unit: Mapping[str, str]) -> dict[str, str]:
-    """Return what OME-NGFF says of one axis: name, type and unit."""
-    kind = "space" if axis in SPATIAL_AXES else {"t": "time", "c": "channel"}[axis]
-    return {"name": axis, "type": kind, **({"unit": unit[axis]} if axis in unit else {})}
-
-
-def _check_05(ome: dict[str, Any]) -> None:
-    from ome_zarr_models.v05.image_label import ImageLabelAttrs
-
-    ImageLabelAttrs.model_validate(ome)
-
-
-def _check_04(attributes: dict[str, Any]) -> None:
-    from ome_zarr_models.v04.image_label import ImageLabelAttrs
-
-    ImageLabelAttrs.model_validate(attributes)

@@ -1,13 +1,13 @@
-"""The label pyramid: lower resolutions that hold only ids of the full one.
+"""The pyramid: lower resolutions, each made from the one above it.
 
-Each level takes every second pixel of the level above on the axes that are halved. Nothing is
-interpolated, so every id at level k is an id at level 0, and pixel i of a level lies exactly at
-pixel 2i of the one above. Work goes by whole output chunks, so no two tasks write one.
+Labels become the most frequent id of a box (`patchworks_core.ome_zarr.most_frequent`), so every id
+at level k is an id at level 0; other images become the mean
+(`patchworks_core.ome_zarr.averaging`). Work goes by whole output chunks, so no two tasks write one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import ceil, inf
@@ -18,6 +18,7 @@ from upath import UPath
 
 from patchworks_core.files.storage import ZarrFormat, create_array, open_array
 from patchworks_core.machine.pools import Pool
+from patchworks_core.ome_zarr.most_frequent import most_frequent
 from patchworks_core.tiles.grid import SPATIAL_AXES
 from patchworks_core.tiles.regions import Region
 
@@ -57,19 +58,33 @@ def level_steps(
 
 
 @dataclass(frozen=True, slots=True)
-class _LevelTask:
+class LevelTask:
+    """Write a region of a level, which is whole chunks, from the level above."""
+
     source: UPath
+    """The level above."""
+
     target: UPath
+    """The level."""
+
     step: tuple[int, ...]
+    """From the level above, per axis."""
+
+    choose: Callable[[np.ndarray[Any, Any], Sequence[int]], np.ndarray[Any, Any]]
+    """Makes the pixels of a chunk from those above it and the step."""
 
     def __call__(self, region: Region) -> None:
-        source = open_array(self.source)
-        wanted = tuple(
-            slice(a * s, min(n, (b - 1) * s + 1))
-            for a, b, s, n in zip(region.start, region.stop, self.step, source.shape, strict=True)
-        )
-        pixels = np.asarray(source[wanted])[tuple(slice(None, None, s) for s in self.step)]
-        open_array(self.target, mode="r+")[region.slices] = pixels
+        """Write the region, chunk by chunk."""
+        source, target = open_array(self.source), open_array(self.target, mode="r+")
+        pixels = np.empty(region.shape, dtype=target.dtype)
+        for chunk in region.pieces(target.chunks):
+            above = tuple(
+                slice(a * s, min(n, b * s))
+                for a, b, s, n in zip(chunk.start, chunk.stop, self.step, source.shape, strict=True)
+            )
+            place = chunk.relative_to(region.start).slices
+            pixels[place] = self.choose(np.asarray(source[above]), self.step)
+        target[region.slices] = pixels
 
 
 def write_pyramid(
@@ -81,7 +96,7 @@ def write_pyramid(
     zarr_format: ZarrFormat,
     pool: Pool,
 ) -> int:
-    """Write levels 1.. from level 0, whole or where it changed.
+    """Write levels 1.. of labels from level 0, whole or where it changed.
 
     Parameters
     ----------
@@ -118,8 +133,10 @@ def write_pyramid(
         else:
             regions = [_halved(region, step) for region in regions]
         chunks = list(_chunk_regions(shape, open_array(target).chunks, regions))
-        task = _LevelTask(source, target, step)
+        task = LevelTask(source, target, step, most_frequent)
         n_written += sum(1 for _ in pool.map(task, chunks, step=f"writing {target}"))
+        if regions is not None:
+            regions = chunks  # any pixel of a chunk may follow from any other of it
     return n_written
 
 

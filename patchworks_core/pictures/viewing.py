@@ -17,7 +17,7 @@ from patchworks_core.files.records import read_mapping
 from patchworks_core.files.storage import as_path
 from patchworks_core.images.dask_view import Slices, as_dask
 from patchworks_core.images.image import Image, open_image
-from patchworks_core.ome_zarr.image_metadata import contrast
+from patchworks_core.ome_zarr.metadata import contrast
 from patchworks_core.pictures.report import overlay_picture, overview_region
 from patchworks_core.tiles.grid import TileGrid
 

@@ -8,7 +8,7 @@ import dagster as dg
 from patchworks_core.errors import PlanError
 from patchworks_core.images.image import Image
 from patchworks_core.machine.pools import Pool
-from patchworks_core.ome_zarr.label_image import check_axes
+from patchworks_core.ome_zarr.metadata import check_axes
 from patchworks_core.pictures.report import image_picture
 from patchworks_core.stage.plan import EMPTY_THRESHOLD, Plan, make_plan
 from patchworks_core.stage.stage import Stage

@@ -36,6 +36,14 @@ def convert(
     ] = "all",
     level: Level = LEVEL,
     axes: Axes = None,
+    labels: Annotated[
+        bool | None,
+        typer.Option(
+            "--labels/--no-labels",
+            help="Pixels are ids of objects, never averaged; by default as OME-Zarr metadata say.",
+            show_default=False,
+        ),
+    ] = None,
     workers: WorkerCount = 1,
     overwrite: Annotated[bool, typer.Option(help="Replace what is at the output.")] = False,
 ) -> None:
@@ -59,6 +67,7 @@ def convert(
                 shards=_shards(shards, opened.ndim),
                 version=cast(Any, ome_version),
                 levels=levels,
+                labels=labels,
                 workers=Workers(workers or 1),
                 progress=report,
                 overwrite=overwrite,

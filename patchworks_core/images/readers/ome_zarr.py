@@ -35,6 +35,7 @@ class _Metadata:
     version: str
     multiscale: Multiscale
     labels: tuple[str, ...]
+    is_label_image: bool
 
 
 def is_multiscale(group: zarr.Group) -> bool:
@@ -103,6 +104,7 @@ def open_multiscale(
         translation=translation,
         level=level,
         n_levels=len(arrays),
+        is_label_image=metadata.is_label_image,
     )
 
 
@@ -115,10 +117,17 @@ def _read_metadata(group: zarr.Group, where: str) -> _Metadata:
         if isinstance(ome, dict) and "multiscales" in ome:
             fields = {k: ome[k] for k in ("version", "multiscales") if k in ome}
             multiscale = ome_zarr_models.v05.image.ImageAttrs(**fields).multiscales[0]
-            return _Metadata("0.5", multiscale, _channel_labels(ome.get("omero")))
+            return _Metadata(
+                "0.5", multiscale, _channel_labels(ome.get("omero")), "image-label" in ome
+            )
         fields = {"multiscales": attributes["multiscales"]}
         multiscale = ome_zarr_models.v04.image.ImageAttrs(**fields).multiscales[0]
-        return _Metadata("0.4", multiscale, _channel_labels(attributes.get("omero")))
+        return _Metadata(
+            "0.4",
+            multiscale,
+            _channel_labels(attributes.get("omero")),
+            "image-label" in attributes,
+        )
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])

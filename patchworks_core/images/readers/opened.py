@@ -60,6 +60,9 @@ class Opened:
     n_levels: int = 1
     """Resolutions the source has."""
 
+    is_label_image: bool = False
+    """Whether the metadata say that pixels are the ids of objects."""
+
 
 def file_axes(
     names: Sequence[str] | None, shape: Sequence[int], override: str | None, where: str

@@ -14,7 +14,7 @@ from skimage.measure import regionprops
 from patchworks_core import ImageError, PlanError, plan_grid
 from patchworks_core.labels.measurements import measure_objects
 from patchworks_core.merge.objects import object_table
-from patchworks_core.ome_zarr.label_image import label_attributes
+from patchworks_core.ome_zarr.metadata import Levels, label_attributes
 from patchworks_core.stage.object_sums import measure_tile, merge_objects
 from tests.core.oracles import examples
 
@@ -105,11 +105,13 @@ def test_channels_are_chosen_by_number_or_name_and_named_in_the_columns(tmp_path
     group = zarr.create_group(str(tmp_path / "image.zarr"))
     group.create_array("0", data=np.stack([labels * 10, labels * 20]))
     attributes = label_attributes(
-        "cyx",
-        [],
-        pixel_size={"y": 0.5, "x": 0.5},
-        unit={"y": "micrometer", "x": "micrometer"},
-        translation={},
+        Levels(
+            "cyx",
+            [],
+            {"y": 0.5, "x": 0.5},
+            {"y": "micrometer", "x": "micrometer"},
+            {},
+        ),
         name="image",
         version="0.5",
     )["ome"]

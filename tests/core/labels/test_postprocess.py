@@ -27,7 +27,7 @@ from patchworks_core.labels.postprocess import (
 from patchworks_core.labels.relations import label_relations
 from patchworks_core.labels.source import LabelSource
 from patchworks_core.machine.workers import Workers
-from patchworks_core.ome_zarr.label_image import label_attributes
+from patchworks_core.ome_zarr.metadata import Levels, label_attributes
 from tests.core.oracles import examples
 
 SHAPES = {"yx": (17, 14), "zyx": (4, 9, 8), "tyx": (2, 12, 9), "tczyx": (2, 1, 3, 7, 6)}
@@ -292,11 +292,7 @@ def ome_labels(path, labels, pixel_size, unit="micrometer"):
     size = dict(zip(axes, pixel_size, strict=True))
     group.attrs.update(
         label_attributes(
-            axes,
-            [],
-            pixel_size=size,
-            unit=dict.fromkeys(axes, unit),
-            translation={},
+            Levels(axes, [], size, dict.fromkeys(axes, unit), {}),
             name="cells",
             version="0.5",
         )

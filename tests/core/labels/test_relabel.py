@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
+
 import dask.array as da
 import numpy as np
 import pytest
@@ -16,7 +19,8 @@ from patchworks_core import (
     relabel_sequential_array,
     relabel_sequential_zarr,
 )
-from patchworks_core.labels import relabel as module
+from patchworks_core.images.image import open_image
+from patchworks_core.tiles.regions import Region
 
 
 def gappy(shape=(20, 30), seed: int = 0, n: int = 40) -> np.ndarray:
@@ -68,19 +72,42 @@ def test_shards_are_written_whole(tmp_path):
     np.testing.assert_array_equal(written[...], relabel_sequential(labels)[0])
 
 
-def test_a_killed_call_leaves_the_old_labels_whole(tmp_path, monkeypatch):
+@pytest.mark.parametrize("function", ["rename", "unlink", "rmdir"])
+@pytest.mark.parametrize("step", range(5))
+def test_at_every_step_a_killed_call_leaves_the_old_or_the_new_labels_whole(
+    tmp_path, monkeypatch, function, step
+):
     labels = gappy()
     stored(tmp_path / "a.zarr", labels, chunks=(7, 11))
+    real, calls = getattr(os, function), []
 
-    def die(*arguments):
-        raise KeyboardInterrupt
+    def die(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) > step:
+            raise KeyboardInterrupt  # and nothing more works, as in a process that is gone
+        return real(*arguments, **options)
 
-    monkeypatch.setattr(module, "remove", die)
-    with pytest.raises(KeyboardInterrupt):
-        relabel_sequential_zarr(tmp_path / "a.zarr", in_place=True)
-    np.testing.assert_array_equal(zarr.open_array(str(tmp_path / "a.zarr" / "labels"))[...], labels)
-    monkeypatch.undo()
+    with monkeypatch.context() as patched, suppress(KeyboardInterrupt):
+        patched.setattr(os, function, die)
+        relabel_sequential_zarr(tmp_path / "a.zarr", in_place=True, n_workers=1)
+    opened = open_image(tmp_path / "a.zarr" / "labels")
+    left = opened.read(Region((0,) * labels.ndim, labels.shape))
+    assert any(np.array_equal(left, whole) for whole in (labels, relabel_sequential(labels)[0]))
     assert relabel_sequential_zarr(tmp_path / "a.zarr", in_place=True) == 40
+    written = zarr.open_array(str(tmp_path / "a.zarr" / "labels"))[...]
+    np.testing.assert_array_equal(written, relabel_sequential(labels)[0])
+    assert sorted(p.name for p in (tmp_path / "a.zarr").iterdir() if p.is_dir()) == ["labels"]
+
+
+def test_what_somebody_drew_is_not_replaced_by_renumbered_labels(tmp_path):
+    stored(tmp_path / "a.zarr", gappy(), chunks=(7, 11))
+    stored(tmp_path / "b.zarr", gappy() + 1, chunks=(7, 11))
+    with pytest.raises(PlanError, match="overwrite=True"):
+        relabel_sequential_zarr(tmp_path / "a.zarr", tmp_path / "b.zarr")
+    with pytest.raises(PlanError, match="name of an array within its group"):
+        relabel_sequential_zarr(tmp_path / "a.zarr", tmp_path / "b.zarr", output_component="../c")
+    relabel_sequential_zarr(tmp_path / "a.zarr", tmp_path / "b.zarr", overwrite=True)
+    assert relabel_sequential_zarr(tmp_path / "a.zarr", tmp_path / "b.zarr") == 40
 
 
 def test_labels_are_never_replaced_unasked(tmp_path):

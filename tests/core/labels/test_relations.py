@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from patchworks_core import ImageError, PlanError
 from patchworks_core.labels.contingency import PairCounts, count_pairs
 from patchworks_core.labels.relations import label_relations
-from patchworks_core.ome_zarr.label_image import label_attributes
+from patchworks_core.ome_zarr.metadata import Levels, label_attributes
 from tests.core.oracles import examples
 
 SHAPES = {"yx": (13, 11), "zyx": (3, 8, 7), "tyx": (2, 7, 9)}
@@ -110,11 +110,13 @@ def calibrated(path, labels, pixel_size, *, unit="micrometer", translation=0.0):
     group = zarr.create_group(str(path))
     group.create_array("0", data=labels)
     attributes = label_attributes(
-        "yx",
-        [],
-        pixel_size={"y": pixel_size, "x": pixel_size},
-        unit={"y": unit, "x": unit},
-        translation={"x": translation},
+        Levels(
+            "yx",
+            [],
+            {"y": pixel_size, "x": pixel_size},
+            {"y": unit, "x": unit},
+            {"x": translation},
+        ),
         name=path.name,
         version="0.5",
     )

@@ -13,11 +13,13 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from zarr.storage import FsspecStore
 
 from patchworks_core.errors import PlanError
+from patchworks_core.files.storage import open_array
 from patchworks_core.images.image import open_image
 from patchworks_core.machine.workers import Workers
-from patchworks_core.ome_zarr import convert
+from patchworks_core.ome_zarr import pyramid
 from patchworks_core.ome_zarr.averaging import local_mean
 from patchworks_core.ome_zarr.convert import convert_image
 from patchworks_core.ome_zarr.layout import UNIT_BYTES, layout_of
@@ -85,7 +87,7 @@ def test_everything_of_the_source_is_kept(source, tmp_path, version, small_level
         above = mean_by_boxes(above, step)
         lower = open_image(written.path, channel=None, level=level)
         np.testing.assert_array_equal(lower.pixels[...], above)
-    assert [p.name for p in tmp_path.iterdir() if "partial" in p.name] == []
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.ome.tif", "b.ome.zarr"]
 
 
 def test_worker_processes_write_the_same_files(tmp_path, small_levels):
@@ -188,7 +190,9 @@ def test_memory_does_not_grow_with_the_image():
     assert peaks.pop() <= 4 * 4 * (1 << 26)
 
 
-def test_memory_stays_below_what_is_reckoned_and_below_the_image(tmp_path):
+def test_memory_stays_below_what_is_reckoned_and_below_the_image(tmp_path, monkeypatch):
+    # What is written is read again in pieces, which are a constant beside the pixels.
+    monkeypatch.setattr("patchworks_core.files.written._PIECE", 1 << 16)
     source = zarr.create_array({}, shape=(3000, 3000), chunks=(250, 250), dtype="u2")
     source[...] = pixels_of((3000, 3000))
     image = open_image(source)
@@ -231,14 +235,59 @@ def test_one_spatial_axis_is_no_image(tmp_path):
 def test_nothing_is_replaced_unasked_and_the_source_never(tmp_path):
     array = pixels_of((20, 30))
     written = convert_image(array, tmp_path / "a.ome.zarr")
-    with pytest.raises(PlanError, match="there is something at .* already; name another"):
-        convert_image(array, tmp_path / "a.ome.zarr")
     for image in (written.path, written.path / "0"):
-        with pytest.raises(PlanError, match="never written over itself"):
+        with pytest.raises(PlanError, match="never written over what it is made from"):
             convert_image(open_image(image), written.path, overwrite=True)
     assert_reads(open_image(written.path), array)
-    convert_image(array[:5], tmp_path / "a.ome.zarr", overwrite=True)
+    convert_image(array[:5], written.path)
     assert_reads(open_image(written.path), array[:5])
+    open_array(written.path / "0", mode="r+")[0, 0] = 999
+    with pytest.raises(PlanError, match=r"changed since .* pass overwrite=True"):
+        convert_image(array, written.path)
+    assert open_array(written.path / "0")[0, 0] == 999
+    convert_image(array, written.path, overwrite=True)
+    assert_reads(open_image(written.path), array)
+
+
+@pytest.mark.parametrize("where", ["local", "memory"])
+@pytest.mark.parametrize("level", [0, 1])
+def test_an_image_opened_as_a_group_is_not_converted_onto_itself(tmp_path, where, level):
+    name = f"{tmp_path.name}{level}.zarr"
+    target = f"memory://itself/{name}" if where == "memory" else str(tmp_path / name)
+    array = pixels_of((600, 700))
+    convert_image(array, target)
+    store = FsspecStore.from_url(target) if where == "memory" else target
+    group = zarr.open_group(store, mode="r")
+    for source in (group, open_image(group, level=level, channel=None), group["0"]):
+        with pytest.raises(PlanError, match="never written over what it is made from"):
+            convert_image(source, target, overwrite=True)
+    assert_reads(open_image(target), array)
+
+
+def test_of_two_calls_on_one_target_one_works_and_the_other_is_told(tmp_path):
+    first, second = pixels_of((600, 700)), np.zeros((600, 700), "u2")
+    refused = []
+
+    def meanwhile(*_):
+        if not refused:
+            with pytest.raises(PlanError, match="another one is at it"):
+                convert_image(second, tmp_path / "a.zarr", overwrite=True)
+            refused.append(True)
+
+    convert_image(first, tmp_path / "a.zarr", progress=meanwhile)
+    assert refused
+    assert_reads(open_image(tmp_path / "a.zarr"), first)
+
+
+def test_the_old_image_stands_until_the_new_one_is_whole(tmp_path, monkeypatch):
+    array = pixels_of((600, 700))
+    convert_image(array, tmp_path / "a.zarr")
+    with monkeypatch.context() as patch:
+        patch.setattr(pyramid.LevelTask, "__call__", lambda *_: 1 / 0)
+        with pytest.raises(RuntimeError, match="writing level 1 failed"):
+            convert_image(array + 1, tmp_path / "a.zarr")
+    assert_reads(open_image(tmp_path / "a.zarr"), array)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
 
 
 @pytest.mark.parametrize("where", ["local", "memory"])
@@ -246,10 +295,12 @@ def test_a_call_that_fails_midway_leaves_no_image_and_can_be_repeated(tmp_path, 
     target = f"memory://convert/{tmp_path.name}.zarr" if where == "memory" else tmp_path / "a.zarr"
     array = pixels_of((600, 700))
     with monkeypatch.context() as patch:
-        patch.setattr(convert._Average, "__call__", lambda *_: 1 / 0)
+        patch.setattr(pyramid.LevelTask, "__call__", lambda *_: 1 / 0)
         with pytest.raises(RuntimeError, match="writing level 1 failed: ZeroDivisionError"):
             convert_image(array, target)
-    with pytest.raises(ValueError, match=r"no image at|without OME-Zarr metadata"):
+    with pytest.raises(
+        ValueError, match="no image|no Zarr array|without OME-Zarr"
+    ):
         open_image(target)
     written = convert_image(array, target, levels=2)
     assert len(written.shapes) == 2

@@ -205,7 +205,7 @@ def test_a_channel_is_chosen_by_its_name(patchworks, tmp_path):
         (("--channel", "7"), "7"),
         (("--param", "sgima=2"), "has no parameter ['sgima']; its parameters are ("),
         (("--merge", "glue"), "merge must be one of"),
-        (("--min-iou", "3"), "min_iou must be between 0 and 1, got 3"),
+        (("--min-iou", "3"), "min_iou must be a finite number, from 0 to 1, got 3"),
         (("--level", "4"), "4"),
         (("--name", "a/b"), "'a/b' cannot name an image"),
         (("--worker-kind", "fibers"), "'fibers' is not one of 'threads', 'processes'"),

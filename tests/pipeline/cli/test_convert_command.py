@@ -10,6 +10,7 @@ import tifffile
 from PIL import Image as PillowImage
 
 from patchworks_core import open_image, segment_to_ome_zarr, segmentation_of
+from patchworks_core.files.storage import as_path, open_array
 from patchworks_pipeline.instance.home import prepare_home
 from patchworks_pipeline.records import Acquisition
 from patchworks_pipeline.resources.resources import LabelStore
@@ -60,11 +61,24 @@ def test_one_channel_is_converted_to_the_older_version(patchworks, volume):
 def test_what_cannot_be_converted_ends_with_the_reason(patchworks, volume):
     assert patchworks("convert", "b.tif", "-o", "b.zarr")[0] == 2
     assert patchworks("convert", "a.ome.tif", "-o", "b.zarr")[0] == 0
+    open_array(as_path("b.zarr/0"), mode="r+")[0, 0, 0, 0] = 999
     code, printed = patchworks("convert", "a.ome.tif", "-o", "b.zarr")
-    assert (code, "already; name another, or overwrite it" in printed) == (2, True)
+    assert (code, "--overwrite on the command line" in printed) == (2, True)
     assert patchworks("convert", "a.ome.tif", "-o", "b.zarr", "--overwrite")[0] == 0
     code, printed = patchworks("convert", "a.ome.tif", "-o", "c.zarr", "--chunks", "9,9,9,9,9")
     assert (code, "one size per axis of 'czyx'" in printed) == (2, True)
+
+
+def test_labels_stay_ids(patchworks):
+    labels = np.zeros((600, 600), "u2")
+    labels[:301, :301], labels[301:, :301], labels[:, 301:] = 10, 20, 1000
+    tifffile.imwrite("labels.tif", labels)
+    assert patchworks("convert", "labels.tif", "-o", "b.zarr", "--labels")[0] == 0
+    assert patchworks("convert", "b.zarr", "-o", "c.zarr")[0] == 0
+    for path in ("b.zarr", "c.zarr"):
+        lower = open_image(path, level=1)
+        assert lower.is_label_image
+        assert set(np.unique(lower.pixels[...])) == {10, 20, 1000}
 
 
 @pytest.fixture
