@@ -298,9 +298,7 @@ def test_a_call_that_fails_midway_leaves_no_image_and_can_be_repeated(tmp_path, 
         patch.setattr(pyramid.LevelTask, "__call__", lambda *_: 1 / 0)
         with pytest.raises(RuntimeError, match="writing level 1 failed: ZeroDivisionError"):
             convert_image(array, target)
-    with pytest.raises(
-        ValueError, match="no image|no Zarr array|without OME-Zarr"
-    ):
+    with pytest.raises(ValueError, match="no image|no Zarr array|without OME-Zarr"):
         open_image(target)
     written = convert_image(array, target, levels=2)
     assert len(written.shapes) == 2
