@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from patchworks_core.errors import ImageError, PlanError
+from patchworks_core.errors import ImageError
 from patchworks_core.images.image import DEFAULT_LEVEL
 from patchworks_core.labels.contingency import PairCounts, Relations, count_pairs
 from patchworks_core.labels.source import LabelSource, check_same_pixels
@@ -17,6 +17,7 @@ from patchworks_core.machine.pools import Pool
 from patchworks_core.machine.progress import Progress
 from patchworks_core.machine.workers import WorkerKind, Workers
 from patchworks_core.tiles.grid import SPATIAL_AXES, Tile
+from patchworks_core.tiles.numbers import finite_number
 
 
 def label_relations(
@@ -70,8 +71,7 @@ def label_relations(
     >>> table["b"].to_pylist(), table["n_b"].to_pylist()
     ([7, 0], [2, 0])
     """
-    if not 0 <= min_fraction <= 1:
-        raise PlanError(f"min_fraction must be between 0 and 1, got {min_fraction!r}")
+    min_fraction = finite_number("min_fraction", min_fraction, least=0, most=1)
     source = LabelSource.open(a, level=level, axes=axes, tile_shape=tile_shape)
     other = LabelSource.open(b, level=level, axes=axes)
     if (source.grid.axes, source.grid.shape) != (other.grid.axes, other.grid.shape):

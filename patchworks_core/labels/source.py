@@ -20,6 +20,7 @@ from patchworks_core.images.calibration import (
 )
 from patchworks_core.images.image import DEFAULT_LEVEL, Image, open_all_channels
 from patchworks_core.tiles.grid import SPATIAL_AXES, Tile, TileGrid, plan_grid
+from patchworks_core.tiles.numbers import finite_number
 from patchworks_core.tiles.regions import Region
 
 Array = npt.NDArray[Any]
@@ -158,10 +159,9 @@ def spacing_of(
     names = [axis for axis in source.grid.axes if axis in SPATIAL_AXES]
     if spacing is None:
         return tuple(sizes_um(source.image)) if unit == "micrometers" else (1.0,) * len(names)
-    given = [float(size) for size in np.atleast_1d(spacing)]
-    if np.ndim(spacing) == 0:
-        given *= len(names)
-    if len(given) != len(names) or not all(0 < size < np.inf for size in given):
+    sizes = [spacing] * len(names) if np.ndim(spacing) == 0 else spacing
+    given = [finite_number("spacing", size) for size in sizes]  # type: ignore[union-attr]
+    if len(given) != len(names) or not all(size > 0 for size in given):
         raise PlanError(
             f"spacing needs one size above 0 per axis of {''.join(names)!r}, got {spacing!r}"
         )

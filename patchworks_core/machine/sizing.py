@@ -262,6 +262,8 @@ def safe_worker_count(
     >>> safe_worker_count((64, 64), "uint8", at_most=1)
     1
     """
+    if at_most is not None:
+        at_most = whole_number("at_most", at_most, least=1)
     letters = axes_of(tile_shape, None)
     # Three tiles per axis: the one in the middle has its whole halo.
     shape = [3 * n for n in tile_shape]

@@ -18,6 +18,7 @@ from patchworks_core.plugins.segmentation import LabelFunction
 from patchworks_core.stage.tile_labels import check_labels
 from patchworks_core.statistics.statistics import measure_statistics
 from patchworks_core.tiles.grid import SPATIAL_AXES, TileGrid, plan_grid
+from patchworks_core.tiles.numbers import whole_number
 from patchworks_core.tiles.regions import Region
 
 Array = npt.NDArray[Any]
@@ -100,8 +101,7 @@ def sample_regions(
     image: Image, grid: TileGrid, n_regions: int, seed: int
 ) -> tuple[list[Region], list[Region]]:
     """Draw boxes of tiles, disjoint and with most signal first; return them and what was probed."""
-    if n_regions < 1:
-        raise PlanError(f"n_regions must be at least 1, got {n_regions!r}")
+    n_regions = whole_number("n_regions", n_regions, least=1)
     window = [
         min(2, n) if axis in SPATIAL_AXES else 1
         for axis, n in zip(grid.axes, grid.grid_shape, strict=True)

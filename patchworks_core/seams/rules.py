@@ -53,12 +53,17 @@ class MergeOptions:
     def __post_init__(self) -> None:
         if self.rule not in RULES:
             raise PlanError(f"merge must be one of {RULES!r}, got {self.rule!r}")
-        finite_number("min_iou", self.min_iou, least=0, most=1)
+        # As plain numbers, which a record can hold; those of NumPy are none for JSON.
+        plain: dict[str, float] = {
+            "min_iou": finite_number("min_iou", self.min_iou, least=0, most=1),
+            "min_size": whole_number("min_size in pixels", self.min_size),
+        }
         if self.connectivity is not None:
-            whole_number("connectivity", self.connectivity, least=1, most=3)
-        whole_number("min_size in pixels", self.min_size)
+            plain["connectivity"] = whole_number("connectivity", self.connectivity, least=1, most=3)
         if self.max_size is not None:
-            whole_number("max_size in pixels", self.max_size)
+            plain["max_size"] = whole_number("max_size in pixels", self.max_size)
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
         if self.max_size is not None and self.max_size < max(1, self.min_size):
             raise PlanError(
                 f"max_size must be at least 1 and at least min_size={self.min_size!r} pixels, got "

@@ -20,12 +20,13 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import product
 from math import ceil, prod
-from operator import index as whole_number
+from operator import index
 from typing import Any
 
 import numpy as np
 
 from patchworks_core.errors import PlanError
+from patchworks_core.tiles.numbers import whole_number
 from patchworks_core.tiles.regions import Region, bounding_region
 
 SPATIAL_AXES = "zyx"
@@ -359,8 +360,8 @@ def plan_grid(
         tile.append(whole if t == -1 else min(t, size))
         halo.append(0 if tile[-1] in (1, size) or i not in spatial else min(h, size))
     grid = TileGrid(axes, shape, tuple(tile), tuple(halo))
-    if max_blocks is not None and max_blocks < 1:
-        raise PlanError(f"max_blocks must be at least 1, got {max_blocks!r}")
+    if max_blocks is not None:
+        max_blocks = whole_number("max_blocks", max_blocks, least=1)
     if max_blocks is None or grid.n_tiles <= max_blocks:
         return grid
     return TileGrid(
@@ -375,7 +376,7 @@ def _per_axis(name: str, value: Sequence[int] | int, axes: str, *, missing: int)
     if isinstance(value, (int, np.integer)):
         return [int(value) if axis in SPATIAL_AXES else missing for axis in axes]
     try:
-        values = [whole_number(v) for v in value]
+        values = [index(v) for v in value]
     except TypeError as error:
         raise PlanError(f"{name} must hold whole numbers, got {value!r}") from error
     if not 1 <= len(values) <= len(axes):

@@ -151,5 +151,5 @@ def test_pixel_sizes_in_other_units_or_unknown_are_no_obstacle(tmp_path):
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.5, np.nan])
 def test_a_share_lies_between_0_and_1(fraction):
-    with pytest.raises(PlanError, match=f"min_fraction must be between 0 and 1, got {fraction}"):
+    with pytest.raises(PlanError, match=f"from 0 to 1, got {fraction}"):
         label_relations(np.ones((2, 2), int), np.ones((2, 2), int), min_fraction=fraction)

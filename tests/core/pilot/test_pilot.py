@@ -139,7 +139,7 @@ def test_an_image_of_one_tile_has_no_seam_to_try():
 
 
 def test_the_number_of_regions_is_at_least_one():
-    with pytest.raises(PlanError, match="n_regions must be at least 1, got 0"):
+    with pytest.raises(PlanError, match="n_regions must be a whole number, 1 or more, got 0"):
         pilot(tissue(), truth, tile_shape=32, n_regions=0)
 
 

@@ -206,7 +206,7 @@ def test_a_grid_that_breaks_a_rule_is_refused_with_the_rule(fields, words):
         ({"tile_shape": -2}, "tile_shape must be at least 1"),
         ({"tile_shape": 0}, "tile_shape must be at least 1"),
         ({"overlap": -1}, "halo must be 0 or more"),
-        ({"max_blocks": 0}, "max_blocks must be at least 1, got 0"),
+        ({"max_blocks": 0}, "max_blocks must be a whole number, 1 or more, got 0"),
     ],
 )
 def test_arguments_that_describe_no_grid_are_refused_with_the_rule(arguments, words):
