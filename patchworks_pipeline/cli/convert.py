@@ -4,7 +4,6 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from patchworks_core.errors import ImageError, PlanError
 from patchworks_pipeline.cli.options import (
     LEVEL,
     Axes,
@@ -13,7 +12,7 @@ from patchworks_pipeline.cli.options import (
     channel_of,
     numbers_of,
 )
-from patchworks_pipeline.cli.terminal import BAD_INPUT, console, fail, say
+from patchworks_pipeline.cli.terminal import console, say
 
 
 def convert(
@@ -57,23 +56,20 @@ def convert(
     from patchworks_pipeline.cli.progress_bars import progress_bars
     from patchworks_pipeline.progress import report
 
-    try:
-        opened = open_image(image, channel=channel_of(channel), level=level or LEVEL, axes=axes)
-        with progress_bars(image, console):
-            written = convert_image(
-                opened,
-                output,
-                chunks=_per_axis("--chunks", chunks, opened.ndim),
-                shards=_shards(shards, opened.ndim),
-                version=cast(Any, ome_version),
-                levels=levels,
-                labels=labels,
-                workers=Workers(workers or 1),
-                progress=report,
-                overwrite=overwrite,
-            )
-    except (ImageError, PlanError) as error:
-        fail(str(error), BAD_INPUT)
+    opened = open_image(image, channel=channel_of(channel), level=level or LEVEL, axes=axes)
+    with progress_bars(image, console):
+        written = convert_image(
+            opened,
+            output,
+            chunks=_per_axis("--chunks", chunks, opened.ndim),
+            shards=_shards(shards, opened.ndim),
+            version=cast(Any, ome_version),
+            levels=levels,
+            labels=labels,
+            workers=Workers(workers or 1),
+            progress=report,
+            overwrite=overwrite,
+        )
     say(describe(written))
 
 

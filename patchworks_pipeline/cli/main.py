@@ -10,13 +10,8 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from patchworks_core.errors import (
-    ImageError,
-    PlanError,
-    SegmentationError,
-    StageError,
-)
 from patchworks_core.machine.workers import WorkerKind
+from patchworks_pipeline.cli.commands import Commands, code_of
 from patchworks_pipeline.cli.convert import convert
 from patchworks_pipeline.cli.options import (
     HOME,
@@ -51,9 +46,8 @@ from patchworks_pipeline.cli.terminal import (
 )
 from patchworks_pipeline.cli.view import view
 
-INPUT_ERRORS = (ImageError, PlanError, SegmentationError)
-
 app = typer.Typer(
+    cls=Commands,
     help="Segment images larger than memory tile by tile into one label image.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -137,7 +131,7 @@ def _run_one(
             _say(result, home)
     except IMAGE_FAULTS as error:
         say_error(words_of(error))
-        return BAD_INPUT
+        return code_of(error)
     if result.failures:
         return TILES_FAILED
     return 0 if result.is_complete else 1
@@ -221,14 +215,11 @@ def merge(
 
     chosen = {"rule": merge, "min_iou": min_iou, "min_size": min_size}
     given = {name: value for name, value in chosen.items() if value is not None}
-    try:
-        with (
-            _known_image(image, home) as (instance, folder),
-            progress_bars(folder.key, console),
-        ):
-            result = merge_again(instance, folder, given, allow_missing=allow_missing_tiles)
-    except (*INPUT_ERRORS, StageError) as error:
-        fail(str(error), BAD_INPUT)
+    with (
+        _known_image(image, home) as (instance, folder),
+        progress_bars(folder.key, console),
+    ):
+        result = merge_again(instance, folder, given, allow_missing=allow_missing_tiles)
     _say(result, home)
     raise typer.Exit(0 if result.is_complete else 1)
 
@@ -242,18 +233,31 @@ def _known_image(image: str, home: Path) -> Iterator[tuple[Any, Any]]:
         yield instance, LabelStore().of_home().folder(key)
 
 
+def _key_or_none(image: str) -> str | None:
+    """Return the key of a path; None where it has none."""
+    from patchworks_core.errors import PlanError
+    from patchworks_pipeline.partitions import image_key
+
+    try:
+        return image_key(image)
+    except PlanError:
+        return None
+
+
 @contextmanager
 def _known_images(image: str | None, home: Path) -> Iterator[tuple[Any, list[str]]]:
     """Give the instance of a home and the keys of one image or all; end where there are none."""
     from patchworks_pipeline.cli.runs import open_home
-    from patchworks_pipeline.partitions import image_key, images
+    from patchworks_pipeline.partitions import images
 
     if not (home / "dagster").is_dir():
         fail(f"no patchworks home at {home}; make one with 'patchworks run IMAGE'", BAD_INPUT)
     with open_home(home.absolute()) as instance:
         known = sorted(instance.get_dynamic_partitions(str(images.name)))
-        keys = known if image is None else [image if image in known else image_key(image)]
-        if image is not None and keys[0] not in known:
+        keys = known
+        if image is not None:
+            keys = [key for key in (image, _key_or_none(image)) if key in known][:1]
+        if image is not None and not keys:
             fail(f"no image {image!r} in {home}; its images are {known!r}", BAD_INPUT)
         yield instance, keys
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from patchworks_core.errors import ImageError, PlanError, SegmentationError
 from patchworks_pipeline.cli.options import (
     CHANNEL,
     FUNCTION,
@@ -24,7 +23,7 @@ from patchworks_pipeline.cli.options import (
     one_or_all,
     parameters,
 )
-from patchworks_pipeline.cli.terminal import BAD_INPUT, console, fail, say
+from patchworks_pipeline.cli.terminal import console, say
 
 if TYPE_CHECKING:
     from patchworks_core.pilot.trials import PilotReport, Trial
@@ -52,21 +51,18 @@ def pilot(
     from patchworks_pipeline.cli.progress_bars import progress_bars
     from patchworks_pipeline.progress import report as progress
 
-    try:
-        opened = open_image(image, channel=channel_of(channel), level=level or LEVEL, axes=axes)
-        with progress_bars(image, console):
-            report = try_out(
-                opened,
-                segmentation_of(segmentation, parameters(param or [])),
-                tile_shape=one_or_all(numbers_of("--tile-shape", tile_shape)),
-                overlaps=[one_or_all(numbers_of("--overlap", o)) for o in overlap or ()] or None,
-                n_regions=n_regions,
-                seed=seed,
-                options=MergeOptions(min_iou=MIN_IOU if min_iou is None else min_iou),
-                progress=progress,
-            )
-    except (ImageError, PlanError, SegmentationError) as error:
-        fail(str(error), BAD_INPUT)
+    opened = open_image(image, channel=channel_of(channel), level=level or LEVEL, axes=axes)
+    with progress_bars(image, console):
+        report = try_out(
+            opened,
+            segmentation_of(segmentation, parameters(param or [])),
+            tile_shape=one_or_all(numbers_of("--tile-shape", tile_shape)),
+            overlaps=[one_or_all(numbers_of("--overlap", o)) for o in overlap or ()] or None,
+            n_regions=n_regions,
+            seed=seed,
+            options=MergeOptions(min_iou=MIN_IOU if min_iou is None else min_iou),
+            progress=progress,
+        )
     console.print(trial_table(report))
     options: dict[str, Any] = {
         "segmentation": segmentation,

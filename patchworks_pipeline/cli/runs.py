@@ -21,8 +21,8 @@ from patchworks_pipeline.assets.tile_events import not_logged
 from patchworks_pipeline.automation.events import RANGE_END, RANGE_START
 from patchworks_pipeline.cli.terminal import errors, say
 from patchworks_pipeline.definitions import defs
-from patchworks_pipeline.instance.home import home_environment, opening, prepare_home
-from patchworks_pipeline.instance.run_processes import end_dead_runs, tags_of_process
+from patchworks_pipeline.instance.home import home_environment, prepare_home
+from patchworks_pipeline.instance.run_processes import open_instance, tags_of_process
 from patchworks_pipeline.instance.slots import NoSlotError, take_slot
 from patchworks_pipeline.partitions import images, tile_keys
 from patchworks_pipeline.records import Acquisition, ImageFolder, TileFailure
@@ -56,10 +56,7 @@ def open_home(home: Path) -> Iterator[dg.DagsterInstance]:
     Runs that were killed are ended first, so that nothing waits for what they held.
     """
     os.environ.update(home_environment(prepare_home(home)))
-    with opening(home):
-        opened = dg.DagsterInstance.get()
-    with opened as instance:
-        end_dead_runs(instance)
+    with open_instance(home) as instance:
         yield instance
 
 

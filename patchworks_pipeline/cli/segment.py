@@ -4,7 +4,6 @@ from typing import Annotated, Any
 
 import typer
 
-from patchworks_core.errors import ImageError, PlanError, SegmentationError, TilesFailedError
 from patchworks_pipeline.cli.options import (
     CHANNEL,
     FUNCTION,
@@ -29,7 +28,7 @@ from patchworks_pipeline.cli.options import (
     overlap_of,
     parameters,
 )
-from patchworks_pipeline.cli.terminal import BAD_INPUT, TILES_FAILED, console, fail, say
+from patchworks_pipeline.cli.terminal import console, say
 
 Limit = Annotated[float | None, typer.Option(help="Objects beyond it become background.")]
 
@@ -80,40 +79,35 @@ def segment(
         "skip_empty": skip_empty,
         "empty_threshold": empty_threshold,
     }
-    try:
-        opened = open_image(image, channel=channel_of(channel), level=level or LEVEL, axes=axes)
-        function = segmentation_of(segmentation, parameters(param or []))
-        unit: Any = size_unit
-        limits = SizeLimits.of(opened, min_size, max_size, unit)
-        options = MergeOptions(
-            merge,  # type: ignore[arg-type]
-            None,
-            MIN_IOU if min_iou is None else min_iou,
-            limits.least,
-            max_size=limits.most,
+    opened = open_image(image, channel=channel_of(channel), level=level or LEVEL, axes=axes)
+    function = segmentation_of(segmentation, parameters(param or []))
+    unit: Any = size_unit
+    limits = SizeLimits.of(opened, min_size, max_size, unit)
+    options = MergeOptions(
+        merge,  # type: ignore[arg-type]
+        None,
+        MIN_IOU if min_iou is None else min_iou,
+        limits.least,
+        max_size=limits.most,
+    )
+    kind: Any = worker_kind
+    if dry_run:
+        counted = {"max_workers": workers, "workers": kind}
+        say(str(tile_process(opened, function, dry_run=True, **tiling, **counted)))
+        return
+    with progress_bars(image, console):
+        written = segment_to_ome_zarr(
+            opened,
+            function,
+            output,
+            name=name,
+            options=options,
+            compute=Compute(workers, kind),
+            progress=report,
+            resume=resume,
+            overwrite=overwrite,
+            **tiling,
         )
-        kind: Any = worker_kind
-        if dry_run:
-            counted = {"max_workers": workers, "workers": kind}
-            say(str(tile_process(opened, function, dry_run=True, **tiling, **counted)))
-            return
-        with progress_bars(image, console):
-            written = segment_to_ome_zarr(
-                opened,
-                function,
-                output,
-                name=name,
-                options=options,
-                compute=Compute(workers, kind),
-                progress=report,
-                resume=resume,
-                overwrite=overwrite,
-                **tiling,
-            )
-    except (ImageError, PlanError, SegmentationError) as error:
-        fail(str(error), BAD_INPUT)
-    except TilesFailedError as error:
-        fail(str(error), TILES_FAILED)
     say(f"{written.n_objects} objects\n  labels  {written.path}")
 
 

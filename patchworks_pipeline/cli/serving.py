@@ -2,16 +2,18 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import dagster as dg
 import psutil
 
-from patchworks_pipeline.instance.home import home_environment, opening, prepare_home
-from patchworks_pipeline.instance.run_processes import end_dead_runs
+from patchworks_core.errors import PlanError
+from patchworks_pipeline.image_faults import words_of
+from patchworks_pipeline.instance.home import home_environment, prepare_home
+from patchworks_pipeline.instance.run_processes import open_instance
 from patchworks_pipeline.resources.resources import AUTOMATION_VARIABLE
 
 MODULE = "patchworks_pipeline.definitions"
@@ -43,8 +45,9 @@ def serve(home: Path, *, host: str, port: int, automation: bool = True) -> int:
     if not automation:
         environment[AUTOMATION_VARIABLE] = "off"
     os.environ.update(environment)
-    with opening(home), dg.DagsterInstance.get() as instance:
-        end_dead_runs(instance)
+    _must_be_free(host, port)
+    with open_instance(home):
+        pass
     commands = [
         [sys.executable, "-m", "dagster_webserver", "-m", MODULE, "-h", host, "-p", str(port)],
         [sys.executable, "-m", "dagster._daemon", "run", "-m", MODULE],
@@ -66,6 +69,20 @@ def serve(home: Path, *, host: str, port: int, automation: bool = True) -> int:
         for each, handler in previous.items():
             signal.signal(each, handler)
         _stop(processes)
+
+
+def _must_be_free(host: str, port: int) -> None:
+    """Raise PlanError where the webserver could not listen."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as caller:
+            caller.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            caller.bind(address)
+    except (OSError, OverflowError) as error:
+        raise PlanError(
+            f"the UI cannot listen on {host!r}, port {port}: {words_of(error)}; choose another "
+            "with --host and --port"
+        ) from error
 
 
 def _stop(processes: list[subprocess.Popen[bytes]]) -> None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from patchworks_core.errors import ImageError, PlanError, StageError
 from patchworks_pipeline.cli.options import (
     HOME,
     LEVEL,
@@ -18,7 +17,7 @@ from patchworks_pipeline.cli.options import (
     numbers_of,
     one_or_all,
 )
-from patchworks_pipeline.cli.terminal import BAD_INPUT, fail, say
+from patchworks_pipeline.cli.terminal import say
 
 if TYPE_CHECKING:
     from patchworks_core.images.image import Image
@@ -52,20 +51,17 @@ def view(
     from patchworks_core.pictures.viewing import layers_of, picture_of, show
 
     asked = Asked(image, labels, channel, level, axes)
-    try:
-        asked = asked.in_home(home)
-        wants_napari = picture is None and find_spec("napari") is not None
-        opened, labelled, grid = asked.open(None if wants_napari else 0, tile_shape)
-        if wants_napari:
-            show(layers_of(opened, labelled, grid), title=image)
-            return
-        path = picture or Path(f"{Path(asked.image.rstrip('/')).name}.overlay.png")
-        reads = [i.source for i in (opened, labelled) if i is not None]
-        naming: dict[str, Any] = {"what": "a picture", "another": "--picture"}
-        with replacing(as_path(path), reads=reads, overwrite=overwrite, **naming) as working:
-            write_bytes(working.new, picture_of(opened, labelled, grid))
-    except (ImageError, PlanError, StageError) as error:
-        fail(str(error), BAD_INPUT)
+    asked = asked.in_home(home)
+    wants_napari = picture is None and find_spec("napari") is not None
+    opened, labelled, grid = asked.open(None if wants_napari else 0, tile_shape)
+    if wants_napari:
+        show(layers_of(opened, labelled, grid), title=image)
+        return
+    path = picture or Path(f"{Path(asked.image.rstrip('/')).name}.overlay.png")
+    reads = [i.source for i in (opened, labelled) if i is not None]
+    naming: dict[str, Any] = {"what": "a picture", "another": "--picture"}
+    with replacing(as_path(path), reads=reads, overwrite=overwrite, **naming) as working:
+        write_bytes(working.new, picture_of(opened, labelled, grid))
     say(f"  picture  {path.absolute()}")
     if picture is None:
         say("for a view to move in: pip install 'patchworks-pipeline[napari]'")

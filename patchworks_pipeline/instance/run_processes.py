@@ -13,12 +13,19 @@ a code server started: `patchworks_pipeline.launcher` looks after those.
 import os
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import dagster as dg
 import psutil
 from dagster._core.storage.tags import GRPC_INFO_TAG, MAX_RETRIES_TAG
+from dagster_shared.check import ParameterCheckError
+from sqlalchemy.exc import SQLAlchemyError
+from yaml import YAMLError
+
+from patchworks_core.errors import PlanError
+from patchworks_pipeline.instance.home import opening
 
 HOST, PROCESS, STARTED, RUN = (
     "patchworks/host",
@@ -44,6 +51,28 @@ SECONDS_TO_BEGIN = 60
 """A run that waits for its slot is not in the books yet; so long nobody takes it for lost."""
 
 _LINUX = Path("/proc/sys/kernel/random/boot_id")
+
+
+@contextmanager
+def open_instance(home: Path) -> Iterator[dg.DagsterInstance]:
+    """Open the instance of a home that this process was pointed to, and end its dead runs.
+
+    Raises
+    ------
+    PlanError
+        If its settings or its tables are damaged.
+    """
+    try:
+        with opening(home):
+            opened = dg.DagsterInstance.get()
+            end_dead_runs(opened)
+    except (dg.DagsterError, ParameterCheckError, SQLAlchemyError, YAMLError) as error:
+        raise PlanError(
+            f"the Dagster instance at {home / 'dagster'} cannot be opened: {error}; restore what "
+            "is damaged there, or take another --home"
+        ) from error
+    with opened as instance:
+        yield instance
 
 
 def tags_of_process(run_id: str) -> dict[str, str]:

@@ -249,6 +249,6 @@ def test_the_ui_ends_killed_runs_before_it_serves(books, home, monkeypatch):
             return 0
 
     monkeypatch.setattr(serving.subprocess, "Popen", Ended)
-    serving.serve(home, host="127.0.0.1", port=1)
+    serving.serve(home, host="127.0.0.1", port=0)
     assert status_of(books, run) is dg.DagsterRunStatus.FAILURE
     assert books.event_log_storage.get_concurrency_info("gpu").claimed_slots == []

@@ -1,0 +1,40 @@
+"""How a command ends that cannot do what it was asked: one line, and an exit code.
+
+No command catches the errors of the project by itself. What is an error of the code passes, with
+its traceback.
+"""
+
+import errno
+from typing import Any
+
+from typer.core import TyperGroup
+
+from patchworks_core.errors import TilesFailedError
+from patchworks_pipeline.cli.terminal import BAD_INPUT, TILES_FAILED, fail
+from patchworks_pipeline.image_faults import IMAGE_FAULTS, words_of
+
+OTHER_FAILURE = 1
+
+_OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENOMEM}
+"""What the operating system says that no other input would mend."""
+
+
+class Commands(TyperGroup):
+    """All commands of patchworks."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command, and say in one line why it could not do what it was asked."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # who read the output has seen enough; click ends it quietly
+            raise
+        except TilesFailedError as error:
+            fail(words_of(error), TILES_FAILED)
+        except IMAGE_FAULTS as error:
+            fail(words_of(error), code_of(error))
+
+
+def code_of(error: BaseException) -> int:
+    """Return the exit code of an error of the project, or of the operating system."""
+    is_of_machine = isinstance(error, OSError) and error.errno in _OF_THE_MACHINE
+    return OTHER_FAILURE if is_of_machine else BAD_INPUT
