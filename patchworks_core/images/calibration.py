@@ -43,11 +43,6 @@ def pixel_size_um(
     return [pixel_size[name] * MICROMETERS[unit[name]] for name in names] if known else []
 
 
-def name_of(image: Image) -> str:
-    """Return an image's path, or what it is, for messages."""
-    return repr(image.url) if image.url else f"a {image.format}"
-
-
 def sizes_um(image: Image) -> list[float]:
     """Return the size of a pixel per spatial axis, in micrometers.
 
@@ -61,7 +56,7 @@ def sizes_um(image: Image) -> list[float]:
     if not sizes:
         raise ImageError(
             f"micrometers need a pixel size on each of the axes {''.join(names)!r}, got "
-            f"{image.pixel_size!r} with units {image.unit!r} in {name_of(image)}; give pixels, or "
+            f"{image.pixel_size!r} with units {image.unit!r} in {image.where}; give pixels, or "
             "open a label image that is calibrated, such as OME-Zarr by its group"
         )
     return sizes

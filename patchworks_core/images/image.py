@@ -165,7 +165,7 @@ class Image:
         ):
             raise ImageError(
                 f"a region must lie within the image, got {region} for axes {self.axes!r} of "
-                f"shape {shape!r} in {self._where}"
+                f"shape {shape!r} in {self.where}"
             )
         index: list[slice | int] = [slice(0, 1)] * len(self.file_axes)
         if self.channel is not None and "c" in self.file_axes:
@@ -177,7 +177,7 @@ class Image:
         if block.dtype.newbyteorder("=") != self.dtype:
             raise ImageError(
                 f"pixels must be of the type that the image declares, {self.dtype}, got "
-                f"{block.dtype} at {region} in {self._where}; convert them, or declare that type"
+                f"{block.dtype} at {region} in {self.where}; convert them, or declare that type"
             )
         block = block.transpose(single + list(self._order))[(0,) * len(single)]
         # Zarr gives fresh arrays; any other may be a view that the caller must not write to.
@@ -209,13 +209,13 @@ class Image:
         """
         if self.channel is None:
             raise ImageError(
-                f"channel {channel!r} is read beside one other, and {self._where} has one or is "
+                f"channel {channel!r} is read beside one other, and {self.where} has one or is "
                 "read with all; choose one with channel="
             )
         known = Opened(
             self.pixels, self.file_axes, self.format, self.stamp, channel_names=self.channel_names
         )
-        return replace(self, channel=choose_channel(channel, known, self._where))
+        return replace(self, channel=choose_channel(channel, known, self.where))
 
     def reopened(
         self,
@@ -251,8 +251,8 @@ class Image:
         return image
 
     @property
-    def _where(self) -> str:
-        """The image, for messages."""
+    def where(self) -> str:
+        """Its path or URL, or what it is, for messages."""
         return repr(self.url) if self.url else f"a {self.format}"
 
     def __reduce__(self) -> tuple[Callable[..., Image], tuple[Any, ...]]:

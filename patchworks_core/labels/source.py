@@ -15,7 +15,6 @@ from patchworks_core.images.calibration import (
     MICROMETERS,
     LengthUnit,
     check_unit,
-    name_of,
     sizes_um,
 )
 from patchworks_core.images.image import DEFAULT_LEVEL, Image, open_all_channels
@@ -69,7 +68,7 @@ class LabelSource:
         image = open_all_channels(labels, level=level, axes=axes)
         if image.dtype.kind not in "bui":
             raise ImageError(
-                f"labels are whole numbers, got {str(image.dtype)!r} in {name_of(image)}; convert "
+                f"labels are whole numbers, got {str(image.dtype)!r} in {image.where}; convert "
                 "them to integers first"
             )
         grid = plan_grid(
@@ -82,7 +81,7 @@ class LabelSource:
     @property
     def name(self) -> str:
         """The label image, for messages."""
-        return name_of(self.image)
+        return self.image.where
 
     def read(self, region: Region) -> Array:
         """Read labels, int32 where the type of the pixels fits into it, else int64.
@@ -180,7 +179,7 @@ def check_same_pixels(a: Image, b: Image) -> None:
     if lengths[0] != lengths[1]:
         raise ImageError(
             f"two images of the same pixels have the same axes and shape, got {a.axes!r} "
-            f"{a.shape} in {name_of(a)} and {b.axes!r} {b.shape} in {name_of(b)}; crop or resample "
+            f"{a.shape} in {a.where} and {b.axes!r} {b.shape} in {b.where}; crop or resample "
             "one to the other, or say what its axes are"
         )
     for axis in SPATIAL_AXES:
@@ -201,7 +200,7 @@ def _micrometers(image: Image, values: dict[str, float], axis: str) -> float | N
 
 
 def _fail(what: str, axis: str, images: tuple[Image, Image], values: Sequence[Any]) -> None:
-    a, b = (f"{v:g} µm in {name_of(i)}" for i, v in zip(images, values, strict=True))
+    a, b = (f"{v:g} µm in {i.where}" for i, v in zip(images, values, strict=True))
     raise ImageError(
         f"two images of the same pixels have one pixel {what} on axis {axis!r}, got {a} and {b}; "
         "correct the metadata of the wrong one, or open its array, which has none"

@@ -234,7 +234,7 @@ class Compute:
 
     def alone(self) -> Compute:
         """Return the one worker that shows what a tile takes."""
-        return Compute(max_workers=1, kind=self.kind)
+        return replace(self, max_workers=1, use_gpu=False, client=None)
 
     @contextmanager
     def open(

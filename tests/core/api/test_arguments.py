@@ -252,3 +252,11 @@ def test_what_ran_alone_runs_on_alone_though_it_took_more_than_is_to_be_used():
     compute = Compute(memory=Limit(10**8, "a test"))
     with compute.open(grid, np.dtype("u2"), measured_bytes=10**9) as pool:
         assert pool.window == pools.WINDOW_PER_WORKER
+
+
+def test_the_tile_that_runs_alone_has_the_memory_that_was_planned_with(monkeypatch):
+    monkeypatch.setattr(pools, "granted_memory_bytes", lambda: Limit(1, "a later look"))
+    alone = Compute(memory=Limit(10**8, "a test")).alone()
+    assert (alone.memory, alone.max_workers) == (Limit(10**8, "a test"), 1)
+    with alone.open(plan_grid("yx", (512, 512), tile_shape=256), np.dtype("u2")) as pool:
+        assert pool.window == pools.WINDOW_PER_WORKER
