@@ -72,6 +72,7 @@ def undisturbed(home: Path, paths: list[Path]) -> None:
     subprocess.run([*command, *options], env=environment, check=True, capture_output=True)
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.skipif(
     not is_long(), reason="takes minutes of starting over; PATCHWORKS_E2E=long runs it"
 )

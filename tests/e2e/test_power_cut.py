@@ -33,6 +33,7 @@ def cut_the_power(served: Served) -> None:
     served.process.wait(60)
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.skipif(
     not is_long(), reason="takes minutes of starting over; PATCHWORKS_E2E=long runs it"
 )

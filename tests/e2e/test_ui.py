@@ -123,6 +123,7 @@ def ended_runs(served: Served, backfill: str) -> list[dict[str, Any]]:
     )
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.skipif(
     not is_long(), reason="each asset by itself takes minutes; PATCHWORKS_E2E=long runs it"
 )
