@@ -17,6 +17,7 @@ from patchworks_core.machine.devices import granted_devices
 from patchworks_core.machine.pools import Compute
 from patchworks_core.machine.progress import Progress, no_progress, progress_bars
 from patchworks_core.machine.sizing import MEMORY_FRACTION, auto_tile_shape
+from patchworks_core.pilot.trials import ASSUMED_HALO
 
 TileShape = (
     Sequence[int]
@@ -29,9 +30,6 @@ TileShape = (
 
 MIN_CHUNK = 32
 """Chunks narrower than this make no sense as tiles: per-tile costs would rule."""
-
-ASSUMED_HALO = 32
-"""Halo that ``tile_shape="auto"`` leaves room for, where a pilot is yet to find it."""
 
 
 def shape_of_tiles(

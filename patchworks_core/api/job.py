@@ -91,7 +91,12 @@ class Job:
         job, halo = self, overlap
         if isinstance(overlap, str):
             report, best = recommend_overlap(
-                self.image, self.segmentation, overlap, tile_shape=tile_shape, options=self.options
+                self.image,
+                self.segmentation,
+                overlap,
+                tile_shape=tile_shape,
+                say=self.say,
+                options=self.options,
             )
             options = replace(self.options, rule=best.rule)
             job, halo = replace(self, options=options, pilot=report), best.overlap

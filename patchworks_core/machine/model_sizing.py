@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from patchworks_core.machine.devices import granted_devices
 from patchworks_core.machine.sizing import MEMORY_FRACTION, auto_overlap, auto_tile_shape, axes_of
+from patchworks_core.tiles.numbers import finite_number, whole_number
 
 CELLPOSE_BYTES_PER_PIXEL = 260
 """Host memory of Cellpose's dynamics (70 to 230 bytes per pixel, measured on versions 3 and 4) and
@@ -67,6 +68,12 @@ def auto_tile_shape_cellpose(
     """
     letters = axes_of(shape, axes)
     n_axes = 3 if do_3D and "z" in letters else 2
+    if diameter is not None:
+        finite_number("diameter", diameter, least=0)
+    if n_workers is not None:
+        n_workers = whole_number("n_workers", n_workers, least=1)
+    if vram_bytes is not None:
+        vram_bytes = int(finite_number("vram_bytes", vram_bytes, least=0))
     enlarged = max(1.0, CELLPOSE_DIAMETER / diameter) ** n_axes if diameter else 1.0
     per_pixel = ceil(CELLPOSE_BYTES_PER_PIXEL * enlarged)
     devices = granted_devices() if use_gpu else ()
@@ -88,7 +95,7 @@ def auto_tile_shape_cellpose(
     if not use_gpu:
         return tile
     known = [device.free_bytes for device in devices]
-    free = vram_bytes or min(known, default=UNKNOWN_VRAM_BYTES)
+    free = min(known, default=UNKNOWN_VRAM_BYTES) if vram_bytes is None else vram_bytes
     on_device = auto_tile_shape(
         flat, dtype, n_workers=1, memory_bytes=int(MEMORY_FRACTION * free), **options
     )

@@ -100,10 +100,11 @@ def auto_tile_shape(
     if total is None:
         total = int(MEMORY_FRACTION * granted_memory_bytes().value)
     usable = total // workers
+    per_pixel = whole_number("function_bytes_per_pixel", function_bytes_per_pixel)
 
     def needed(tile: Sequence[int]) -> int:
         grid = plan_grid(letters, shape, tile_shape=tile, overlap=overlap)
-        return block_bytes(grid, np.dtype(dtype), function_bytes_per_pixel=function_bytes_per_pixel)
+        return block_bytes(grid, np.dtype(dtype), function_bytes_per_pixel=per_pixel)
 
     units = _units(shape, letters, chunks)
     if not plane_wise:
@@ -119,7 +120,7 @@ def auto_tile_shape(
             overlap=min(64, *inner),
             n_workers=1,
             memory_bytes=usable,
-            function_bytes_per_pixel=function_bytes_per_pixel,
+            function_bytes_per_pixel=per_pixel,
         )
         raise PlanError(
             f"a whole plane of {tuple(inner)!r} pixels needs {human_bytes(needed(plane))} and "
@@ -264,11 +265,13 @@ def safe_worker_count(
     """
     if at_most is not None:
         at_most = whole_number("at_most", at_most, least=1)
+    per_pixel = whole_number("function_bytes_per_pixel", function_bytes_per_pixel)
+    measured_bytes = whole_number("measured_bytes", measured_bytes)
     letters = axes_of(tile_shape, None)
     # Three tiles per axis: the one in the middle has its whole halo.
     shape = [3 * n for n in tile_shape]
     grid = plan_grid(letters, shape, tile_shape=tile_shape, overlap=overlap)
-    needed = block_bytes(grid, np.dtype(dtype), function_bytes_per_pixel=function_bytes_per_pixel)
+    needed = block_bytes(grid, np.dtype(dtype), function_bytes_per_pixel=per_pixel)
     return decide_workers(
         max(needed, measured_bytes),
         cores=granted_cores(),

@@ -159,6 +159,8 @@ def global_threshold(
 ) -> float:
     """Return the threshold of a whole image, streaming it; foreground is what lies above.
 
+    That of an image of one value, such as an empty well, is that value: nothing lies above.
+
     Parameters
     ----------
     image : array, path, URL or Image

@@ -114,11 +114,8 @@ def sample_regions(
     boxes = [_box(grid, corner, window) for corner in corners]
     probes = [_probe(grid, box) for box in boxes]
     statistics = measure_statistics(image.read, probes, dtype=image.dtype)
-    threshold = statistics.threshold("otsu") if statistics.maximum > statistics.minimum else None
-    signal = [
-        0.0 if threshold is None else float((image.read(probe) > threshold).mean())
-        for probe in probes
-    ]
+    threshold = statistics.threshold("otsu")
+    signal = [float((image.read(probe) > threshold).mean()) for probe in probes]
     chosen: list[int] = []
     for i in np.argsort(-np.array(signal), kind="stable"):
         if len(chosen) < n_regions and not any(_overlap(boxes[i], boxes[j]) for j in chosen):

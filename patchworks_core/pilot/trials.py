@@ -40,6 +40,9 @@ ENOUGH, ENOUGH_AT_SEAMS = 0.99, 0.95
 """Object F1 against untiled that is as good as no tiles: over all objects, and over those at seams.
 All alone would say little where objects are small and few of them meet a seam."""
 
+ASSUMED_HALO = 32
+"""Halo where there is nothing to go by: no trial yet, or no object to try with."""
+
 SURE, FAIRLY_SURE = 100, 30
 """Objects at seams from which a recommendation is sure, and fairly sure."""
 
@@ -95,10 +98,14 @@ class PilotReport:
     """What the pilot took."""
 
     @property
+    def where(self) -> str:
+        """How many regions were looked at, in words."""
+        return f"{len(self.regions)} region{'' if len(self.regions) == 1 else 's'}"
+
+    @property
     def confidence(self) -> str:
         """How sure the recommendation is, in words."""
-        where = f"{len(self.regions)} region{'' if len(self.regions) == 1 else 's'}"
-        seen = f"{self.n_at_seams} objects at seams in {where}"
+        seen = f"{self.n_at_seams} objects at seams in {self.where}"
         if self.recommended is None:
             return f"no recommendation: {seen}; try more regions, or smaller tiles"
         if not self.recommended.is_enough:
@@ -220,9 +227,14 @@ def recommend_overlap(
     overlap: str = "auto",
     *,
     tile_shape: Sequence[int] | int,
+    say: Callable[[str], object] = lambda text: None,
     **choices: Any,
 ) -> tuple[PilotReport, Trial]:
-    """Run a pilot that must come to a recommendation, and return both.
+    """Run a pilot that must come to a halo and a rule, and return the report and those.
+
+    Where the function finds no object, as in an empty well, there is nothing to try. Then no halo
+    is taken if the pilot saw all of the image, else `ASSUMED_HALO` in case there are objects where
+    it did not look; the report recommends nothing.
 
     Parameters
     ----------
@@ -230,21 +242,45 @@ def recommend_overlap(
         As in `pilot`.
     overlap : str
         What was asked for; anything but ``auto`` is refused.
+    say : callable
+        Is told in words where a halo was taken without a trial.
 
     Raises
     ------
     PlanError
-        If no halo that was tried is good enough, or no object meets a seam.
+        If no halo that was tried is good enough, or there are objects and none meets a seam.
     """
     if overlap != "auto":
         raise PlanError(f"overlap must be pixels or 'auto', got {overlap!r}")
-    report = pilot(image, segmentation, tile_shape=tile_shape, **choices)
+    opened = open_image(image)
+    report = pilot(opened, segmentation, tile_shape=tile_shape, **choices)
+    if report.n_objects == 0:
+        assumed = _untried(report, opened.shape, tile_shape, choices.get("options"))
+        say(
+            f"overlap 'auto' takes {assumed.overlap!r} without a trial: the function finds no "
+            f"object in {report.where}"
+        )
+        return report, assumed
     best = report.recommended
     if best is None or not best.is_enough:
         raise PlanError(
             f"overlap 'auto' found none to recommend ({report.confidence}); give overlap in pixels"
         )
     return report, best
+
+
+def _untried(
+    report: PilotReport,
+    shape: tuple[int, ...],
+    tile_shape: Sequence[int] | int,
+    options: MergeOptions | None,
+) -> Trial:
+    """Return the smallest sensible halo for an image in which no object was found."""
+    saw_all = sum(region.size for region in report.regions) == prod(shape)
+    halo = 0 if saw_all else ASSUMED_HALO
+    grid = plan_grid(report.axes, shape, tile_shape=tile_shape, overlap=halo)
+    rule: MergeRule = "auto" if options is None else options.rule
+    return Trial(grid.halo, rule, 1.0, 1.0, 0.0, grid.read_factor)
 
 
 def _halos(

@@ -99,23 +99,19 @@ class ImageStatistics:
         ----------
         method : {"otsu", "li", "yen"}, default "otsu"
             Named as in `skimage.filters`, whose result on the whole image it equals where bins
-            hold one value each.
+            bins hold one value each. The threshold of an image of one value is that value, so
+            that nothing lies above it.
 
         Raises
         ------
         ImageError
-            If the method is unknown, or the image is constant.
+            If the method is unknown.
         """
         if method not in METHODS:
             raise ImageError(f"a threshold method is one of {sorted(METHODS)}, got {method!r}")
-        if self.minimum == self.maximum:
-            raise ImageError(
-                f"a {method} threshold is not defined for an image whose pixels are all"
-                f" {self.minimum!r}; pass the threshold itself (value=) instead"
-            )
         occupied = np.flatnonzero(self.counts)
         span = slice(occupied[0], occupied[-1] + 1)
-        if occupied.size == 1:  # not constant, yet all in one bin
+        if occupied.size == 1:  # one value, or values that share a bin
             return float(self.minimum)
         return METHODS[method](self.counts[span], self.bins.values[span])
 

@@ -123,7 +123,7 @@ def _run_one(
             given = {**chosen, "overlap": None} if wants_pilot else chosen
             acquisition = choose(store.folder(key), url, given)
             if wants_pilot:
-                acquisition = Segmentation().of_home().piloted(acquisition)
+                acquisition = Segmentation().of_home().piloted(acquisition, say=say)
             plan = plan_of(acquisition, budget)
             folder = register(instance, store, key, acquisition)
             with progress_bars(key, console):

@@ -1,7 +1,7 @@
 """Resources: what a deployment decides. Choices of one run are config, facts are records."""
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -250,8 +250,12 @@ class Segmentation(Deployed):
             return self.empty_threshold
         return FROM_IMAGE if self.skip_empty else None
 
-    def piloted(self, acquisition: Acquisition) -> Acquisition:
+    def piloted(
+        self, acquisition: Acquisition, *, say: Callable[[str], object] = lambda text: None
+    ) -> Acquisition:
         """Return the acquisition with the overlap and the rule that a pilot recommends.
+
+        `say` is told where a halo was taken without a trial.
 
         Raises
         ------
@@ -263,6 +267,7 @@ class Segmentation(Deployed):
             self.function_of(acquisition),
             tile_shape=self.tiling_of(acquisition)["tile_shape"],
             options=MergeOptions(**self._merge_values(acquisition)),
+            say=say,
         )
         return replace(
             acquisition,

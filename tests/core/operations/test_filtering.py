@@ -522,6 +522,14 @@ def test_segmenting_a_processed_image_in_tiles_is_segmenting_the_filtered_whole(
     assert_same_partition(labels, truth)
 
 
+@pytest.mark.parametrize("dtype", ["bool", "u1", "i4", "u8", "f4"])
+def test_nothing_lies_above_the_threshold_of_an_image_of_one_value(dtype):
+    empty_well = np.ones((40, 40), dtype)
+    level = global_threshold(empty_well)
+    assert not (empty_well > level).any()
+    assert level == 1
+
+
 def test_time_points_of_a_processed_image_are_segmented_apart():
     pixels = noise(shape=(3, 30, 30))
     processed = process_lazily(open_image(pixels, axes="tyx"), maximum(3))

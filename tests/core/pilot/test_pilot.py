@@ -128,6 +128,31 @@ def test_an_image_without_objects_gets_no_recommendation():
     assert json.loads(json.dumps(report.to_dict()))["n_objects"] == 0
 
 
+@pytest.mark.parametrize("dtype", ["bool", "u1", "i4", "u8", "f8"])
+@pytest.mark.parametrize("value", [0, 1])
+def test_auto_needs_no_halo_for_an_image_seen_whole_in_which_there_is_no_object(dtype, value):
+    said = []
+    report, chosen = recommend_overlap(
+        np.full((64, 64), value, dtype), "threshold", tile_shape=32, say=said.append
+    )
+    assert (report.recommended, chosen.overlap) == (None, (0, 0))
+    assert said == [
+        "overlap 'auto' takes (0, 0) without a trial: the function finds no object in 1 region"
+    ]
+
+
+def test_auto_assumes_a_halo_where_an_object_may_lie_outside_of_what_was_looked_at():
+    image = np.zeros((512, 512), np.uint8)
+    _, chosen = recommend_overlap(image, truth, tile_shape=64, options=MergeOptions("overlap"))
+    assert (chosen.overlap, chosen.rule) == ((32, 32), "overlap")
+
+
+def test_an_empty_well_is_segmented_with_overlap_auto(tmp_path):
+    empty_well = np.full((64, 64), 7, np.uint16)
+    labels = tile_process(empty_well, "watershed", tile_shape=32, overlap="auto", max_workers=1)
+    assert not np.asarray(labels).any()
+
+
 def test_auto_refuses_where_nothing_is_good_enough():
     with pytest.raises(PlanError, match="overlap 'auto' found none to recommend"):
         recommend_overlap(tissue(), truth, tile_shape=32, options=MergeOptions("none"))

@@ -150,9 +150,11 @@ def test_counting_an_image_many_times_does_not_move_its_threshold():
         assert many.threshold(method) == pytest.approx(once.threshold(method))
 
 
-def test_a_constant_image_has_no_threshold():
-    with pytest.raises(ImageError, match=r"otsu threshold is not defined .* all 7; pass the thre"):
-        whole(np.full((3, 3), 7, "uint8")).threshold("otsu")
+@pytest.mark.parametrize("dtype", ["bool", "u1", "i2", "u2", "i4", "u8", "f4", "f8"])
+@pytest.mark.parametrize("method", ["otsu", "li", "yen"])
+def test_the_threshold_of_an_image_of_one_value_is_that_value(method, dtype):
+    for value in (0, 1, 1 if dtype == "bool" else 100):
+        assert whole(np.full((3, 3), value, dtype)).threshold(method) == value
 
 
 def test_an_unknown_method_is_an_error():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import dagster as dg
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -32,8 +33,6 @@ def check_of(result: dg.ExecuteInProcessResult) -> dg.AssetCheckEvaluation:
 
 def plant_fault(folder):
     """Stage one tile as a function that shifts its labels would have."""
-    import numpy as np
-
     from patchworks_core.stage.object_sums import measure_tile
     from patchworks_core.stage.tile_labels import number_labels
 
@@ -106,6 +105,16 @@ def test_the_pilot_prints_trials_and_the_command_to_run_next(home, image):
     assert f"patchworks run {image} --segmentation tissue_functions:perfect" in words
     assert "--merge overlap" in words
     assert "objects at seams in 2 regions" in words
+
+
+def test_a_run_with_overlap_auto_on_an_empty_well_says_what_it_takes(home, tmp_path):
+    empty_well = write_tiff(tmp_path / "well.ome.tif", np.full((64, 64), 5, "u2"))
+    run = ["run", str(empty_well), "--segmentation", "threshold", "--tile-shape", "32"]
+    run += ["--overlap", "auto", "--name", "well", "--home", str(home)]
+    result = CliRunner().invoke(app, run)
+    assert result.exit_code == 0, result.output
+    assert "overlap 'auto' takes (0, 0) without a trial" in " ".join(result.output.split())
+    assert LabelStore().folder("well").plan().grid.halo == (0, 0)
 
 
 def test_the_pilot_refuses_an_image_of_one_tile(home, image):
