@@ -83,7 +83,7 @@ def tile_process(
     overlap : int, tuple of int, or "auto"
         Halo on *each side* of a tile, pixels. ``auto`` asks a pilot
         (`patchworks_core.pilot.trials`), which settles the rule too where `merge` is ``auto``.
-        Where the function finds no object, it is 0, or 32 if the pilot did not see all of the image.
+        Where the function finds no object, it is 0, or 32 if the pilot did not see all of it.
     channel : int, str or None
         Channel to segment, by position or name; None segments each channel.
     level : int
