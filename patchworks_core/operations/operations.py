@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from patchworks_core.errors import ImageError
 from patchworks_core.operations.places import PerAxis, Place, per_axis
-from patchworks_core.plugins.segmentation import segmentation_of
+from patchworks_core.plugins.segmentation import recorded_before, segmentation_of
 from patchworks_core.tiles.regions import Region
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -285,7 +285,8 @@ def operation(
     # The same questions as of a segmentation function: which code, which version of it.
     known = segmentation_of(function)
     parameters = dict(parameters or {})
-    return Operation(name or known.name, function, parameters, halo, rule, known.version)
+    path = name or recorded_before(known.name)
+    return Operation(path, function, parameters, halo, rule, known.version)
 
 
 def _wants_place(function: Callable[..., Array]) -> bool:

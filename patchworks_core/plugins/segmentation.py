@@ -29,7 +29,8 @@ BUILT_IN = {
     "cellpose": "patchworks_core.plugins.cellpose:cellpose",
     "stardist": "patchworks_core.plugins.stardist:stardist",
 }
-"""Names of the functions that come with patchworks; each says what package it needs."""
+"""Names of the functions that come with patchworks, which are what plans record, and where each is
+defined now; each says what package it needs."""
 
 ENTRY_POINT_GROUP = "patchworks.segmentations"
 """Entry-point group through which other packages add names."""
@@ -101,7 +102,7 @@ class Segmentation:
     """Called with the pixels of one tile, shape (z, y, x) or fewer axes; returns labels."""
 
     name: str
-    """Import path, ``module:function``, or a description where it cannot be imported."""
+    """Name of a built-in, import path ``module:function``, or a description where it has none."""
 
     parameters: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of every call."""
@@ -208,7 +209,7 @@ def segmentation_of(
     Examples
     --------
     >>> segmentation_of("threshold", {"value": 12}).name
-    'patchworks_core.plugins.threshold:threshold'
+    'threshold'
     """
     if isinstance(function, Segmentation):
         if not parameters:
@@ -221,12 +222,35 @@ def segmentation_of(
         raise SegmentationError(
             f"a segmentation function must be callable or a name, got {function!r}"
         )
-    found = Segmentation(function, name_of(function), dict(parameters or {}), _version_of(function))
+    name = short_name(name_of(function))
+    found = Segmentation(function, name, dict(parameters or {}), _version_of(function))
     prepare = declaration_of(function).prepare
     if prepare is None:
         return found
     prepared = prepare({**_bound_keywords(function), **found.parameters})
     return replace(found, version=f"{found.version} {prepared}")
+
+
+def short_name(name: str) -> str:
+    """Return the name of a built-in for the path that version 0.1.0 recorded; others as they are.
+
+    Examples
+    --------
+    >>> short_name("patchworks_core.plugins.threshold:threshold"), short_name("cells:by_hand")
+    ('threshold', 'cells:by_hand')
+    """
+    return next((built_in for built_in in BUILT_IN if recorded_before(built_in) == name), name)
+
+
+def recorded_before(name: str) -> str:
+    """Return how version 0.1.0 recorded a function; the digests of plans are made of that for good.
+
+    Examples
+    --------
+    >>> recorded_before("threshold"), recorded_before("cells:by_hand")
+    ('patchworks_core.plugins.threshold:threshold', 'cells:by_hand')
+    """
+    return f"patchworks_core.plugins.{name}:{name}" if name in BUILT_IN else name
 
 
 def segmentation_names() -> tuple[str, ...]:
@@ -237,7 +261,7 @@ def segmentation_names() -> tuple[str, ...]:
 def _import(name: str) -> LabelFunction:
     """Import the function that `name` stands for."""
     registered = {e.name: e.value for e in entry_points(group=ENTRY_POINT_GROUP)}
-    path = BUILT_IN.get(name) or registered.get(name) or name
+    path = BUILT_IN.get(short_name(name)) or registered.get(name) or name
     module_name, separator, attribute = path.partition(":")
     if not separator:
         raise SegmentationError(

@@ -18,7 +18,7 @@ from patchworks_core.errors import PlanError
 from patchworks_core.files.records import mapping_of
 from patchworks_core.files.storage import as_path, write_text
 from patchworks_core.images.image import Image
-from patchworks_core.plugins.segmentation import Segmentation
+from patchworks_core.plugins.segmentation import Segmentation, recorded_before, short_name
 from patchworks_core.tiles.grid import TileGrid, plan_grid
 
 RECORD_VERSION = 1
@@ -87,18 +87,23 @@ class Plan:
     image: ImageRecord
     grid: TileGrid
     segmentation: dict[str, Any]
-    """Function, parameters and version, as `Segmentation.to_dict` gives them."""
+    """Function, parameters and version, as `Segmentation.to_dict` gives them; built-in functions by
+    their name."""
 
     versions: dict[str, str] = field(default_factory=dict)
     """Packages that made the plan; a record, not part of the fingerprint."""
 
     @property
     def fingerprint(self) -> str:
-        """Digest of everything that staged labels depend on; 32 hex digits."""
+        """Digest of everything that staged labels depend on; 32 hex digits.
+
+        It is the same for a plan of version 0.1.0, which recorded built-in functions by their path.
+        """
+        function = recorded_before(self.segmentation["function"])
         content = {
             "image": [self.image.fingerprint, self.image.channel, self.image.level],
             "grid": self.grid.to_dict(),
-            "segmentation": self.segmentation,
+            "segmentation": {**self.segmentation, "function": function},
         }
         text = json.dumps(content, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
@@ -138,7 +143,10 @@ class Plan:
             plan = cls(
                 image=ImageRecord(**record["image"]),
                 grid=TileGrid.from_dict(record["grid"]),
-                segmentation=record["segmentation"],
+                segmentation={
+                    **record["segmentation"],
+                    "function": short_name(record["segmentation"]["function"]),
+                },
                 versions=record["versions"],
             )
             written, made = record["fingerprint"], plan.fingerprint

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import tarfile
 from pathlib import Path
@@ -14,6 +15,8 @@ from filelock import FileLock
 from scipy import ndimage
 
 from patchworks_core import tile_process
+from patchworks_core.stage.plan import Plan
+from patchworks_core.stage.stage import Stage
 from tests.pipeline.conftest import call_command_line
 
 ARCHIVE = Path(__file__).parents[2] / "data" / "made_by_0.1.0.tar.xz"
@@ -83,6 +86,16 @@ def test_a_home_of_the_version_before_says_how_far_it_is(home):
     assert code == 0
     assert "done" in printed
     assert "half" in printed
+
+
+def test_a_plan_of_the_version_before_is_that_of_this_version(home):
+    folder = home / "store" / "half"
+    before = json.loads((folder / "plan.json").read_text())
+    plan = Plan.read(folder / "plan.json")
+    assert before["segmentation"]["function"] == "patchworks_core.plugins.threshold:threshold"
+    assert plan.segmentation["function"] == "threshold"
+    assert plan.fingerprint == before["fingerprint"]
+    assert Stage.open(folder / "stage.zarr", plan).plan == plan
 
 
 def test_the_tiles_that_failed_before_are_staged_and_merged(home):
