@@ -19,7 +19,8 @@ from tissue import MILD, PERFECT, Disagreement, TileView, hard, shuffled, vorono
 
 from patchworks_core import open_image
 from patchworks_core.plugins.watershed import watershed
-from patchworks_core.statistics.statistics import ImageStatistics, measure_statistics
+from patchworks_core.statistics.measuring import measure
+from patchworks_core.statistics.statistics import ImageStatistics
 from patchworks_core.tiles.regions import Region
 
 HERE = Path(__file__).parent
@@ -147,7 +148,7 @@ def _watershed(
     pixels = open_image(path).read(everywhere)
 
     def statistics_of(region: Region) -> ImageStatistics:
-        return measure_statistics(lambda r: pixels[r.slices], [region], dtype=pixels.dtype)
+        return measure(open_image(pixels), [region])
 
     over_all = statistics_of(everywhere)
 

@@ -41,7 +41,8 @@ from patchworks_core.stage.plan import Plan, make_plan
 from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.staging import Staging, companions_of, stage_all
 from patchworks_core.statistics.empty_tiles import EmptyTiles, find_empty_tiles
-from patchworks_core.statistics.statistics import ImageStatistics, measure_statistics
+from patchworks_core.statistics.measuring import measure
+from patchworks_core.statistics.statistics import ImageStatistics
 from patchworks_core.tiles.grid import TileGrid, plan_grid
 
 MAPPED = "image.npy"
@@ -103,10 +104,8 @@ class Job:
         threshold = None
         if self.skip_empty:
             grid = plan_grid(self.image.axes, self.image.shape, tile_shape=tile_shape, overlap=halo)
-            # Reading releases the GIL: threads of this process are right whatever runs the tiles.
-            readers = Compute(self.compute.max_workers or max(1, granted_cores().value - 1))
             empty = find_empty_tiles(
-                self.image, grid, threshold=self.empty_threshold, compute=readers
+                self.image, grid, threshold=self.empty_threshold, compute=self._readers()
             )
             job, threshold = replace(job, empty=empty), empty.threshold
             self.say(str(empty))
@@ -278,7 +277,7 @@ class Job:
         """Return the function of a tile, with what it asks for of the whole image."""
         others = companions_of(self.segmentation, self.image)
         measured = {
-            name: measure_image(others[name], plan.grid)
+            name: self._measured(others[name], plan.grid)
             for name in self.segmentation.measured_companions
         }
         return self.segmentation.bind(self._statistics(plan), measured)
@@ -289,10 +288,12 @@ class Job:
             return None
         if self.empty is not None:
             return self.empty.statistics
-        return measure_image(self.image, plan.grid)
+        return self._measured(self.image, plan.grid)
 
+    def _measured(self, image: Image, grid: TileGrid) -> ImageStatistics:
+        with self._readers().open(grid, image.dtype) as pool:
+            return measure(image, [block.core for block in grid.blocks()], pool)
 
-def measure_image(image: Image, grid: TileGrid) -> ImageStatistics:
-    """Measure an image, tile block by tile block."""
-    regions = [block.core for block in grid.blocks()]
-    return measure_statistics(image.read, regions, dtype=image.dtype)
+    def _readers(self) -> Compute:
+        """Return what reads: that releases the GIL, so threads of this process are right."""
+        return Compute(self.compute.max_workers or max(1, granted_cores().value - 1))

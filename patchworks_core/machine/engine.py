@@ -25,7 +25,20 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from patchworks_core.errors import (
+    ImageError,
+    PlanError,
+    SegmentationError,
+    StageError,
+    TileOutputError,
+)
 from patchworks_core.machine.faults import NO_RETRY, FaultKind, RetryPolicy, free_memory, kind_of
+
+OUR_ERRORS: dict[str, type[Exception]] = {
+    error.__name__: error
+    for error in (ImageError, PlanError, SegmentationError, StageError, TileOutputError)
+}
+"""Errors that are made of a message alone, by the name they have in a `Failure`."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -279,17 +292,25 @@ def results(outcomes: Iterable[Outcome[Any, Result]], *, doing: str) -> Iterator
 
     Raises
     ------
+    ImageError, PlanError, SegmentationError, StageError, TileOutputError
+        At the first failure, where it is one of these.
     RuntimeError
-        At the first failure, with the worker's traceback.
+        At any other, with the worker's traceback.
     """
     try:
         for outcome in outcomes:
             if outcome.failure is not None:
-                raise RuntimeError(
-                    f"{doing} failed: {outcome.failure}\n{outcome.failure.traceback}"
-                )
+                raise _raised(outcome.failure, doing)
             yield outcome.value  # type: ignore[misc]
     finally:
         # The traceback of the error would keep a generator, and its tasks, until it is dropped.
         if isinstance(outcomes, Generator):
             outcomes.close()
+
+
+def _raised(failure: Failure, doing: str) -> Exception:
+    """Return the error that a failure is in this process: our own say all in their message."""
+    ours = OUR_ERRORS.get(failure.error_type)
+    if ours is not None:
+        return ours(f"{doing} failed: {failure.message}")
+    return RuntimeError(f"{doing} failed: {failure}\n{failure.traceback}")

@@ -27,7 +27,8 @@ from patchworks_core.machine.sizing import MIN_TILE_EXTENT, auto_tile_shape
 from patchworks_core.machine.workers import WorkerKind, Workers
 from patchworks_core.operations.operations import Chain, Operation
 from patchworks_core.operations.processed import ProcessedImage, process_lazily
-from patchworks_core.statistics.statistics import ImageStatistics, measure_statistics
+from patchworks_core.statistics.measuring import measure
+from patchworks_core.statistics.statistics import ImageStatistics
 from patchworks_core.tiles.grid import SPATIAL_AXES, Tile, TileGrid, plan_grid
 
 TILE_BYTES = 1 << 29
@@ -150,8 +151,8 @@ def image_statistics(image: Any, *, max_workers: int = 1, **how_to_open: Any) ->
     opened = open_image(image, **how_to_open)
     tiles = plan_filtering(opened, "auto").tiles()
     regions = [tile.core for tile in tiles]
-    with Workers(max_workers).open() as executor:
-        return measure_statistics(opened.read, regions, dtype=opened.dtype, map=executor.map)
+    with Pool.open(Workers(max_workers)) as pool:
+        return measure(opened, regions, pool)
 
 
 def global_threshold(

@@ -16,7 +16,7 @@ from patchworks_core.images.image import Image
 from patchworks_core.pilot.agreement import Agreement, compare_objects
 from patchworks_core.plugins.segmentation import LabelFunction
 from patchworks_core.stage.tile_labels import check_labels
-from patchworks_core.statistics.statistics import measure_statistics
+from patchworks_core.statistics.measuring import measure
 from patchworks_core.tiles.grid import SPATIAL_AXES, TileGrid, plan_grid
 from patchworks_core.tiles.numbers import whole_number
 from patchworks_core.tiles.regions import Region
@@ -113,8 +113,7 @@ def sample_regions(
     corners = [tuple(int(i) for i in np.unravel_index(d, places)) for d in drawn]
     boxes = [_box(grid, corner, window) for corner in corners]
     probes = [_probe(grid, box) for box in boxes]
-    statistics = measure_statistics(image.read, probes, dtype=image.dtype)
-    threshold = statistics.threshold("otsu")
+    threshold = measure(image, probes).threshold("otsu")
     signal = [float((image.read(probe) > threshold).mean()) for probe in probes]
     chosen: list[int] = []
     for i in np.argsort(-np.array(signal), kind="stable"):

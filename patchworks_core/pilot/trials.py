@@ -29,7 +29,8 @@ from patchworks_core.pilot.samples import (
 )
 from patchworks_core.plugins.segmentation import LabelFunction, Segmentation, segmentation_of
 from patchworks_core.seams.rules import MergeOptions, MergeRule
-from patchworks_core.statistics.statistics import ImageStatistics, measure_statistics
+from patchworks_core.statistics.measuring import measure
+from patchworks_core.statistics.statistics import ImageStatistics
 from patchworks_core.tiles.grid import TileGrid, plan_grid
 from patchworks_core.tiles.regions import Region
 
@@ -194,7 +195,7 @@ def pilot(
     regions, probes = sample_regions(opened, grid, n_regions, seed)
     if found.wants_statistics and statistics is None:
         places = [t.core for t in grid.tiles()] if prod(opened.shape) <= 8 * max_pixels else probes
-        statistics = measure_statistics(opened.read, places, dtype=opened.dtype)
+        statistics = measure(opened, places)
     function = found.bind(statistics)
     samples = []
     for region in regions:

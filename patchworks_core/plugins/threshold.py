@@ -124,7 +124,7 @@ def global_threshold(
     if statistics is None:
         raise SegmentationError(
             f"the {method!r} threshold is taken from the whole image, never from a tile, and got"
-            " statistics=None and value=None; pass value=, or statistics= from measure_statistics"
+            " statistics=None and value=None; pass value=, or statistics= from image_statistics"
         )
     if statistics.minimum == statistics.maximum:
         return -inf if dark_objects else inf

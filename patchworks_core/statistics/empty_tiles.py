@@ -1,7 +1,7 @@
 """Which tiles have signal: exact maxima of what each tile reads, from one pass over the image.
 
-1. `_TileTask` reads what a tile reads (core and halo), takes its maximum, and counts the pixels of
-   its core: the image's own histogram comes with it.
+1. `measure_tiles` reads what each tile reads (core and halo), takes its maximum, and counts the
+   pixels of its core: the image's own histogram comes with it.
 2. `background_threshold` reads off that histogram how bright the background gets.
 3. A tile is empty where no pixel that it reads is above the threshold. Halo included: the faint rim
    of a bright neighbour is still found.
@@ -13,7 +13,7 @@ nothing and a changed image is measured again.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -22,15 +22,13 @@ import numpy as np
 import numpy.typing as npt
 from upath import UPath
 
-from patchworks_core.errors import ImageError
 from patchworks_core.files.records import read_mapping
 from patchworks_core.files.storage import as_path, write_text
 from patchworks_core.images.image import DEFAULT_CHANNEL, DEFAULT_LEVEL, Image, open_image
 from patchworks_core.machine.pools import Compute
-from patchworks_core.statistics.bins import Bins
-from patchworks_core.statistics.statistics import ImageStatistics, statistics_of
-from patchworks_core.statistics.tile_statistics import limits, tile_statistics
-from patchworks_core.tiles.grid import Tile, TileGrid, plan_grid
+from patchworks_core.statistics.measuring import measure_tiles
+from patchworks_core.statistics.statistics import ImageStatistics
+from patchworks_core.tiles.grid import TileGrid, plan_grid
 from patchworks_core.tiles.numbers import finite_number
 
 RECORD_VERSION = 1
@@ -150,7 +148,8 @@ def find_empty_tiles(
     record = _record_path(image, grid) if cache else None
     known = _read_record(record, image) if record is not None else None
     if known is None:
-        known = _measure(image, grid, compute or Compute(max_workers=1))
+        with (compute or Compute(max_workers=1)).open(grid, image.dtype) as pool:
+            known = measure_tiles(image, grid, pool)
         if record is not None:
             _write_record(record, image, *known)
     maxima, statistics = known
@@ -179,11 +178,10 @@ def background_threshold(statistics: ImageStatistics) -> float:
     Examples
     --------
     >>> from patchworks_core.tiles.regions import Region
-    >>> from patchworks_core.statistics.statistics import measure_statistics
+    >>> from patchworks_core.statistics.measuring import measure
     >>> pixels = np.random.default_rng(0).normal(100, 3, (256, 256)).round().astype("u2")
     >>> whole = [Region((0, 0), (256, 256))]
-    >>> measured = measure_statistics(lambda r: pixels[r.slices], whole, dtype="u2")
-    >>> 110 < background_threshold(measured) < 118
+    >>> 110 < background_threshold(measure(open_image(pixels), whole)) < 118
     True
     """
     values, counts = statistics.bins.values, statistics.counts
@@ -198,64 +196,6 @@ def background_threshold(statistics: ImageStatistics) -> float:
     # The spread of one side of a symmetric distribution around its mode.
     spread = np.sqrt(float((counts[darker] * (mode - values[darker]) ** 2).sum()) / n_darker)
     return mode + min(below, NOISE_WIDTHS * float(spread))
-
-
-@dataclass(frozen=True, slots=True)
-class Brightest:
-    """Gives the brightest finite pixel that a tile reads; NaN where it reads none."""
-
-    image: Image
-
-    def __call__(self, tile: Tile) -> float:
-        """Read one tile."""
-        found = limits(self.image.read(tile.read))
-        return float("nan") if found is None else float(found[1])
-
-
-@dataclass(frozen=True, slots=True)
-class _TileTask:
-    """Measure one tile: the maximum of what it reads, and the statistics of its core."""
-
-    image: Image
-    bins: Bins | None
-
-    def __call__(self, tile: Tile) -> tuple[Any, Any]:
-        pixels = self.image.read(tile.read)
-        core = pixels[tile.core.relative_to(tile.read.start).slices]
-        found = limits(pixels)
-        brightest = None if found is None else found[1]
-        of_core: Any = limits(core) if self.bins is None else tile_statistics(core, self.bins)
-        return brightest, of_core
-
-
-def _measure(
-    image: Image, grid: TileGrid, compute: Compute
-) -> tuple[npt.NDArray[Any], ImageStatistics]:
-    """Read every tile once, twice where the range of the pixels is not known beforehand."""
-    bins = Bins.for_dtype(image.dtype)
-    maxima: list[float] = []
-    with compute.open(grid, image.dtype) as pool:
-
-        def measured(task: _TileTask) -> Iterator[Any]:
-            """Yield what is measured of each core, in order, and keep the maxima."""
-            maxima.clear()
-            for brightest, of_core in pool.map(
-                task, grid.tiles(), step="measuring tiles", is_ordered=True
-            ):
-                maxima.append(np.nan if brightest is None else brightest)
-                yield of_core
-
-        if bins is None:
-            known = [pair for pair in measured(_TileTask(image, None)) if pair is not None]
-            if not known:
-                raise ImageError(
-                    f"an image without a finite pixel has no empty tiles to tell from others, got "
-                    f"{image.url or 'an image in memory'!r}; check that it is the right one"
-                )
-            low, high = min(a for a, _ in known), max(b for _, b in known)
-            bins = Bins.for_range(low, high, image.dtype)
-        statistics = statistics_of(measured(_TileTask(image, bins)), bins, image.dtype)
-    return np.array(maxima, dtype=np.float64), statistics
 
 
 def _record_path(image: Image, grid: TileGrid) -> UPath | None:

@@ -8,11 +8,13 @@ the whole image is measured first, tile by tile, and every tile is given the sam
 2. `tile_statistics` counts one tile. What it returns adds up, in integers only, so the result is
    the same for any tiling and any order.
 3. `ImageStatistics` answers: percentiles and global thresholds.
+
+`patchworks_core.statistics.measuring` reads the image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, sqrt
@@ -22,12 +24,101 @@ import numpy as np
 import numpy.typing as npt
 
 from patchworks_core.errors import ImageError
-from patchworks_core.statistics.bins import Bins
+from patchworks_core.statistics.bins import Bins, count_values, finite_pieces
 from patchworks_core.statistics.thresholds import METHODS
-from patchworks_core.statistics.tile_statistics import TileStatistics, limits, tile_statistics
-from patchworks_core.tiles.regions import Region
 
 Array: TypeAlias = npt.NDArray[Any]
+
+
+def limits(pixels: Array) -> tuple[Any, Any] | None:
+    """Return the smallest and largest finite pixel, or None where there is none."""
+    found = [(piece.min(), piece.max()) for piece in finite_pieces(pixels) if piece.size]
+    if not found:
+        return None
+    return min(low for low, _ in found).item(), max(high for _, high in found).item()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TileStatistics:
+    """What one tile adds to the statistics of the image; two of them add up with ``+``."""
+
+    counts: npt.NDArray[np.int64]
+    """Finite pixels per bin."""
+
+    minimum: int | float | None
+    """Smallest finite pixel, None where there is none."""
+
+    maximum: int | float | None
+    """Largest finite pixel, None where there is none."""
+
+    n_not_finite: int
+    """Pixels that are NaN or infinite."""
+
+    sum: int
+    """Sum of the finite pixels, counted from the start of the bins in their `step`."""
+
+    sum_squares: int
+    """Sum of the squares of the same numbers."""
+
+    def __add__(self, other: TileStatistics) -> TileStatistics:
+        lows = [m for m in (self.minimum, other.minimum) if m is not None]
+        highs = [m for m in (self.maximum, other.maximum) if m is not None]
+        return TileStatistics(
+            self.counts + other.counts,
+            min(lows, default=None),
+            max(highs, default=None),
+            self.n_not_finite + other.n_not_finite,
+            self.sum + other.sum,
+            self.sum_squares + other.sum_squares,
+        )
+
+
+def _exact_sum(numbers: npt.NDArray[np.int64]) -> int:
+    """Sum numbers in [0, 2**62] without wrapping: the halves are summed apart."""
+    return (int((numbers >> 31).sum()) << 31) + int((numbers & (2**31 - 1)).sum())
+
+
+def tile_statistics(pixels: Array, bins: Bins) -> TileStatistics:
+    """Measure one tile.
+
+    Parameters
+    ----------
+    pixels : ndarray
+        Pixels the tile owns (its core), of any shape.
+    bins : Bins
+        Bins that hold every finite pixel of the image.
+
+    Returns
+    -------
+    TileStatistics
+
+    Raises
+    ------
+    ImageError
+        As `count_values`.
+
+    Examples
+    --------
+    >>> tile = tile_statistics(np.array([[1, 2], [2, 9]], "uint8"), Bins.for_dtype("uint8"))
+    >>> (tile + tile).sum, tile.maximum
+    (28, 9)
+    """
+    counts = count_values(pixels, bins)
+    total = squares = 0
+    if bins.is_exact:
+        occupied = np.flatnonzero(counts)
+        pairs = list(zip(occupied.tolist(), counts[occupied].tolist(), strict=True))
+        total = sum(i * n for i, n in pairs)
+        squares = sum(i * i * n for i, n in pairs)
+    else:
+        for piece in finite_pieces(pixels):
+            steps = (piece.astype(np.float64) - float(bins.start)) / bins.step
+            numbers = np.rint(steps).astype(np.int64)
+            total += _exact_sum(numbers)
+            squares += _exact_sum(numbers * numbers)
+    low, high = limits(pixels) or (None, None)
+    n_not_finite = pixels.size - int(counts.sum())
+    return TileStatistics(counts, low, high, n_not_finite, total, squares)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,58 +261,6 @@ def _maxima(values: Sequence[int | float | None], dtype: npt.DTypeLike) -> Array
     return np.asarray([np.nan if v is None else v for v in values], np.float64)
 
 
-def measure_statistics(
-    read: Callable[[Region], Array],
-    regions: Sequence[Region],
-    bins: Bins | None = None,
-    *,
-    dtype: npt.DTypeLike,
-    map: Callable[..., Iterable[Any]] = map,
-) -> ImageStatistics:
-    """Measure an image region by region.
-
-    Parameters
-    ----------
-    read : callable
-        ``read(region)`` returns the pixels of a region.
-    regions : sequence of Region
-        A partition of the image, such as the cores of its tile blocks in row-major order.
-    bins : Bins, optional
-        Bins that hold every pixel. By default one per value for booleans and integers of up to
-        16 bits; for wider pixels the range is measured in a first pass over the image.
-    dtype : dtype
-        Data type of the pixels.
-    map : callable, default builtin map
-        Where the work is done, such as the ``map`` of a thread pool.
-
-    Returns
-    -------
-    ImageStatistics
-
-    Raises
-    ------
-    ImageError
-        If no pixel is finite, or `bins` do not hold every pixel.
-
-    Examples
-    --------
-    >>> pixels = np.arange(12, dtype="uint8").reshape(3, 4)
-    >>> halves = [Region((0, 0), (3, 2)), Region((0, 2), (3, 4))]
-    >>> measured = measure_statistics(lambda r: pixels[r.slices], halves, dtype="uint8")
-    >>> measured.mean, measured.percentile(50), measured.tile_maximum
-    (5.5, 5.0, array([ 9, 11], dtype=uint8))
-    """
-    bins = bins or Bins.for_dtype(dtype)
-    if bins is None:
-        known = [pair for pair in map(lambda region: limits(read(region)), regions) if pair]
-        if not known:
-            raise _no_pixels(sum(region.size for region in regions), len(regions))
-        bins = Bins.for_range(min(a for a, _ in known), max(b for _, b in known), dtype)
-    settled = bins
-    tiles = map(lambda region: tile_statistics(read(region), settled), regions)
-    return statistics_of(tiles, bins, dtype)
-
-
 def statistics_of(
     tiles: Iterable[TileStatistics], bins: Bins, dtype: npt.DTypeLike
 ) -> ImageStatistics:
@@ -238,7 +277,7 @@ def statistics_of(
         maxima.append(tile.maximum)
         total = tile if total is None else total + tile
     if total is None or total.minimum is None or total.maximum is None:
-        raise _no_pixels(0 if total is None else total.n_not_finite, len(maxima))
+        raise no_pixels(0 if total is None else total.n_not_finite, len(maxima))
     n = int(total.counts.sum())
     return ImageStatistics(
         dtype=np.dtype(dtype).name,
@@ -254,7 +293,8 @@ def statistics_of(
     )
 
 
-def _no_pixels(n_pixels: int, n_regions: int) -> ImageError:
+def no_pixels(n_pixels: int, n_regions: int) -> ImageError:
+    """Return the error of an image that has nothing to measure."""
     return ImageError(
         f"statistics need at least one finite pixel, got none among {n_pixels} pixels in"
         f" {n_regions} regions; check that this is the right image and level"

@@ -1,20 +1,17 @@
 """The image as it landed: opened, planned, measured."""
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Iterable
 
 import dagster as dg
 
 from patchworks_core.errors import PlanError
-from patchworks_core.images.image import Image
 from patchworks_core.machine.pools import Pool
 from patchworks_core.ome_zarr.metadata import check_axes
 from patchworks_core.pictures.report import image_picture
 from patchworks_core.stage.plan import EMPTY_THRESHOLD, Plan, make_plan
 from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.staging import companions_of
-from patchworks_core.statistics.empty_tiles import Brightest
-from patchworks_core.statistics.statistics import ImageStatistics, measure_statistics
+from patchworks_core.statistics.measuring import measure, measure_tiles
 from patchworks_pipeline.assets.metadata import picture, shape_text, size_text
 from patchworks_pipeline.assets.planned import Measured, is_asked_for, planned_function
 from patchworks_pipeline.partitions import images, tile_keys, tiles
@@ -26,9 +23,6 @@ from patchworks_pipeline.resources.resources import (
     LabelStore,
     Segmentation,
 )
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 OWNERS = ["team:imaging-facility"]
 
@@ -135,25 +129,18 @@ def image_statistics(
     opened = folder.acquisition().open()
     regions = [block.core for block in plan.grid.blocks()]
     with Pool.open(budget.open(budget.decide(plan).count), report) as pool:
-
-        def in_parallel(task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-            doing, n = "measuring the image", len(regions)
-            return pool.map(task, items, step="measure", n=n, doing=doing, is_ordered=True)
-
-        def measured(image: Image) -> ImageStatistics:
-            return measure_statistics(image.read, regions, dtype=image.dtype, map=in_parallel)
-
-        statistics = measured(opened)
         function = planned_function(plan)
+        maxima: Iterable[float] = ()
+        if EMPTY_THRESHOLD in plan.segmentation:
+            maxima, statistics = measure_tiles(opened, plan.grid, pool)
+        else:
+            statistics = measure(opened, regions, pool)
         if is_asked_for(function, plan):
             others = companions_of(function, opened)
-            maxima: Iterable[float] = ()
-            if EMPTY_THRESHOLD in plan.segmentation:
-                maxima = in_parallel(Brightest(opened), plan.grid.tiles())
-            Measured(
-                {name: measured(others[name]) for name in function.measured_companions},
-                tuple(maxima),
-            ).write(folder, plan)
+            measured = {
+                name: measure(others[name], regions, pool) for name in function.measured_companions
+            }
+            Measured(measured, tuple(maxima)).write(folder, plan)
     folder.write_statistics(statistics)
     return dg.MaterializeResult(
         metadata={

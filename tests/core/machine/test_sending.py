@@ -26,7 +26,7 @@ from patchworks_core.plugins.segmentation import segmentation_of
 from patchworks_core.stage.plan import make_plan
 from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.staging import Staging
-from patchworks_core.statistics.statistics import measure_statistics
+from patchworks_core.statistics.measuring import measure
 from patchworks_core.tiles.regions import Region
 from tests.core.staging import label_components
 
@@ -45,7 +45,7 @@ def bound_threshold(path):
     """Return a function that carries a histogram of 65536 bins."""
     regions = [tile.core for tile in LabelSource.open(PIXELS, tile_shape=300).grid.tiles()]
     image = LabelSource.open(PIXELS).image
-    found = measure_statistics(image.read, regions, dtype=image.dtype)
+    found = measure(image, regions)
     return segmentation_of("threshold").bind(found, {})
 
 

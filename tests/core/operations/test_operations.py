@@ -21,7 +21,7 @@ from patchworks_core.operations.operations import Chain, Operation, chain, opera
 from patchworks_core.operations.places import Place, per_axis
 from patchworks_core.operations.processed import ProcessedImage, process_lazily
 from patchworks_core.operations.shading import shading_correction
-from patchworks_core.statistics.statistics import measure_statistics
+from patchworks_core.statistics.measuring import measure
 from patchworks_core.tiles.grid import plan_grid
 from patchworks_core.tiles.regions import Region
 from tests.core.oracles import examples
@@ -302,7 +302,7 @@ def test_statistics_are_those_of_the_processed_pixels():
     pixels = random_pixels("uint8", (30, 40))
     processed = process_lazily(open_image(pixels), median(3))
     regions = [Region((a, 0), (a + 10, 40)) for a in (0, 10, 20)]
-    measured = measure_statistics(processed.read, regions, dtype=processed.dtype)
+    measured = measure(processed, regions)
     expected = ndimage.median_filter(pixels, 3)
     assert (measured.minimum, measured.maximum) == (expected.min(), expected.max())
     assert measured.mean == pytest.approx(expected.mean())

@@ -33,7 +33,7 @@ from patchworks_core.plugins.cellpose import cellpose, cellpose_fn
 from patchworks_core.plugins.cellpose_eval import EVAL_OPTIONS, eval_arguments
 from patchworks_core.plugins.segmentation import segmentation_of
 from patchworks_core.stage.plan import make_plan
-from patchworks_core.statistics.statistics import measure_statistics
+from patchworks_core.statistics.measuring import measure
 from patchworks_core.tiles.regions import Region
 
 NORMALIZE_KEYS = {
@@ -50,7 +50,7 @@ EXAMPLES = re.compile(r"^```py(?:thon)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 def statistics_of(pixels):
     regions = [Region((0,) * pixels.ndim, pixels.shape)]
-    return measure_statistics(lambda r: pixels[r.slices], regions, dtype=pixels.dtype)
+    return measure(open_image(pixels), regions)
 
 
 def disks(shape, seed=0, n=40, radius=7):

@@ -10,16 +10,17 @@ from scipy import ndimage
 
 from patchworks_core import tile_process
 from patchworks_core.errors import SegmentationError
+from patchworks_core.images.image import open_image
 from patchworks_core.plugins.segmentation import declaration_of
 from patchworks_core.plugins.threshold import gaussian_halo, smooth, threshold
 from patchworks_core.plugins.watershed import find_seeds, watershed
-from patchworks_core.statistics.statistics import measure_statistics
+from patchworks_core.statistics.measuring import measure
 from patchworks_core.tiles.regions import Region
 
 
 def statistics_of(pixels):
     regions = [Region((0,) * pixels.ndim, pixels.shape)]
-    return measure_statistics(lambda r: pixels[r.slices], regions, dtype=pixels.dtype)
+    return measure(open_image(pixels), regions)
 
 
 def disks(shape, centres, radius):

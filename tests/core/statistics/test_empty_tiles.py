@@ -14,7 +14,8 @@ from scipy import ndimage
 from patchworks_core import ImageError, declare, tile_process
 from patchworks_core.images.image import Image, open_image
 from patchworks_core.statistics.empty_tiles import background_threshold, estimate_empty_tiles
-from patchworks_core.statistics.statistics import ImageStatistics, measure_statistics
+from patchworks_core.statistics.measuring import measure
+from patchworks_core.statistics.statistics import ImageStatistics
 from patchworks_core.tiles.grid import plan_grid
 from tests.core.oracles import assert_same_partition
 
@@ -145,13 +146,13 @@ def test_not_finite_pixels_are_no_signal():
     pixels[2, 2] = 3
     found = estimate_empty_tiles(pixels, 4, threshold=1)
     assert found.occupancy.tolist() == [[True, False]]
-    with pytest.raises(ImageError, match="without a finite pixel"):
+    with pytest.raises(ImageError, match="at least one finite pixel"):
         estimate_empty_tiles(np.full((4, 4), np.nan), 2)
 
 
 def measured(pixels: np.ndarray) -> ImageStatistics:
     regions = [t.core for t in plan_grid("yx", pixels.shape, tile_shape=-1).tiles()]
-    return measure_statistics(lambda r: pixels[r.slices], regions, dtype=pixels.dtype)
+    return measure(open_image(pixels), regions)
 
 
 def test_dark_objects_on_a_bright_ground_leave_only_flat_tiles_empty():

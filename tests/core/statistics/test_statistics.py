@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -13,25 +13,24 @@ from hypothesis import strategies as st
 from skimage import filters
 
 from patchworks_core.errors import ImageError
+from patchworks_core.images.image import open_image
+from patchworks_core.machine.pools import Pool
+from patchworks_core.machine.workers import Workers
 from patchworks_core.statistics.bins import Bins, count_values
-from patchworks_core.statistics.statistics import (
-    ImageStatistics,
-    measure_statistics,
-    tile_statistics,
-)
+from patchworks_core.statistics.measuring import measure
+from patchworks_core.statistics.statistics import ImageStatistics, tile_statistics
 from patchworks_core.tiles.regions import Region
 
 DTYPES = ["bool", "uint8", "int8", "uint16", "int16", "int32", "uint64", "float32", "float64"]
 
 
-def whole(pixels, **keywords):
-    region = Region((0,) * pixels.ndim, pixels.shape)
-    return measure_statistics(lambda r: pixels[r.slices], [region], dtype=pixels.dtype, **keywords)
+def whole(pixels):
+    return measure(open_image(pixels), [Region((0,) * pixels.ndim, pixels.shape)])
 
 
-def tiled(pixels, cuts, **keywords):
+def tiled(pixels, cuts):
     rows = [Region((a, 0), (b, pixels.shape[1])) for a, b in pairwise([0, *cuts, len(pixels)])]
-    return measure_statistics(lambda r: pixels[r.slices], rows, dtype=pixels.dtype, **keywords)
+    return measure(open_image(pixels), rows)
 
 
 def random_pixels(dtype, seed, shape=(23, 7)):
@@ -84,24 +83,43 @@ def test_mean_std_and_limits_are_numpys(dtype):
 def test_the_order_of_regions_and_a_thread_pool_change_nothing():
     pixels = random_pixels("float32", 5)
     regions = [Region((i, 0), (i + 1, 7)) for i in range(23)]
-    with ThreadPoolExecutor(2) as pool:
-        backwards = measure_statistics(
-            lambda r: pixels[r.slices], regions[::-1], dtype="float32", map=pool.map
-        )
+    with Pool.open(Workers(2)) as pool:
+        backwards = measure(open_image(pixels), regions[::-1], pool)
     assert (backwards.mean, backwards.std) == (whole(pixels).mean, whole(pixels).std)
     np.testing.assert_array_equal(backwards.counts, whole(pixels).counts)
 
 
-def test_images_of_16_bits_are_read_once_and_wider_ones_twice():
-    for dtype, n_reads in (("uint16", 1), ("float32", 2)):
-        seen = []
-        regions = [Region((0,), (4,))]
-        measure_statistics(
-            lambda r, seen=seen, dtype=dtype: seen.append(r) or np.arange(4, dtype=dtype),
-            regions,
-            dtype=dtype,
-        )
-        assert len(seen) == n_reads
+class Counted:
+    """An array that counts how often it is read."""
+
+    def __init__(self, dtype: str) -> None:
+        self.pixels, self.n_reads = np.arange(8, dtype=dtype).reshape(2, 4), 0
+        self.shape, self.dtype, self.ndim = self.pixels.shape, self.pixels.dtype, 2
+
+    def __getitem__(self, where):
+        self.n_reads += 1
+        return self.pixels[where]
+
+
+@pytest.mark.parametrize(("dtype", "n_reads"), [("uint16", 1), ("float32", 2)])
+def test_images_of_16_bits_are_read_once_and_wider_ones_twice(dtype, n_reads):
+    counted = Counted(dtype)
+    image = replace(open_image(counted.pixels), pixels=counted)
+    measure(image, [Region((0, 0), (2, 4))])
+    assert counted.n_reads == n_reads
+
+
+class Damaged(Counted):
+    """An array of which nothing can be read."""
+
+    def __getitem__(self, where):
+        raise ImageError("chunk c/0 of a.zarr is damaged")
+
+
+def test_an_image_that_cannot_be_read_is_an_image_error_on_a_pool_too():
+    image = replace(open_image(np.zeros((2, 4), "u2")), pixels=Damaged("uint16"))
+    with Pool.open(Workers(2)) as pool, pytest.raises(ImageError, match="a.zarr is damaged"):
+        measure(image, [Region((0, 0), (1, 4)), Region((1, 0), (2, 4))], pool)
 
 
 @given(seed=st.integers(0, 2**32 - 1), q=st.integers(0, 100))
