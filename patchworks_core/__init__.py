@@ -16,7 +16,6 @@ from patchworks_core.errors import (
 from patchworks_core.images.dask_view import load_ome_zarr
 from patchworks_core.images.image import Image, open_image
 from patchworks_core.images.readers.zarr_node import fields_of_plate
-from patchworks_core.labels.contingency import Relations
 from patchworks_core.labels.measurements import measure_objects
 from patchworks_core.labels.postprocess import (
     expand_labels,
@@ -25,7 +24,7 @@ from patchworks_core.labels.postprocess import (
     morphological_opening,
 )
 from patchworks_core.labels.relabel import relabel_sequential_array, relabel_sequential_zarr
-from patchworks_core.labels.relations import label_relations
+from patchworks_core.labels.relations import Relations, label_relations
 from patchworks_core.machine.dask_clients import make_local_cluster
 from patchworks_core.machine.model_sizing import auto_tile_shape_cellpose
 from patchworks_core.machine.sizing import (

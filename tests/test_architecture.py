@@ -45,7 +45,7 @@ PURE = {"errors", "tiles", "seams"}
 PURE_MODULES = {
     *("statistics.bins", "statistics.thresholds", "statistics.statistics"),
     *("stage.tile_labels", "stage.object_sums", "merge.objects", "ome_zarr.averaging"),
-    *("labels.morphology", "labels.holes", "labels.intensities", "labels.contingency"),
+    *("labels.morphology", "labels.intensities"),
     *("pilot.agreement", "pilot.in_memory", "pictures.drawing", "images.calibration"),
     *("operations.places", "operations.operations", "machine.faults"),
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +19,9 @@ from patchworks_core.files.replacing import check_reads, check_replaceable, repl
 from patchworks_core.files.storage import Location, as_path, write_bytes
 from patchworks_core.images.image import DEFAULT_LEVEL, Image, open_all_channels
 from patchworks_core.labels.intensities import IntensitySums
+from patchworks_core.labels.options import LabelOptions, pool_of, source_of, takes_options
 from patchworks_core.labels.source import LabelSource, check_same_pixels
 from patchworks_core.machine.pools import Pool
-from patchworks_core.machine.progress import Progress
-from patchworks_core.machine.workers import WorkerKind, Workers
 from patchworks_core.merge.objects import object_table
 from patchworks_core.stage.object_sums import ObjectSums, measure_tile, merge_objects
 from patchworks_core.stage.tile_labels import number_ids
@@ -37,6 +36,7 @@ TABLE = "a table"
 """What is written here, for messages."""
 
 
+@takes_options(LabelOptions)
 def measure_objects(
     labels: Any,
     image: Any = None,
@@ -44,14 +44,8 @@ def measure_objects(
     channels: Sequence[int | str] | int | str | None = None,
     grid: TileGrid | None = None,
     write_to: Location | None = None,
-    level: int = DEFAULT_LEVEL,
-    axes: str | None = None,
     image_axes: str | None = None,
-    tile_shape: Sequence[int] | int | None = None,
-    max_workers: int = 1,
-    workers: WorkerKind = "threads",
-    overwrite: bool = False,
-    progress: Progress | None = None,
+    **options: Unpack[LabelOptions],
 ) -> pa.Table:
     """Measure every object of a label image: size, place, and intensity in each channel.
 
@@ -68,12 +62,10 @@ def measure_objects(
         the tiles that are read.
     write_to : path or URL, optional
         File to write the table into, ``.parquet`` or ``.csv``.
-    level : int
-        Resolution level of labels and image, 0 is full.
-    axes, image_axes : str, optional
-        Axes of the labels and of the image in their own order, where metadata do not say.
-    tile_shape, max_workers, workers, overwrite, progress
-        As in `patchworks_core.labels.postprocess.fill_holes`.
+    image_axes : str, optional
+        Axes of the image in their own order, where its metadata do not say.
+    **options
+        As in `patchworks_core.labels.postprocess.fill_holes`; `level` is that of the image, too.
 
     Returns
     -------
@@ -109,10 +101,11 @@ def measure_objects(
     """
     if write_to is not None:
         _check_suffix(write_to)
-    source = LabelSource.open(labels, level=level, axes=axes, tile_shape=tile_shape)
+    overwrite = options.get("overwrite", False)
+    source = source_of(labels, options)
     if grid is not None:
-        source = _on_grid(source, grid, tile_shape)
-    measured = _channels(image, channels, level, image_axes)
+        source = _on_grid(source, grid, options.get("tile_shape"))
+    measured = _channels(image, channels, options.get("level", DEFAULT_LEVEL), image_axes)
     for channel in measured:
         check_same_pixels(source.image, channel.image)
     if write_to is not None:
@@ -123,7 +116,7 @@ def measure_objects(
         ]
         check_reads(as_path(write_to), reads, what=TABLE, another="write_to")
         check_replaceable(as_path(write_to), what=TABLE, another="write_to", overwrite=overwrite)
-    with Pool.open(Workers(max_workers, workers), progress) as pool:
+    with pool_of(options) as pool:
         table = _tabulate(source, measured, _measure(source, measured, pool))
     if grid is None:
         table = table.drop_columns(["n_tiles", "crosses_seam"])

@@ -10,36 +10,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 from patchworks_core.files.storage import Location
 from patchworks_core.images.calibration import LengthUnit, SizeLimits
-from patchworks_core.images.image import DEFAULT_LEVEL
-from patchworks_core.labels.hole_filling import write_filled
+from patchworks_core.labels.holes import write_filled
 from patchworks_core.labels.morphology import expand_objects, open_objects, reach_of
+from patchworks_core.labels.options import LabelOptions, pool_of, source_of, takes_options
 from patchworks_core.labels.sizes import write_sized
-from patchworks_core.labels.source import LabelSource, spacing_of
+from patchworks_core.labels.source import spacing_of
 from patchworks_core.labels.writing import Destination, filter_tiles
-from patchworks_core.machine.pools import Pool
-from patchworks_core.machine.progress import Progress
-from patchworks_core.machine.workers import WorkerKind, Workers
 from patchworks_core.tiles.numbers import finite_number
 
 
+@takes_options(LabelOptions)
 def fill_holes(
     labels: Any,
     write_to: Location | None = None,
     *,
     max_size: float | None = None,
     unit: LengthUnit = "pixels",
-    level: int = DEFAULT_LEVEL,
-    axes: str | None = None,
-    tile_shape: Sequence[int] | int | None = None,
-    max_workers: int = 1,
-    workers: WorkerKind = "threads",
     output_component: str = "filled_labels",
-    overwrite: bool = False,
-    progress: Progress | None = None,
+    **options: Unpack[LabelOptions],
 ) -> Any:
     """Fill the background that one object encloses.
 
@@ -54,23 +46,11 @@ def fill_holes(
         Holes larger than this stay; area or volume in `unit`.
     unit : {"pixels", "micrometers"}
         ``micrometers`` means µm² or µm³ by the pixel size that the labels carry.
-    level : int
-        Resolution level of a multiscale label image, 0 is full.
-    axes : str, optional
-        Axes of the labels in their own order, where their metadata does not say.
-    tile_shape : int or tuple of int, optional
-        Pixels of a tile; as in `plan_grid`. It changes the memory that is needed and the time, not
-        the result. None grows the chunks of the labels to some 4 million pixels.
-    max_workers : int
-        Tiles at once.
-    workers : {"threads", "processes"}
     output_component : str
         Name of the array in `write_to`.
-    overwrite : bool
-        Replace whatever has that name. Otherwise only what patchworks wrote there, and nobody
-        changed since, is replaced.
-    progress : callable, optional
-        ``progress(step, done, total)``.
+    **options
+        `patchworks_core.labels.options.LabelOptions`: `level`, `axes`, `tile_shape`, `max_workers`,
+        `workers`, `overwrite` and `progress`.
 
     Returns
     -------
@@ -99,17 +79,18 @@ def fill_holes(
     >>> int((fill_holes(ring, tile_shape=2) == 3).sum())
     25
     """
-    source = LabelSource.open(labels, level=level, axes=axes, tile_shape=tile_shape)
+    source = source_of(labels, options)
     limits = SizeLimits.of(source.image, None, max_size, unit)
-    with Pool.open(Workers(max_workers, workers), progress) as pool:
+    with pool_of(options) as pool:
         return write_filled(
             source,
             limits.most,
-            to=Destination(write_to, output_component, overwrite),
+            to=Destination(write_to, output_component, options.get("overwrite", False)),
             pool=pool,
         )
 
 
+@takes_options(LabelOptions)
 def morphological_opening(
     labels: Any,
     radius: float,
@@ -117,14 +98,8 @@ def morphological_opening(
     unit: LengthUnit = "pixels",
     spacing: Sequence[float] | float | None = None,
     write_to: Location | None = None,
-    level: int = DEFAULT_LEVEL,
-    axes: str | None = None,
-    tile_shape: Sequence[int] | int | None = None,
-    max_workers: int = 1,
-    workers: WorkerKind = "threads",
     output_component: str = "opened_labels",
-    overwrite: bool = False,
-    progress: Progress | None = None,
+    **options: Unpack[LabelOptions],
 ) -> Any:
     """Keep of each object what a disk or ball that fits into it covers.
 
@@ -142,7 +117,7 @@ def morphological_opening(
         planes are farther apart than pixels.
     spacing : float or sequence of float, optional
         Size of a pixel per spatial axis in `unit`, in place of 1 or of what the labels carry.
-    write_to, level, axes, tile_shape, max_workers, workers, output_component, overwrite, progress
+    write_to, output_component, **options
         As in `fill_holes`. A tile reads twice the radius on each side of it.
 
     Returns
@@ -165,19 +140,20 @@ def morphological_opening(
     >>> morphological_opening(spur, 1, tile_shape=4)[3]
     array([0, 2, 2, 2, 2, 2, 2, 0, 0], dtype=int32)
     """
-    source = LabelSource.open(labels, level=level, axes=axes, tile_shape=tile_shape)
+    source = source_of(labels, options)
     sizes = spacing_of(source, spacing, unit)
     finite_number("radius", radius, least=0)
-    with Pool.open(Workers(max_workers, workers), progress) as pool:
+    with pool_of(options) as pool:
         return filter_tiles(
             source,
             partial(open_objects, radius=radius, spacing=sizes),
             reach_of(2 * radius, sizes),
-            to=Destination(write_to, output_component, overwrite),
+            to=Destination(write_to, output_component, options.get("overwrite", False)),
             pool=pool,
         )
 
 
+@takes_options(LabelOptions)
 def expand_labels(
     labels: Any,
     distance: float,
@@ -185,14 +161,8 @@ def expand_labels(
     unit: LengthUnit = "pixels",
     spacing: Sequence[float] | float | None = None,
     write_to: Location | None = None,
-    level: int = DEFAULT_LEVEL,
-    axes: str | None = None,
-    tile_shape: Sequence[int] | int | None = None,
-    max_workers: int = 1,
-    workers: WorkerKind = "threads",
     output_component: str = "expanded_labels",
-    overwrite: bool = False,
-    progress: Progress | None = None,
+    **options: Unpack[LabelOptions],
 ) -> Any:
     """Grow objects into the background by a distance, never into each other.
 
@@ -204,7 +174,7 @@ def expand_labels(
         How far, between pixel centres, in `unit`. 0 changes nothing.
     unit, spacing
         As in `morphological_opening`.
-    write_to, level, axes, tile_shape, max_workers, workers, output_component, overwrite, progress
+    write_to, output_component, **options
         As in `fill_holes`. A tile reads the distance on each side of it.
 
     Returns
@@ -224,19 +194,20 @@ def expand_labels(
     >>> expand_labels(np.array([[7, 0, 0, 0, 0, 0, 4]]), 3, tile_shape=(1, 2))
     array([[7, 7, 7, 4, 4, 4, 4]], dtype=int32)
     """
-    source = LabelSource.open(labels, level=level, axes=axes, tile_shape=tile_shape)
+    source = source_of(labels, options)
     sizes = spacing_of(source, spacing, unit)
     finite_number("distance", distance, least=0)
-    with Pool.open(Workers(max_workers, workers), progress) as pool:
+    with pool_of(options) as pool:
         return filter_tiles(
             source,
             partial(expand_objects, distance=distance, spacing=sizes),
             reach_of(distance, sizes),
-            to=Destination(write_to, output_component, overwrite),
+            to=Destination(write_to, output_component, options.get("overwrite", False)),
             pool=pool,
         )
 
 
+@takes_options(LabelOptions)
 def filter_sizes(
     labels: Any,
     min_size: float | None = None,
@@ -245,14 +216,8 @@ def filter_sizes(
     unit: LengthUnit = "pixels",
     sequential: bool = True,
     write_to: Location | None = None,
-    level: int = DEFAULT_LEVEL,
-    axes: str | None = None,
-    tile_shape: Sequence[int] | int | None = None,
-    max_workers: int = 1,
-    workers: WorkerKind = "threads",
     output_component: str = "filtered_labels",
-    overwrite: bool = False,
-    progress: Progress | None = None,
+    **options: Unpack[LabelOptions],
 ) -> Any:
     """Remove objects that are too small or too large.
 
@@ -267,7 +232,7 @@ def filter_sizes(
         ``micrometers`` means µm² or µm³ by the pixel size that the labels carry.
     sequential : bool
         True numbers what is left 1..N, in the order of the ids; False keeps the ids.
-    write_to, level, axes, tile_shape, max_workers, workers, output_component, overwrite, progress
+    write_to, output_component, **options
         As in `fill_holes`.
 
     Returns
@@ -286,13 +251,13 @@ def filter_sizes(
     >>> filter_sizes(np.array([[7, 7, 7, 0, 5, 0, 9, 9]]), min_size=2, tile_shape=(1, 2))
     array([[1, 1, 1, 0, 0, 0, 2, 2]], dtype=int32)
     """
-    source = LabelSource.open(labels, level=level, axes=axes, tile_shape=tile_shape)
+    source = source_of(labels, options)
     limits = SizeLimits.of(source.image, min_size, max_size, unit)
-    with Pool.open(Workers(max_workers, workers), progress) as pool:
+    with pool_of(options) as pool:
         return write_sized(
             source,
             limits,
             sequential=sequential,
-            to=Destination(write_to, output_component, overwrite),
+            to=Destination(write_to, output_component, options.get("overwrite", False)),
             pool=pool,
         )

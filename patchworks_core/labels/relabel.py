@@ -20,6 +20,7 @@ from upath import UPath
 from patchworks_core.errors import ImageError, PlanError
 from patchworks_core.files.replacing import component_path, recover, replacing
 from patchworks_core.files.storage import Location, as_path, open_array, zarr_store
+from patchworks_core.labels.writing import integer_type
 from patchworks_core.machine.budget import granted_cores
 from patchworks_core.machine.pools import Pool
 from patchworks_core.machine.workers import Workers
@@ -64,7 +65,7 @@ def relabel_sequential_array(labels: Any) -> Any:
     pieces = [delayed(ids_of)(block) for block in labels.to_delayed().ravel()]
     ids = _union(compute(*pieces))
     ranked: Any = _ranked
-    return labels.map_blocks(ranked, ids, dtype=_dtype_for(len(ids)))
+    return labels.map_blocks(ranked, ids, dtype=integer_type(len(ids)))
 
 
 def relabel_sequential_zarr(
@@ -138,7 +139,7 @@ def relabel_sequential_zarr(
     ):
         ids = _union(pool.map(_CollectIds(source), _chunks(labels), step="collecting ids"))
         zarr.open_group(zarr_store(target.parent), mode="a")
-        _like(labels, working.new, _dtype_for(len(ids)))
+        _like(labels, working.new, integer_type(len(ids)))
         task = _WriteRanks(source, working.new, ids)
         for _ in pool.map(task, _chunks(labels), step="renumbering labels"):
             pass
@@ -183,16 +184,12 @@ class _WriteRanks:
 
 def _ranked(labels: Array, ids: npt.NDArray[np.int64]) -> Array:
     """Return the rank of each label among `ids`, from 1; 0 stays 0."""
-    ranks = np.searchsorted(ids, labels).astype(_dtype_for(len(ids)))
+    ranks = np.searchsorted(ids, labels).astype(integer_type(len(ids)))
     return np.asarray(np.where(labels == 0, 0, ranks + 1).astype(ranks.dtype))
 
 
 def _union(pieces: Any) -> npt.NDArray[np.int64]:
     return np.unique(np.concatenate([np.zeros(0, np.int64), *pieces]))
-
-
-def _dtype_for(n_objects: int) -> np.dtype[Any]:
-    return np.dtype(np.int32 if n_objects <= np.iinfo(np.int32).max else np.int64)
 
 
 def _check_dtype(labels: Any, where: str) -> None:

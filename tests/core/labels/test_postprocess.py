@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import tempfile
 from concurrent.futures import Executor, Future
 from contextlib import nullcontext
@@ -387,9 +388,9 @@ def test_ids_beyond_int32_are_kept(operate):
 def test_what_is_no_label_image_is_refused(operate):
     with pytest.raises(ImageError, match=r"whole numbers, got 'float64' in a NumPy array"):
         operate(np.zeros((4, 4)), tile_shape=2)
-    with pytest.raises(RuntimeError, match=r"labels are >= 0, got -1 in a NumPy array, Region"):
+    with pytest.raises(ImageError, match=r"labels are >= 0, got -1 in a NumPy array, Region"):
         operate(np.full((4, 4), -1), tile_shape=2)
-    with pytest.raises(RuntimeError, match=r"labels fit into int64, got 18446744073709551615"):
+    with pytest.raises(ImageError, match=r"labels fit into int64, got 18446744073709551615"):
         operate(np.full((4, 4), 2**64 - 1, "uint64"), tile_shape=2)
     with pytest.raises(ImageError, match=r"an image needs pixels, got shape \(0, 4\)"):
         operate(np.zeros((0, 4), int))
@@ -416,7 +417,7 @@ def test_a_failure_leaves_the_array_that_was_there(tmp_path):
     before = zarr.open_array(str(tmp_path / "out.zarr" / "opened_labels"))[...]
     wrong = LABELS.copy()
     wrong[-1, -1] = -7
-    with pytest.raises(RuntimeError, match="got -7"):
+    with pytest.raises(ImageError, match="got -7"):
         operate(wrong, write_to=tmp_path / "out.zarr", tile_shape=6)
     names = sorted(path.name for path in (tmp_path / "out.zarr").iterdir())
     assert names == ["opened_labels", "zarr.json"]
@@ -531,3 +532,23 @@ def test_tiles_grow_from_chunks_to_some_millions_of_pixels(shape, chunks, tile):
     axes = "tzyx"[-len(shape) :]
     grid = LabelSource.open(da.zeros(shape, chunks=chunks, dtype="int32"), axes=axes).grid
     assert grid.tile_shape == tile
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        fill_holes,
+        morphological_opening,
+        expand_labels,
+        filter_sizes,
+        label_relations,
+        measure_objects,
+    ],
+)
+def test_the_shared_options_are_shown_and_others_are_refused(function):
+    parameters = inspect.signature(function).parameters
+    assert parameters["max_workers"].default == 1
+    assert parameters["tile_shape"].kind is inspect.Parameter.KEYWORD_ONLY
+    assert "options" not in parameters
+    with pytest.raises(TypeError, match=r"max_worker'; its parameters are .*max_workers="):
+        function(np.ones((4, 4), int), 1, max_worker=2)

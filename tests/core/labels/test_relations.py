@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchworks_core import ImageError, PlanError
-from patchworks_core.labels.contingency import PairCounts, count_pairs
-from patchworks_core.labels.relations import label_relations
+from patchworks_core.labels.relations import PairCounts, count_pairs, label_relations
 from patchworks_core.ome_zarr.metadata import Levels, label_attributes
 from tests.core.oracles import examples
 
@@ -77,7 +76,7 @@ def test_counts_that_are_added_up_midway_are_those_added_up_at_once(monkeypatch)
     images = rng.integers(0, 9, (12, 2, 40))
     results = []
     for limit in (1, 1 << 20):
-        monkeypatch.setattr("patchworks_core.labels.contingency._PENDING_ROWS", limit)
+        monkeypatch.setattr("patchworks_core.labels.relations._PENDING_ROWS", limit)
         counts = PairCounts()
         for i, (a, b) in enumerate(images):
             counts.add(i % 2, count_pairs(a, b))

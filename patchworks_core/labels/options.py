@@ -1,0 +1,116 @@
+"""The options that all functions for label images share, with their defaults, in one place.
+
+A function takes them as ``**options: Unpack[LabelOptions]`` and is decorated with `takes_options`,
+which gives it the whole signature to show, and refuses other names as Python does.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import wraps
+from typing import Any, ParamSpec, TypedDict, TypeVar, get_type_hints
+
+from patchworks_core.images.image import DEFAULT_LEVEL
+from patchworks_core.labels.source import LabelSource
+from patchworks_core.machine.pools import Pool
+from patchworks_core.machine.progress import Progress
+from patchworks_core.machine.workers import WorkerKind, Workers
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class ReadingOptions(TypedDict, total=False):
+    """How labels are read, and what works on them."""
+
+    level: int
+    """Resolution level of a multiscale label image; 0, the default, is full."""
+
+    axes: str | None
+    """Axes of the labels in their own order, where their metadata does not say."""
+
+    tile_shape: Sequence[int] | int | None
+    """Pixels of a tile; as in `plan_grid`. It changes the memory that is needed and the time, not
+    the result. None, the default, grows the chunks of the labels to some 4 million pixels."""
+
+    max_workers: int
+    """Tiles at once; 1 by default."""
+
+    workers: WorkerKind
+    """``threads``, the default, or ``processes``."""
+
+    progress: Progress | None
+    """``progress(step, done, total)``; nobody is told by default."""
+
+
+class LabelOptions(ReadingOptions, total=False):
+    """How labels are read, what works on them, and what they may replace."""
+
+    overwrite: bool
+    """Replace whatever is there. Otherwise, and by default, only what patchworks wrote there, and
+    nobody changed since, is replaced."""
+
+
+DEFAULTS = LabelOptions(
+    level=DEFAULT_LEVEL,
+    axes=None,
+    tile_shape=None,
+    max_workers=1,
+    workers="threads",
+    overwrite=False,
+    progress=None,
+)
+
+
+def takes_options(options: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Give a function that takes ``**options`` the signature with each of them spelled out.
+
+    Parameters
+    ----------
+    options : type
+        `ReadingOptions` or `LabelOptions`.
+    """
+    hints, defaults = get_type_hints(options), dict(DEFAULTS)
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        shared = [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=hint
+            )
+            for name, hint in hints.items()
+        ]
+        whole = signature.replace(parameters=[*own, *shared])
+
+        @wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                whole.bind(*args, **kwargs)
+            except TypeError as error:
+                names = ", ".join(f"{name}=" for name in whole.parameters)
+                raise TypeError(
+                    f"{function.__name__}() {error}; its parameters are {names}"
+                ) from None
+            return function(*args, **kwargs)
+
+        call.__signature__ = whole  # type: ignore[attr-defined]
+        return call
+
+    return decorate
+
+
+def source_of(labels: Any, options: LabelOptions | ReadingOptions) -> LabelSource:
+    """Open labels as the options say."""
+    chosen: dict[str, Any] = {**DEFAULTS, **options}
+    return LabelSource.open(
+        labels, level=chosen["level"], axes=chosen["axes"], tile_shape=chosen["tile_shape"]
+    )
+
+
+def pool_of(options: LabelOptions | ReadingOptions) -> AbstractContextManager[Pool]:
+    """Return the pool that the options ask for, to be opened."""
+    chosen: dict[str, Any] = {**DEFAULTS, **options}
+    return Pool.open(Workers(chosen["max_workers"], chosen["workers"]), chosen["progress"])
