@@ -79,7 +79,7 @@ def names_in(url):
 def test_labels_on_s3_are_those_of_the_whole_image(image, mask, place):
     labels = tile_process(image, components, tile_shape=(48, 32), write_to=f"{place}/a.zarr/")
     assert_same_partition(labels.compute(), ndimage.label(mask)[0])
-    assert not [name for name in names_in(place) if "work" in name]
+    assert not [name for name in names_in(place) if ".work" in name]
     merged = merge_tile_labels(f"{place}/a.zarr", f"{place}/b.zarr", tile_shape=(48, 32))
     assert_same_partition(merged.compute(), ndimage.label(mask)[0])
 
@@ -102,7 +102,7 @@ def test_a_failed_tile_is_redone_alone_and_by_other_processes(image, mask, place
     labels = tile_process(image, fails_once, workers="processes", **options)
     assert os.path.getsize(calls) == 3
     assert_same_partition(labels.compute(), ndimage.label(mask)[0])
-    assert not [name for name in names_in(place) if "work" in name]
+    assert not [name for name in names_in(place) if ".work" in name]
 
 
 def test_an_ome_zarr_label_image_on_s3_is_written_and_written_again(image, mask, place):
@@ -116,7 +116,7 @@ def test_an_ome_zarr_label_image_on_s3_is_written_and_written_again(image, mask,
     assert labels.format == "OME-Zarr 0.5"
     assert_same_partition(labels.pixels[...], ndimage.label(mask)[0])
     assert zarr.open_group(f"{place}/labels", mode="r").attrs["ome"]["labels"] == ["cells"]
-    assert not [name for name in names_in(place) if "partial" in name or "work" in name]
+    assert not [name for name in names_in(place) if "partial" in name or ".work" in name]
 
 
 def test_an_image_that_is_written_over_is_another_one(place):
