@@ -5,6 +5,7 @@ again, materialize ``image``: its tiles become partitions anew.
 """
 
 import json
+import time
 from dataclasses import dataclass
 
 import dagster as dg
@@ -12,7 +13,7 @@ from pydantic import Field
 
 from patchworks_core.files.storage import discard, write_text
 from patchworks_pipeline.automation.events import IN_PROGRESS, image_of, images_of_run
-from patchworks_pipeline.automation.sensors import merged_content, now
+from patchworks_pipeline.automation.sensors import merged_content
 from patchworks_pipeline.image_faults import ImageFaults
 from patchworks_pipeline.partitions import tiles
 from patchworks_pipeline.records import ImageFolder
@@ -57,7 +58,7 @@ def retire_old_stages(
         for run in instance.get_runs(dg.RunsFilter(statuses=IN_PROGRESS))
         for image in images_of_run(instance, run.tags)
     }
-    before = now() - config.days * SECONDS_PER_DAY
+    before = time.time() - config.days * SECONDS_PER_DAY
     n_images = n_tiles = 0
     faults = ImageFaults(context.log.warning)
     for image in sorted(set(keys_of) - busy):
