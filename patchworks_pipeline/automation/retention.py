@@ -5,8 +5,8 @@ again, materialize ``image``: its tiles become partitions anew.
 """
 
 import json
-import time
 from dataclasses import dataclass
+from time import time as now
 
 import dagster as dg
 from pydantic import Field
@@ -58,7 +58,7 @@ def retire_old_stages(
         for run in instance.get_runs(dg.RunsFilter(statuses=IN_PROGRESS))
         for image in images_of_run(instance, run.tags)
     }
-    before = time.time() - config.days * SECONDS_PER_DAY
+    before = now() - config.days * SECONDS_PER_DAY
     n_images = n_tiles = 0
     faults = ImageFaults(context.log.warning)
     for image in sorted(set(keys_of) - busy):

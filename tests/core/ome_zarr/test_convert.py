@@ -141,7 +141,7 @@ def test_every_type_of_pixel_survives(tmp_path, dtype):
     assert_reads(open_image(written.path), array)
 
 
-@settings(max_examples=examples(40))
+@settings(max_examples=examples(20))
 @given(
     array=hnp.arrays(
         st.sampled_from(["u1", "i2", "u2", "i4", "u4"]),

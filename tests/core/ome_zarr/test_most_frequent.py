@@ -48,7 +48,7 @@ def ids_in(labels):
     return set(np.unique(labels).tolist()) - {0}
 
 
-@settings(max_examples=examples(200))
+@settings(max_examples=examples(80))
 @given(
     labels=hnp.arrays(
         st.sampled_from(["u1", "i2", "i4", "u8"]),
@@ -165,7 +165,7 @@ def pyramid(group, labels, *, changed=None, chunks=(4, 4)):
     return [open_array(group / str(level))[...] for level in range(4)]
 
 
-@settings(max_examples=examples(25), deadline=None)
+@settings(max_examples=examples(8), deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), data=st.data())
 def test_what_changed_rewritten_gives_what_all_rewritten_gives(seed, data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pyramid")

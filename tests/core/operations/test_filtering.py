@@ -50,7 +50,7 @@ def noise(dtype="uint8", shape=(33, 28), seed=0):
     size=st.lists(st.sampled_from([1, 3, 5, 7]), min_size=3, max_size=3),
     dtype=st.sampled_from(["bool", "uint8", "int16", "uint16", "int64", "float16", "float64"]),
 )
-@settings(max_examples=examples(80))
+@settings(max_examples=examples(30))
 def test_the_median_of_a_box_is_scipys(seed, shape, size, dtype):
     size = tuple(size[: len(shape)])
     pixels = (np.random.default_rng(seed).random(shape) * 9).astype(dtype)

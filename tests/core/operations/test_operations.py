@@ -120,7 +120,7 @@ def test_nan_spreads_as_far_in_tiles_as_in_the_whole(name):
     names=st.lists(st.sampled_from(sorted(OPERATIONS)), min_size=1, max_size=3),
     dtype=st.sampled_from(["uint8", "int16", "float64"]),
 )
-@settings(max_examples=examples(40))
+@settings(max_examples=examples(20))
 def test_any_chain_in_any_tiles_is_that_of_the_whole(seed, shape, tile_shape, names, dtype):
     pixels = random_pixels(dtype, shape, seed)
     done = chain(*(OPERATIONS[name] for name in names))

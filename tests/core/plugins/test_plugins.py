@@ -197,10 +197,21 @@ def test_real_nuclei_in_tiles_are_labelled_as_in_the_whole(shared_data):
 
 @pytest.mark.parametrize("dark_objects", [False, True])
 @pytest.mark.parametrize("function", ["threshold", "watershed"])
-@pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "i2", "f4", "f8", "bool"])
-@pytest.mark.parametrize("method", ["otsu", "li", "yen"])
-def test_an_image_of_one_value_has_no_objects(function, dtype, method, dark_objects):
-    pixels = np.full((40, 40), 7, dtype)
-    options = {"method": method, "dark_objects": dark_objects, "sigma": 1.3}
-    labels = tile_process(pixels, function, tile_shape=16, overlap=4, parameters=options)
-    assert labels.max() == 0
+@pytest.mark.parametrize(
+    ("dtype", "methods"),
+    [
+        ("u1", ["otsu", "li", "yen"]),
+        ("u2", ["otsu"]),
+        ("u4", ["li"]),
+        ("i2", ["yen"]),
+        ("f4", ["otsu", "li", "yen"]),
+        ("f8", ["li"]),
+        ("bool", ["otsu"]),
+    ],
+)
+def test_an_image_of_one_value_has_no_objects(function, dtype, methods, dark_objects):
+    pixels = np.full((20, 40), 7, dtype)
+    for method in methods:
+        options = {"method": method, "dark_objects": dark_objects, "sigma": 1.3}
+        labels = tile_process(pixels, function, tile_shape=20, overlap=4, parameters=options)
+        assert labels.max() == 0

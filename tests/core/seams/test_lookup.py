@@ -50,7 +50,7 @@ def build(counts, pairs, **options) -> LookupTable:
 
 
 @given(merges())
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_objects_are_numbered_by_first_appearance(case):
     counts, labels, pairs, _ = case
     roots = union_find(len(labels), [(labels.index(a), labels.index(b)) for a, b in pairs])
@@ -72,7 +72,7 @@ def test_with_gaps_an_object_has_the_staged_id_of_its_first_label(case):
 
 
 @given(merges(), st.integers(0, 20), st.booleans())
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_objects_below_the_least_size_become_background(case, min_size, sequential):
     counts, labels, pairs, areas = case
     roots = union_find(len(labels), [(labels.index(a), labels.index(b)) for a, b in pairs])

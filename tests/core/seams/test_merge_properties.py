@@ -30,7 +30,7 @@ def cases(draw, axes_choices=("x", "yx", "zyx", "tzyx"), max_size=14):
 
 
 @given(case=cases(), connectivity=st.integers(1, 3), density=st.floats(0.2, 0.8))
-@settings(max_examples=examples(400))
+@settings(max_examples=examples(100))
 def test_touching_equals_labelling_the_whole_image(case, connectivity, density):
     grid, seed = case
     n_spatial = len(grid.spatial)
@@ -91,7 +91,7 @@ def connected_pieces(cells: np.ndarray) -> np.ndarray:
     tile=st.tuples(*[st.integers(2, 12)] * 3),
     holes=st.booleans(),
 )
-@settings(max_examples=examples(300))
+@settings(max_examples=examples(60))
 def test_overlap_gives_back_touching_cells_that_were_labelled_perfectly(seed, ndim, tile, holes):
     shape = {1: (60,), 2: (23, 19), 3: (9, 11, 10)}[ndim]
     cells = touching_cells(shape, seed, n_cells=max(3, int(np.prod(shape)) // 20))
@@ -111,7 +111,7 @@ def test_overlap_gives_back_touching_cells_that_were_labelled_perfectly(seed, nd
 
 
 @given(case=cases(axes_choices=("yx", "zyx")))
-@settings(max_examples=examples(100))
+@settings(max_examples=examples(40))
 def test_overlap_never_joins_two_cells_that_were_labelled_perfectly(case):
     grid, seed = case
     cells = touching_cells(grid.shape, seed, n_cells=8)

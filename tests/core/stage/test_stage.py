@@ -24,7 +24,7 @@ from patchworks_core.seams.strips import HIGH, LOW, strip_axes
 from patchworks_core.stage.plan import Plan
 from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.staging import Staging, stage_blocks
-from tests.core.oracles import assert_same_partition
+from tests.core.oracles import assert_same_partition, examples
 from tests.core.staging import blobs, label_components, merged_of, plan_of, stage_into
 
 
@@ -173,7 +173,7 @@ def test_an_image_that_changed_after_planning_is_not_staged(tmp_path):
     max_blocks=st.integers(1, 8),
     rule=st.sampled_from(["touching", "overlap"]),
 )
-@settings(max_examples=15)
+@settings(max_examples=examples(6))
 def test_tiles_in_blocks_are_merged_as_tiles_one_by_one(
     seed, overlap, max_blocks, rule, tmp_path_factory
 ):

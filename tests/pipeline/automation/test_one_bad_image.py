@@ -23,7 +23,7 @@ from patchworks_pipeline.records import ImageFolder, TileFailure
 from patchworks_pipeline.resources.resources import AcquisitionSource, LabelStore, Segmentation
 from tests.pipeline.conftest import Pipeline, call_command_line
 from tests.pipeline.daemon import Daemon
-from tests.tissue import tissue, write_tiff
+from tests.tissue import FUNCTIONS, environment_of_functions, tissue, write_tiff
 
 NIGHT = datetime.datetime(2026, 5, 4, 2, tzinfo=datetime.UTC)
 
@@ -71,23 +71,38 @@ def damaged(path: Path, damage: Callable[[Path], None]) -> Iterator[None]:
         path.write_bytes(content)
 
 
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home and an instance on disk with images a, b and c, for tests to copy."""
+    folder = tmp_path_factory.mktemp("planned")
+    (folder / "instance").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATCHWORKS_HOME", str(folder / "home"))
+        for name, value in environment_of_functions().items():
+            patch.setenv(name, value)
+        patch.syspath_prepend(FUNCTIONS)
+        with dg.instance_for_test(temp_dir=str(folder / "instance")) as instance:
+            pipeline = Pipeline(instance, {})
+            for key in "abc":
+                path = write_tiff(folder / f"{key}.tif", tissue((40, 40)))
+                assert pipeline.plan(pipeline.register(path, key)).success
+            instance.add_dynamic_partitions(str(images.name), [ILLEGAL])
+    return folder
+
+
 @pytest.fixture
-def instance() -> Iterator[dg.DagsterInstance]:
+def instance(planned: Path, tmp_path: Path) -> Iterator[dg.DagsterInstance]:
     """An instance on disk, because a schedule opens it again by its reference."""
-    with dg.instance_for_test() as instance:
+    shutil.copytree(planned / "instance", tmp_path / "instance")
+    with dg.instance_for_test(temp_dir=str(tmp_path / "instance")) as instance:
         yield instance
 
 
 @pytest.fixture
-def three(pipeline: Pipeline, tmp_path: Path) -> list[ImageFolder]:
+def three(planned: Path, home: Path) -> list[ImageFolder]:
     """Images a, b and c, planned and measured; and a partition that was added by hand."""
-    folders = []
-    for key in "abc":
-        path = write_tiff(tmp_path / f"{key}.tif", tissue((40, 40)))
-        folders.append(pipeline.register(path, key))
-        assert pipeline.plan(folders[-1]).success
-    pipeline.instance.add_dynamic_partitions(str(images.name), [ILLEGAL])
-    return folders
+    shutil.copytree(planned / "home", home)
+    return [LabelStore().folder(key) for key in "abc"]
 
 
 def fail_all_tiles(folder: ImageFolder) -> None:
