@@ -17,7 +17,7 @@ from patchworks_pipeline.resources.resources import (
     ComputeBudget,
     GpuPool,
     LabelStore,
-    Segmentation,
+    SegmentationDefaults,
 )
 
 
@@ -48,7 +48,7 @@ def definitions(backfills: Backfills) -> dg.Definitions:
         resources={
             "store": LabelStore(),
             "source": AcquisitionSource(),
-            "segmentation": Segmentation(),
+            "segmentation": SegmentationDefaults(),
             "budget": ComputeBudget(),
             "gpus": GpuPool(),
             "cluster": DaskCluster(),

@@ -20,7 +20,7 @@ def listen(listener: Listener) -> Iterator[None]:
         _listener.reset(token)
 
 
-def report(step: str, done: int, total: int) -> None:
+def report_progress(step: str, done: int, total: int) -> None:
     """Say how much of a step is done."""
     listener = _listener.get()
     if listener is not None:

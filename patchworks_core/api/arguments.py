@@ -15,7 +15,7 @@ from patchworks_core.images.image import Image
 from patchworks_core.machine.budget import granted_cores, granted_memory_bytes
 from patchworks_core.machine.devices import granted_devices
 from patchworks_core.machine.pools import Compute
-from patchworks_core.machine.progress import Progress, no_progress, progress_bars
+from patchworks_core.machine.progress import Progress, no_progress, step_bars
 from patchworks_core.machine.sizing import MEMORY_FRACTION, auto_tile_shape
 from patchworks_core.pilot.trials import ASSUMED_HALO
 
@@ -97,7 +97,7 @@ def has_gpu(wanted: bool) -> bool:
 def progress_of(progress: bool | Progress) -> Iterator[Progress]:
     """Give the function to tell of progress: bars, the caller's own, or none."""
     if progress is True:
-        with progress_bars("patchworks") as show:
+        with step_bars("patchworks") as show:
             yield show
     else:
         yield progress or no_progress

@@ -15,7 +15,7 @@ from patchworks_core.files.label_arrays import output_chunks
 from patchworks_core.machine.budget import block_bytes, human_bytes
 from patchworks_core.stage.plan import Plan
 from patchworks_core.stage.stage import Stage
-from patchworks_core.stage.staging import StagedBlock, Staging, companions_of, stage_alone
+from patchworks_core.stage.staging import StagedBlock, Staging, other_channels_of, stage_alone
 from patchworks_core.tiles.grid import TileBlock, TileGrid
 
 SAMPLED_TILES = 3
@@ -114,8 +114,8 @@ def _sample(job: Job, full: list[TileBlock]) -> list[TileBlock]:
 
 def _stage(job: Job, stage: Stage, blocks: list[TileBlock]) -> list[StagedBlock]:
     """Stage a few tile blocks, one after the other."""
-    others = companions_of(job.segmentation, job.image)
-    staging = Staging(job.image, stage, job.bound(stage.plan), companions=others)
+    others = other_channels_of(job.segmentation, job.image)
+    staging = Staging(job.image, stage, job.bound(stage.plan), other_channels=others)
     staged = []
     for outcome in stage_alone(staging, blocks, job.compute):
         if outcome.value is None:

@@ -39,7 +39,7 @@ from patchworks_core.seams.lookup import LookupTable
 from patchworks_core.seams.rules import MergeOptions, warning_of
 from patchworks_core.stage.plan import Plan, make_plan
 from patchworks_core.stage.stage import Stage
-from patchworks_core.stage.staging import Staging, companions_of, stage_all
+from patchworks_core.stage.staging import Staging, other_channels_of, stage_all
 from patchworks_core.statistics.empty_tiles import EmptyTiles, find_empty_tiles
 from patchworks_core.statistics.measuring import measure
 from patchworks_core.statistics.statistics import ImageStatistics
@@ -88,7 +88,7 @@ class Job:
         tile_shape, overlap
             As in `patchworks_core.tiles.grid.plan_grid`; an overlap in words asks a pilot.
         """
-        companions_of(self.segmentation, self.image)
+        other_channels_of(self.segmentation, self.image)
         job, halo = self, overlap
         if isinstance(overlap, str):
             report, best = recommend_overlap(
@@ -212,7 +212,7 @@ class Job:
             stage,
             function,
             self.empty.empty_tiles if self.empty else frozenset(),
-            companions_of(self.segmentation, image),
+            other_channels_of(self.segmentation, image),
         )
         log = StagingLog(self.progress, self.say)
         with stage_all(staging, missing, self.compute, log) as (pool, count):
@@ -275,10 +275,10 @@ class Job:
 
     def bound(self, plan: Plan) -> LabelFunction:
         """Return the function of a tile, with what it asks for of the whole image."""
-        others = companions_of(self.segmentation, self.image)
+        others = other_channels_of(self.segmentation, self.image)
         measured = {
             name: self._measured(others[name], plan.grid)
-            for name in self.segmentation.measured_companions
+            for name in self.segmentation.measured_channels
         }
         return self.segmentation.bind(self._statistics(plan), measured)
 

@@ -119,7 +119,7 @@ def slots_on(devices: Sequence[Device], per_device: int) -> tuple[str, ...]:
     return tuple(device.uuid for device in devices) * per_device
 
 
-def take_slot(folder: str, slots: Sequence[str]) -> None:
+def bind_to_device(folder: str, slots: Sequence[str]) -> None:
     """Bind this worker process to the device of one slot, for as long as it lives.
 
     Called once when the worker starts, before any framework has looked for devices.

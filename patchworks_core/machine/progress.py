@@ -18,7 +18,7 @@ def no_progress(step: str, done: int, total: int) -> None:
 
 
 @contextmanager
-def progress_bars(title: str, console: Console | None = None) -> Iterator[Progress]:
+def step_bars(title: str, console: Console | None = None) -> Iterator[Progress]:
     """Give a function that draws a bar for each step it is told of; nothing where no person looks.
 
     Parameters

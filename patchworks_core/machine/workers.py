@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from patchworks_core.errors import PlanError
-from patchworks_core.machine.devices import take_slot
+from patchworks_core.machine.devices import bind_to_device
 from patchworks_core.machine.parents import end_with_parent
 from patchworks_core.machine.sending import in_file
 from patchworks_core.tiles.numbers import whole_number
@@ -140,4 +140,4 @@ def _begin_worker(parent: int, is_main: bool, folder: str | None, slots: tuple[s
     """Bind a new worker process to the process that started it, and to a GPU where it has one."""
     end_with_parent(parent, by_kernel=is_main)
     if folder is not None:
-        take_slot(folder, slots)
+        bind_to_device(folder, slots)

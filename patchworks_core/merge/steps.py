@@ -115,7 +115,7 @@ def _staged_blocks(stage: Stage) -> Iterator[TileBlock]:
             yield block
 
 
-def measure_objects(stage: Stage, lut: LookupTable) -> ObjectSums:
+def add_up_objects(stage: Stage, lut: LookupTable) -> ObjectSums:
     """Add up the object sums of all staged tiles; the voxels are not read again."""
     sums, ids = [], []
     for block in _staged_blocks(stage):

@@ -23,7 +23,7 @@ from patchworks_core.operations.neighbourhoods import (
     without_nan,
 )
 from patchworks_core.operations.operations import Operation
-from patchworks_core.operations.places import PerAxis, Place, per_axis
+from patchworks_core.operations.places import PerAxis, TilePlace, per_axis
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -88,11 +88,11 @@ def subtract_background(radius: PerAxis) -> Operation:
     )
 
 
-def _white_tophat(pixels: Array, *, place: Place, radius: PerAxis, shape: str) -> Array:
+def _white_tophat(pixels: Array, *, place: TilePlace, radius: PerAxis, shape: str) -> Array:
     return _less(pixels, _opening(pixels, per_axis("radius", radius, place.axes), shape))
 
 
-def _subtract_background(pixels: Array, *, place: Place, radius: PerAxis) -> Array:
+def _subtract_background(pixels: Array, *, place: TilePlace, radius: PerAxis) -> Array:
     radii = per_axis("radius", radius, place.axes)
     background = smoothed(_opening(pixels, radii, "box"), [r / 2 for r in radii], TRUNCATE)
     if pixels.dtype.kind in "bui":

@@ -31,7 +31,7 @@ from patchworks_core.operations.neighbourhoods import (
     without_nan,
 )
 from patchworks_core.operations.operations import Operation
-from patchworks_core.operations.places import PerAxis, Place, per_axis
+from patchworks_core.operations.places import PerAxis, TilePlace, per_axis
 from patchworks_core.statistics.statistics import ImageStatistics
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -176,11 +176,11 @@ def clip_and_scale(
     return Operation("clip_and_scale", _clip_and_scale, limits, 0, float_dtype)
 
 
-def _gaussian(pixels: Array, *, place: Place, sigma: PerAxis, truncate: float) -> Array:
+def _gaussian(pixels: Array, *, place: TilePlace, sigma: PerAxis, truncate: float) -> Array:
     return smoothed(pixels, per_axis("sigma", sigma, place.axes), truncate)
 
 
-def _median(pixels: Array, *, place: Place, size: PerAxis, shape: str) -> Array:
+def _median(pixels: Array, *, place: TilePlace, size: PerAxis, shape: str) -> Array:
     from scipy import ndimage
 
     sizes = sizes_of(size, place.axes)
@@ -211,11 +211,11 @@ def _rank_median(pixels: Array, around: Array) -> Array:
     return np.asarray(found)[tuple(slice(a, a + n) for (a, _), n in inside)]
 
 
-def _maximum(pixels: Array, *, place: Place, size: PerAxis, shape: str) -> Array:
+def _maximum(pixels: Array, *, place: TilePlace, size: PerAxis, shape: str) -> Array:
     return _extreme("maximum_filter", pixels, sizes_of(size, place.axes), shape)
 
 
-def _minimum(pixels: Array, *, place: Place, size: PerAxis, shape: str) -> Array:
+def _minimum(pixels: Array, *, place: TilePlace, size: PerAxis, shape: str) -> Array:
     return _extreme("minimum_filter", pixels, sizes_of(size, place.axes), shape)
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patchworks_core.errors import ImageError
-from patchworks_core.operations.places import PerAxis, Place, per_axis
+from patchworks_core.operations.places import PerAxis, TilePlace, per_axis
 from patchworks_core.plugins.segmentation import recorded_before, segmentation_of
 from patchworks_core.tiles.regions import Region
 
@@ -71,8 +71,8 @@ class Operation:
     function: Callable[..., Array]
     """``function(pixels, **parameters)`` returns as many pixels; the spatial axes only.
 
-    One with a parameter ``place`` is told the `Place` of the pixels. It may write into its input,
-    and what it returns may be written to by others.
+    One with a parameter ``place`` is told the `TilePlace` of the pixels. It may write into its
+    input, and what it returns may be written to by others.
     """
 
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -108,14 +108,14 @@ class Operation:
         """Return the data type of the result."""
         return np.dtype(self.output_dtype(np.dtype(dtype)))
 
-    def __call__(self, pixels: Array, place: Place | None = None) -> Array:
+    def __call__(self, pixels: Array, place: TilePlace | None = None) -> Array:
         """Run the operation; `pixels` are left as they are.
 
         Parameters
         ----------
         pixels : ndarray
             One to three spatial axes.
-        place : Place, optional
+        place : TilePlace, optional
             Where the pixels lie; None where they are the whole image.
 
         Returns
@@ -128,9 +128,9 @@ class Operation:
         ImageError
             If the function returned another shape or data type.
         """
-        return self.run(pixels.copy(), place or Place.whole(pixels.shape))
+        return self.run(pixels.copy(), place or TilePlace.whole(pixels.shape))
 
-    def run(self, pixels: Array, place: Place) -> Array:
+    def run(self, pixels: Array, place: TilePlace) -> Array:
         """Run the operation as by a call, on pixels that it may write to."""
         known = {"place": place} if _wants_place(self.function) else {}
         result = np.asarray(self.function(pixels, **known, **self.parameters))
@@ -184,21 +184,21 @@ class Chain:
             dtype = operation.dtype_of(dtype)
         return np.dtype(dtype)
 
-    def __call__(self, pixels: Array, place: Place | None = None) -> Array:
+    def __call__(self, pixels: Array, place: TilePlace | None = None) -> Array:
         """Run every operation on all `pixels`, which are left as they are."""
-        pixels, place = pixels.copy(), place or Place.whole(pixels.shape)
+        pixels, place = pixels.copy(), place or TilePlace.whole(pixels.shape)
         for operation in self.operations:
             pixels = operation.run(pixels, place)
         return pixels
 
-    def on_core(self, pixels: Array, place: Place, core: Region) -> Array:
+    def on_core(self, pixels: Array, place: TilePlace, core: Region) -> Array:
         """Run the chain on what a tile reads and return its core, as of the whole image.
 
         Parameters
         ----------
         pixels : ndarray
             The core grown by `halo_of`, clipped to the image; may be written to.
-        place : Place
+        place : TilePlace
             Where they lie.
         core : Region
             Pixels that are wanted.
@@ -264,7 +264,7 @@ def operation(
     ----------
     function : callable
         ``function(pixels, **parameters)``, of the spatial axes of one time point and channel; with
-        a parameter ``place`` it is told where the pixels lie (`Place`).
+        a parameter ``place`` it is told where the pixels lie (`TilePlace`).
     parameters : mapping, optional
         Keyword arguments of every call.
     halo : int, sequence or mapping

@@ -56,7 +56,7 @@ def per_axis(name: str, value: PerAxis, axes: str, *, missing: float = 0) -> tup
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class TilePlace:
     """Where the pixels that an operation is given lie in their image."""
 
     axes: str
@@ -72,7 +72,7 @@ class Place:
     """Time point and channel by axis name, where the image has them."""
 
     @classmethod
-    def whole(cls, shape: Sequence[int]) -> Place:
+    def whole(cls, shape: Sequence[int]) -> TilePlace:
         """Return the place of a whole image of one to three spatial axes.
 
         Raises

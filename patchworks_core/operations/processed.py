@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from patchworks_core.images.image import DEFAULT_CHANNEL, DEFAULT_LEVEL, Image, open_image
 from patchworks_core.operations.operations import Chain, Operation, chain
-from patchworks_core.operations.places import Place
+from patchworks_core.operations.places import TilePlace
 from patchworks_core.tiles.grid import SPATIAL_AXES
 from patchworks_core.tiles.regions import Region
 
@@ -177,14 +177,14 @@ class _ProcessedPixels:
         """Return the index of one time point and channel."""
         return tuple(slice(None) if axis in self.spatial else i for axis, i in enumerate(number))
 
-    def _place(self, read: Region, number: tuple[int, ...]) -> Place:
+    def _place(self, read: Region, number: tuple[int, ...]) -> TilePlace:
         """Return where the pixels of one time point and channel lie."""
         axes = self.image.axes
         index = {} if self.image.channel is None else {"c": self.image.channel}
         index |= {
             axis: read.start[i] + number[i] for i, axis in enumerate(axes) if i not in self.spatial
         }
-        return Place(
+        return TilePlace(
             "".join(axes[i] for i in self.spatial),
             read.take(self.spatial),
             tuple(self.shape[i] for i in self.spatial),

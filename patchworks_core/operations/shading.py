@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from patchworks_core.errors import ImageError
 from patchworks_core.operations.operations import Operation
-from patchworks_core.operations.places import Place
+from patchworks_core.operations.places import TilePlace
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -103,7 +103,7 @@ def _to_float32(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.float32)
 
 
-def _corrected(pixels: Array, *, place: Place, gain: Array, dark: Array, dtype: str) -> Array:
+def _corrected(pixels: Array, *, place: TilePlace, gain: Array, dark: Array, dtype: str) -> Array:
     """Correct the pixels of one tile."""
     gains, darks = _of_tile(gain, place, "flat field"), dark
     if dark.ndim:
@@ -142,7 +142,7 @@ def _limits(dtype: np.dtype[Any], precise: np.dtype[Any]) -> tuple[Any, Any] | N
     return precise.type(lowest), top if int(top) <= highest else np.nextafter(top, precise.type(0))
 
 
-def _of_tile(field: Array, place: Place, what: str) -> Array:
+def _of_tile(field: Array, place: TilePlace, what: str) -> Array:
     """Return the part of a field, shape (y, x) or (channel, y, x), that a tile lies on."""
     shape = place.image_shape[-2:]
     if place.axes[-2:] != "yx" or field.shape[-2:] != shape:

@@ -189,8 +189,10 @@ def pilot(
     start = time.perf_counter()
     opened = open_image(image)
     found = segmentation_of(segmentation)
-    if found.companions:
-        raise PlanError(f"a pilot tries one channel, not {found.companions!r} too; give overlap")
+    if found.other_channels:
+        raise PlanError(
+            f"a pilot tries one channel, not {found.other_channels!r} too; give overlap"
+        )
     grid = pilot_grid(opened, tile_shape, max_pixels)
     regions, probes = sample_regions(opened, grid, n_regions, seed)
     if found.wants_statistics and statistics is None:

@@ -104,7 +104,9 @@ def _check_channels(channels: object) -> None:
     )
 
 
-@declare(merge="overlap", version="1", prepare=_prepare, companions={"nuclei": "nuclei_channel"})
+@declare(
+    merge="overlap", version="1", prepare=_prepare, other_channels={"nuclei": "nuclei_channel"}
+)
 def cellpose(
     tile: Array,
     *,

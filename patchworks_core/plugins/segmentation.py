@@ -54,7 +54,7 @@ class Declaration:
     SegmentationError where it could not run with them, and returns what else its version depends
     on, such as the weights of a model."""
 
-    companions: Mapping[str, str] = field(default_factory=dict)
+    other_channels: Mapping[str, str] = field(default_factory=dict)
     """Other channels that the function is given beside its tile: the keyword that gets the pixels,
     and the parameter that names the channel; none where that parameter is None. A parameter
     ``<keyword>_statistics`` gets the statistics of that channel."""
@@ -66,9 +66,12 @@ def declare(
     version: str = "",
     gpu: bool = False,
     prepare: Callable[[Mapping[str, Any]], str] | None = None,
+    other_channels: Mapping[str, str] | None = None,
     companions: Mapping[str, str] | None = None,
 ) -> Callable[[LabelFunction], LabelFunction]:
     """Declare the merge rule and version of a segmentation function; fields as in `Declaration`.
+
+    `companions` is what `other_channels` was called in 0.1.
 
     Examples
     --------
@@ -80,7 +83,7 @@ def declare(
     """
 
     def mark(function: LabelFunction) -> LabelFunction:
-        said = Declaration(merge, version, gpu, prepare, dict(companions or {}))
+        said = Declaration(merge, version, gpu, prepare, dict(other_channels or companions or {}))
         function.patchworks = said  # type: ignore[attr-defined]
         return function
 
@@ -145,24 +148,24 @@ class Segmentation:
         return value if isinstance(value, int) else None
 
     @property
-    def companions(self) -> dict[str, int | str]:
+    def other_channels(self) -> dict[str, int | str]:
         """Other channels to read with each tile, by the keyword that gets their pixels."""
         given = {**_bound_keywords(self.function), **self.parameters}
-        named = declaration_of(self.function).companions.items()
+        named = declaration_of(self.function).other_channels.items()
         return {keyword: given[name] for keyword, name in named if given.get(name) is not None}
 
     @property
-    def measured_companions(self) -> tuple[str, ...]:
-        """Those of `companions` whose statistics the function asks for."""
+    def measured_channels(self) -> tuple[str, ...]:
+        """Those of `other_channels` whose statistics the function asks for."""
         known = _parameter_names(self.function)
-        return tuple(k for k in self.companions if f"{k}_statistics" in known)
+        return tuple(k for k in self.other_channels if f"{k}_statistics" in known)
 
     def __call__(self, tile: np.ndarray[Any, Any], **known: Any) -> np.ndarray[Any, Any]:
         """Label one tile; `known` is what the function asks for, such as ``statistics``."""
         return self.function(tile, **{**known, **self.parameters})
 
     def bind(
-        self, statistics: object | None, companions: Mapping[str, object] | None = None
+        self, statistics: object | None, other_channels: Mapping[str, object] | None = None
     ) -> LabelFunction:
         """Return a function of the tile alone, the parameters and what it asks for filled in.
 
@@ -170,11 +173,11 @@ class Segmentation:
         ----------
         statistics : ImageStatistics or None
             Of the channel that is segmented.
-        companions : mapping, optional
-            Statistics of `measured_companions`, by keyword.
+        other_channels : mapping, optional
+            Statistics of `measured_channels`, by keyword.
         """
         known = {"statistics": statistics} if self.wants_statistics else {}
-        known |= {f"{name}_statistics": found for name, found in (companions or {}).items()}
+        known |= {f"{name}_statistics": found for name, found in (other_channels or {}).items()}
         return partial(self.function, **{**known, **self.parameters})
 
     def to_dict(self) -> dict[str, Any]:

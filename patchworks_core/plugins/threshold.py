@@ -89,7 +89,7 @@ def threshold(
             f"connectivity must be 1 to {tile.ndim} for a tile of {tile.ndim} axes,"
             f" got {connectivity!r}"
         )
-    level = global_threshold(statistics, method=method, value=value, dark_objects=dark_objects)
+    level = decided_threshold(statistics, method=method, value=value, dark_objects=dark_objects)
     mask = foreground(smooth(tile, sigma), level, dark_objects=dark_objects)
     labels = np.empty(tile.shape, np.int32)
     structure = ndimage.generate_binary_structure(tile.ndim, connectivity)
@@ -97,7 +97,7 @@ def threshold(
     return labels
 
 
-def global_threshold(
+def decided_threshold(
     statistics: ImageStatistics | None,
     *,
     method: str,
@@ -116,7 +116,7 @@ def global_threshold(
 
     Examples
     --------
-    >>> global_threshold(None, method="otsu", value=5)
+    >>> decided_threshold(None, method="otsu", value=5)
     5.0
     """
     if value is not None:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from patchworks_core.errors import SegmentationError
 from patchworks_core.plugins.segmentation import declare
-from patchworks_core.plugins.threshold import foreground, global_threshold, smooth
+from patchworks_core.plugins.threshold import decided_threshold, foreground, smooth
 from patchworks_core.statistics.statistics import ImageStatistics
 
 Array = npt.NDArray[Any]
@@ -100,7 +100,7 @@ def watershed(
     from scipy import ndimage
     from skimage import segmentation
 
-    level = global_threshold(statistics, method=method, value=value, dark_objects=dark_objects)
+    level = decided_threshold(statistics, method=method, value=value, dark_objects=dark_objects)
     mask = foreground(smooth(tile, sigma, spacing=lengths), level, dark_objects=dark_objects)
     mask = _fill_holes(mask, hole_size)
     relative = [length / min(lengths) for length in lengths]

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from patchworks_core.seams.edge_table import EdgeTable
-from patchworks_core.seams.strips import HIGH, LOW, Side, view
+from patchworks_core.seams.strips import HIGH, LOW, Side, part_of_strip
 from patchworks_core.tiles.grid import Face, TileGrid
 from patchworks_core.tiles.regions import Region
 
@@ -54,8 +54,8 @@ def compare_face(grid: TileGrid, face: Face, strips: StripReader) -> EdgeTable:
     strip_b = strips(face.high.index, axis, LOW)
 
     def views(region_a: Region, region_b: Region) -> tuple[np.ndarray, np.ndarray]:
-        a = view(grid, face.low, strip_a, axis, HIGH, region_a)
-        return a, view(grid, face.high, strip_b, axis, LOW, region_b)
+        a = part_of_strip(grid, face.low, strip_a, axis, HIGH, region_a)
+        return a, part_of_strip(grid, face.high, strip_b, axis, LOW, region_b)
 
     width = int(max(strip_a.max(initial=0), strip_b.max(initial=0))) + 1
     regions = _regions_seen_by_both(grid, face)

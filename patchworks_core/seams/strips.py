@@ -93,7 +93,7 @@ def cut_strip(
     return slot
 
 
-def view(
+def part_of_strip(
     grid: TileGrid,
     tile: Tile,
     strip: np.ndarray[Any, Any],

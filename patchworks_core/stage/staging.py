@@ -62,8 +62,8 @@ class Staging:
     empty: frozenset[int] = frozenset()
     """Numbers of tiles without signal: they are staged without labels, and not segmented."""
 
-    companions: Mapping[str, Image] = field(default_factory=dict)
-    """Other channels that the function is given, by keyword (`companions_of`)."""
+    other_channels: Mapping[str, Image] = field(default_factory=dict)
+    """Other channels that the function is given, by keyword (`other_channels_of`)."""
 
     def __call__(self, block: TileBlock) -> StagedBlock:
         """Stage one tile block."""
@@ -78,7 +78,7 @@ class Staging:
         pixels, beside = None, {}
         if n_skipped < len(block.tiles):
             pixels = self.image.read(block.read)
-            beside = {name: other.read(block.read) for name, other in self.companions.items()}
+            beside = {name: other.read(block.read) for name, other in self.other_channels.items()}
         read = time.perf_counter()
         tiles = [
             self._without_labels(tile)
@@ -141,7 +141,7 @@ class Staging:
         return StagedTile(tile, numbered, objects)
 
 
-def companions_of(segmentation: Segmentation, image: Image) -> dict[str, Image]:
+def other_channels_of(segmentation: Segmentation, image: Image) -> dict[str, Image]:
     """Return the other channels that a function is given beside its tile, by keyword.
 
     Raises
@@ -149,7 +149,7 @@ def companions_of(segmentation: Segmentation, image: Image) -> dict[str, Image]:
     ImageError
         If the image has no such channel.
     """
-    return {name: image.other_channel(c) for name, c in segmentation.companions.items()}
+    return {name: image.other_channel(c) for name, c in segmentation.other_channels.items()}
 
 
 def stage_blocks(

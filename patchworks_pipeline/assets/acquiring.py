@@ -10,18 +10,18 @@ from patchworks_core.ome_zarr.metadata import check_axes
 from patchworks_core.pictures.report import image_picture
 from patchworks_core.stage.plan import EMPTY_THRESHOLD, Plan, make_plan
 from patchworks_core.stage.stage import Stage
-from patchworks_core.stage.staging import companions_of
+from patchworks_core.stage.staging import other_channels_of
 from patchworks_core.statistics.measuring import measure, measure_tiles
 from patchworks_pipeline.assets.metadata import picture, shape_text, size_text
 from patchworks_pipeline.assets.planned import Measured, is_asked_for, planned_function
 from patchworks_pipeline.partitions import images, tile_keys, tiles
-from patchworks_pipeline.progress import report
+from patchworks_pipeline.progress import report_progress
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.resources import (
     AcquisitionSource,
     ComputeBudget,
     LabelStore,
-    Segmentation,
+    SegmentationDefaults,
 )
 
 OWNERS = ["team:imaging-facility"]
@@ -38,7 +38,7 @@ def image(
     context: dg.AssetExecutionContext,
     store: LabelStore,
     source: AcquisitionSource,
-    segmentation: Segmentation,
+    segmentation: SegmentationDefaults,
     budget: ComputeBudget,
 ) -> dg.MaterializeResult:
     """An acquisition, opened and cut into tiles: the plan that every later step asserts."""
@@ -128,7 +128,7 @@ def image_statistics(
     plan = folder.plan()
     opened = folder.acquisition().open()
     regions = [block.core for block in plan.grid.blocks()]
-    with Pool.open(budget.open(budget.decide(plan).count), report) as pool:
+    with Pool.open(budget.open(budget.decide(plan).count), report_progress) as pool:
         function = planned_function(plan)
         maxima: Iterable[float] = ()
         if EMPTY_THRESHOLD in plan.segmentation:
@@ -136,9 +136,9 @@ def image_statistics(
         else:
             statistics = measure(opened, regions, pool)
         if is_asked_for(function, plan):
-            others = companions_of(function, opened)
+            others = other_channels_of(function, opened)
             measured = {
-                name: measure(others[name], regions, pool) for name in function.measured_companions
+                name: measure(others[name], regions, pool) for name in function.measured_channels
             }
             Measured(measured, tuple(maxima)).write(folder, plan)
     folder.write_statistics(statistics)

@@ -25,9 +25,9 @@ from patchworks_pipeline.assets.metadata import picture, shape_text
 from patchworks_pipeline.assets.stage_reading import read_once
 from patchworks_pipeline.assets.staging import staged_labels
 from patchworks_pipeline.partitions import NOT_BY_KEY, images
-from patchworks_pipeline.progress import report
+from patchworks_pipeline.progress import report_progress
 from patchworks_pipeline.records import ImageFolder
-from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore, Segmentation
+from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore, SegmentationDefaults
 
 EVERY_TILE_IS_MERGED = "every_tile_is_merged"
 IDS_ARE_SEQUENTIAL = "ids_are_sequential"
@@ -131,7 +131,7 @@ def global_lut(
     context: dg.AssetExecutionContext,
     config: MergeConfig,
     store: LabelStore,
-    segmentation: Segmentation,
+    segmentation: SegmentationDefaults,
 ) -> dg.MaterializeResult:
     """Lookup table that gives every staged label its merged id."""
     folder = store.folder(context.partition_key)
@@ -203,7 +203,7 @@ def merged_labels(
 
     def count(key: str) -> None:
         done.append(key)
-        report("merge", len(done), plan.grid.n_blocks)
+        report_progress("merge", len(done), plan.grid.n_blocks)
 
     start = time.perf_counter()
     with Pool.open(budget.open(decision.count)) as pool:

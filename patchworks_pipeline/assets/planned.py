@@ -16,7 +16,7 @@ from patchworks_core.files.storage import write_text
 from patchworks_core.images.image import Image
 from patchworks_core.plugins.segmentation import Segmentation, segmentation_of
 from patchworks_core.stage.plan import EMPTY_THRESHOLD, FROM_IMAGE, Plan
-from patchworks_core.stage.staging import companions_of
+from patchworks_core.stage.staging import other_channels_of
 from patchworks_core.statistics.empty_tiles import background_threshold
 from patchworks_core.statistics.statistics import ImageStatistics
 from patchworks_pipeline.records import ImageFolder
@@ -28,7 +28,7 @@ RECORD = "measured.json"
 class Measured:
     """What a plan asks to know of an image beside its statistics."""
 
-    companions: dict[str, ImageStatistics] = field(default_factory=dict)
+    other_channels: dict[str, ImageStatistics] = field(default_factory=dict)
     """Statistics of other channels, by the keyword of the function that gets their pixels."""
 
     maxima: tuple[float, ...] = ()
@@ -38,7 +38,7 @@ class Measured:
         """Write the record."""
         record = {
             "plan": plan.fingerprint,
-            "companions": {name: found.to_dict() for name, found in self.companions.items()},
+            "companions": {name: found.to_dict() for name, found in self.other_channels.items()},
             "maxima": [m if np.isfinite(m) else None for m in self.maxima],
         }
         write_text(folder.path / RECORD, json.dumps(record) + "\n")
@@ -56,9 +56,9 @@ class Measured:
         record: dict[str, Any] = read_mapping(path) or {}
         try:
             if record.get("plan") == plan.fingerprint:
-                companions = record["companions"].items()
+                other_channels = record["companions"].items()
                 return cls(
-                    {name: ImageStatistics.from_dict(found) for name, found in companions},
+                    {name: ImageStatistics.from_dict(found) for name, found in other_channels},
                     tuple(np.nan if m is None else float(m) for m in record["maxima"]),
                 )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -74,14 +74,14 @@ class Measured:
 
 def is_asked_for(function: Segmentation, plan: Plan) -> bool:
     """Tell whether a plan needs more than the statistics of its channel."""
-    return bool(function.measured_companions) or EMPTY_THRESHOLD in plan.segmentation
+    return bool(function.measured_channels) or EMPTY_THRESHOLD in plan.segmentation
 
 
 @dataclass(frozen=True, slots=True)
 class Beside:
     """What staging is given beside the image."""
 
-    companions: dict[str, Image]
+    other_channels: dict[str, Image]
     """Other channels, by the keyword of the function that gets their pixels."""
 
     statistics: dict[str, ImageStatistics]
@@ -93,9 +93,9 @@ class Beside:
     @classmethod
     def of(cls, folder: ImageFolder, plan: Plan, function: Segmentation, image: Image) -> "Beside":
         """Find what a plan asks for."""
-        companions = companions_of(function, image)
+        other_channels = other_channels_of(function, image)
         if not is_asked_for(function, plan):
-            return cls(companions, {}, frozenset())
+            return cls(other_channels, {}, frozenset())
         measured = Measured.read(folder, plan)
         empty: frozenset[int] = frozenset()
         if EMPTY_THRESHOLD in plan.segmentation:
@@ -104,7 +104,7 @@ class Beside:
                 threshold = background_threshold(folder.statistics())
             dark = ~(np.array(measured.maxima) > threshold)
             empty = frozenset(np.flatnonzero(dark).tolist())
-        return cls(companions, measured.companions, empty)
+        return cls(other_channels, measured.other_channels, empty)
 
 
 def planned_function(plan: Plan) -> Segmentation:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from patchworks_core.files.storage import write_bytes, write_text
 from patchworks_core.merge.objects import object_table as table_of_objects
-from patchworks_core.merge.steps import measure_objects
+from patchworks_core.merge.steps import add_up_objects
 from patchworks_core.pictures.charts import size_histogram, tile_map
 from patchworks_core.pictures.drawing import png_bytes
 from patchworks_core.pictures.report import image_picture
@@ -39,7 +39,7 @@ def object_table(context: dg.AssetExecutionContext, store: LabelStore) -> dg.Mat
     stage = read_once(folder.stage(plan))
     lut, _ = folder.lut(stage)
     table = table_of_objects(
-        measure_objects(stage, lut),
+        add_up_objects(stage, lut),
         image_shape=plan.grid.shape,
         pixel_size=plan.image.pixel_size,
         unit=plan.image.unit,

@@ -17,7 +17,7 @@ from patchworks_pipeline.assets.planned import Beside, planned_function
 from patchworks_pipeline.assets.throughput import add_staging
 from patchworks_pipeline.assets.tile_events import (
     STAGED_LABELS,
-    Progress,
+    StagingProgress,
     fail_if_any,
     found_tile,
     input_pictures,
@@ -84,7 +84,7 @@ class _Staged:
     run: _Run
     folder: ImageFolder
     axes: str
-    progress: Progress
+    progress: StagingProgress
     failed_before: frozenset[str]
     """Tile blocks with a record of a failure."""
 
@@ -181,7 +181,7 @@ def _stage_image(run: _Run, folder: ImageFolder, keys: Sequence[str]) -> _Staged
     if run.config.skip_failed:
         keys = [key for key in keys if key not in failed or failed[key].is_transient]
     blocks = [plan.grid.block_of_key(key) for key in keys]
-    progress = Progress(run.context, folder.key)
+    progress = StagingProgress(run.context, folder.key)
     staged = _Staged(run, folder, plan.grid.axes, progress, frozenset(failed))
     function = planned_function(plan)
     compute = replace(run.compute, wants_gpu=function.wants_gpu)
@@ -210,4 +210,4 @@ def _staging(folder: ImageFolder, stage: Stage, function: Segmentation) -> Stagi
     opened = folder.acquisition().open()
     beside = Beside.of(folder, stage.plan, function, opened)
     bound = function.bind(statistics, beside.statistics)
-    return Staging(opened, stage, bound, beside.empty, beside.companions)
+    return Staging(opened, stage, bound, beside.empty, beside.other_channels)

@@ -14,11 +14,11 @@ from patchworks_core.stage.staging import StagedBlock, StagingCount
 from patchworks_core.tiles.grid import TileBlock
 from patchworks_pipeline.assets.metadata import picture
 from patchworks_pipeline.assets.throughput import Work
-from patchworks_pipeline.progress import report
+from patchworks_pipeline.progress import report_progress
 from patchworks_pipeline.records import ImageFolder, TileFailure
 
 SECONDS_BETWEEN_LOG_LINES = 10
-"""Progress is logged at most this often."""
+"""StagingProgress is logged at most this often."""
 
 SHOWN_FAILURES = 20
 """Failed tiles listed in a run's failure; all of them are in the image's folder."""
@@ -79,7 +79,7 @@ def log_failure(context: dg.AssetExecutionContext, image: str, failure: TileFail
     )
 
 
-class Progress:
+class StagingProgress:
     """Says how the staging of one image goes, now and then."""
 
     def __init__(self, context: dg.AssetExecutionContext, image: str) -> None:
@@ -89,7 +89,7 @@ class Progress:
 
     def tell(self, count: StagingCount) -> None:
         """Report one more tile, and log a line where the last one is a while ago."""
-        report("stage", count.n_done, count.n_blocks)
+        report_progress("stage", count.n_done, count.n_blocks)
         now = time.monotonic()
         if now - self._last < SECONDS_BETWEEN_LOG_LINES and count.n_left:
             return

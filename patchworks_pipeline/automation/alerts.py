@@ -62,7 +62,7 @@ class Alert:
     @property
     def digest(self) -> str:
         """Of image and cause; numbers in the cause do not count, for they name tiles and times."""
-        kind = json.dumps([self.image, kind_of(self.cause)])
+        kind = json.dumps([self.image, without_numbers(self.cause)])
         return blake2b(kind.encode(), digest_size=8).hexdigest()
 
     def text(self, base_url: str) -> str:
@@ -71,12 +71,12 @@ class Alert:
         return f"{self.subject}\n\n{self.cause[:MAX_CAUSE_LENGTH]}\n\n{link}\n"
 
 
-def kind_of(cause: str) -> str:
+def without_numbers(cause: str) -> str:
     """Return a cause without its numbers.
 
     Examples
     --------
-    >>> kind_of("tile (0, 3) of 12: out of memory")
+    >>> without_numbers("tile (0, 3) of 12: out of memory")
     'tile (#, #) of #: out of memory'
     """
     return _VARYING.sub("#", cause.strip().split("\n", 1)[0])
@@ -101,7 +101,7 @@ def alerts_of_tiles(folder: ImageFolder) -> list[Alert]:
     found: dict[str, list[str]] = {}
     for failure in folder.failures():
         cause = f"{failure.error_type}: {failure.message}"
-        found.setdefault(kind_of(cause), []).append(cause)
+        found.setdefault(without_numbers(cause), []).append(cause)
     if not found:
         return []
     link = link_to_failed_tiles(folder)

@@ -16,7 +16,7 @@ from patchworks_pipeline.automation.sensors import IMAGE, staging_run
 from patchworks_pipeline.image_faults import ImageFaults
 from patchworks_pipeline.partitions import images, tile_keys
 from patchworks_pipeline.records import ImageFolder
-from patchworks_pipeline.resources.resources import Automation, LabelStore, Segmentation
+from patchworks_pipeline.resources.resources import Automation, LabelStore, SegmentationDefaults
 
 CODE_VERSION = "dagster/code_version"
 """Tag that Dagster gives every materialization."""
@@ -37,7 +37,7 @@ def make_schedules(timezone: str = "UTC") -> list[dg.ScheduleDefinition]:
     def reprocess_outdated(
         context: dg.ScheduleEvaluationContext,
         store: LabelStore,
-        segmentation: Segmentation,
+        segmentation: SegmentationDefaults,
         automation: Automation,
     ) -> Iterator[dg.RunRequest | dg.SkipReason]:
         off = automation.why_off()
@@ -120,7 +120,7 @@ def make_schedules(timezone: str = "UTC") -> list[dg.ScheduleDefinition]:
     return [reprocess_outdated, remerge_outdated, retry_transient, retire_finished]
 
 
-def outdated_by(folder: ImageFolder, segmentation: Segmentation) -> str | None:
+def outdated_by(folder: ImageFolder, segmentation: SegmentationDefaults) -> str | None:
     """Return the fingerprint an image's plan would have now, if it is another than it has.
 
     An image that was never planned is not outdated. The plan's fingerprint covers the image's

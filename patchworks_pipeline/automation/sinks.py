@@ -36,7 +36,7 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Delivery:
     """How a message fared."""
 
     is_taken: bool
@@ -122,12 +122,12 @@ _FAULTS = (OSError, ValueError, HTTPException)
 
 def tell(
     sink: MailSink | WebhookSink, messages: Sequence[Message], *, timeout_seconds: float
-) -> list[Outcome]:
+) -> list[Delivery]:
     """Give messages to a sink, in no more time than this for all; no fault of a sink is raised.
 
     Returns
     -------
-    list of Outcome
+    list of Delivery
         One per message. After a fault that is not about the message the others are not tried.
     """
     asked = {
@@ -154,10 +154,10 @@ def tell(
     except OSError as error:
         lines, reason = b"", f"no process could be started to talk to it: {error}"
     whole = [line for line in lines.splitlines(keepends=True) if line.endswith(b"\n")]
-    found = [Outcome(**json.loads(line)) for line in whole]
+    found = [Delivery(**json.loads(line)) for line in whole]
     if found and not found[-1].is_taken:
         reason = found[-1].reason
-    return [*found, *[Outcome(False, reason)] * (len(messages) - len(found))]
+    return [*found, *[Delivery(False, reason)] * (len(messages) - len(found))]
 
 
 def main() -> None:
@@ -171,13 +171,13 @@ def main() -> None:
         def taken(said: str | None, told: list[str | None] = told) -> None:
             told.append(said)
             # At once: a sink may hang while it is taken leave of, and has the message.
-            print(json.dumps(asdict(Outcome(True, said))), flush=True)
+            print(json.dumps(asdict(Delivery(True, said))), flush=True)
 
         try:
             sink.send(Message(**each), asked["timeout_seconds"], taken)
         except _FAULTS as error:
             if not told:
-                print(json.dumps(asdict(Outcome(False, _words(error)))), flush=True)
+                print(json.dumps(asdict(Delivery(False, _words(error)))), flush=True)
             if not told and not isinstance(error, _ANSWERS):
                 return
 

@@ -54,7 +54,7 @@ def convert(
     from patchworks_core.machine.workers import Workers
     from patchworks_core.ome_zarr.convert import convert_image
     from patchworks_pipeline.cli.progress_bars import progress_bars
-    from patchworks_pipeline.progress import report
+    from patchworks_pipeline.progress import report_progress
 
     opened = open_image(image, channel=channel_of(channel), level=level or LEVEL, axes=axes)
     with progress_bars(image, console):
@@ -67,7 +67,7 @@ def convert(
             levels=levels,
             labels=labels,
             workers=Workers(workers or 1),
-            progress=report,
+            progress=report_progress,
             overwrite=overwrite,
         )
     say(describe(written))

@@ -110,7 +110,11 @@ def _run_one(
     from patchworks_pipeline.cli.runs import choose, open_home, plan_of, register, run_image
     from patchworks_pipeline.image_faults import IMAGE_FAULTS, words_of
     from patchworks_pipeline.partitions import check_image_key, image_key
-    from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore, Segmentation
+    from patchworks_pipeline.resources.resources import (
+        ComputeBudget,
+        LabelStore,
+        SegmentationDefaults,
+    )
 
     try:
         with open_home(home.absolute()) as instance:
@@ -123,7 +127,7 @@ def _run_one(
             given = {**chosen, "overlap": None} if wants_pilot else chosen
             acquisition = choose(store.folder(key), url, given)
             if wants_pilot:
-                acquisition = Segmentation().of_home().piloted(acquisition, say=say)
+                acquisition = SegmentationDefaults().of_home().piloted(acquisition, say=say)
             plan = plan_of(acquisition, budget)
             folder = register(instance, store, key, acquisition)
             with progress_bars(key, console):

@@ -49,7 +49,7 @@ def pilot(
     from patchworks_core.pilot.trials import pilot as try_out
     from patchworks_core.seams.rules import MergeOptions
     from patchworks_pipeline.cli.progress_bars import progress_bars
-    from patchworks_pipeline.progress import report as progress
+    from patchworks_pipeline.progress import report_progress
 
     opened = open_image(image, channel=channel_of(channel), level=level or LEVEL, axes=axes)
     with progress_bars(image, console):
@@ -61,7 +61,7 @@ def pilot(
             n_regions=n_regions,
             seed=seed,
             options=MergeOptions(min_iou=MIN_IOU if min_iou is None else min_iou),
-            progress=progress,
+            progress=report_progress,
         )
     console.print(trial_table(report))
     options: dict[str, Any] = {

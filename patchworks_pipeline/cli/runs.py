@@ -23,10 +23,10 @@ from patchworks_pipeline.cli.terminal import errors, say
 from patchworks_pipeline.definitions import defs
 from patchworks_pipeline.instance.home import home_environment, prepare_home
 from patchworks_pipeline.instance.run_processes import open_instance, tags_of_process
-from patchworks_pipeline.instance.slots import NoSlotError, take_slot
+from patchworks_pipeline.instance.slots import NoSlotError, take_pool_slot
 from patchworks_pipeline.partitions import images, tile_keys
 from patchworks_pipeline.records import Acquisition, ImageFolder, TileFailure
-from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore, Segmentation
+from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore, SegmentationDefaults
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def plan_of(acquisition: Acquisition, budget: ComputeBudget) -> Plan:
     ImageError, PlanError, SegmentationError
         If the image cannot be opened, tiled, segmented or merged as chosen.
     """
-    segmentation = Segmentation().of_home()
+    segmentation = SegmentationDefaults().of_home()
     plan = make_plan(
         acquisition.open(),
         segmentation.function_of(acquisition),
@@ -198,7 +198,7 @@ def merge_again(
     stage = folder.stage(plan)
     before = folder.acquisition()
     acquisition = replace(before, merge={**before.merge, **chosen})
-    Segmentation().of_home().merge_options(acquisition, plan, {})
+    SegmentationDefaults().of_home().merge_options(acquisition, plan, {})
     stage.settled_counts(allow_missing=allow_missing)
     folder.write_acquisition(acquisition)
     has_pairs = folder.has_edges_of(stage, allow_missing=allow_missing)
@@ -245,7 +245,7 @@ def _run(
     try:
         for step, pool in _pools_of(definition).items():
             run = dg.DagsterRun(job_name=job, run_id=run_id, tags=tags)
-            take_slot(instance, pool, run, step, say=partial(say, on=errors))
+            take_pool_slot(instance, pool, run, step, say=partial(say, on=errors))
     except NoSlotError as none_free:
         return _JobError(str(none_free))
     result = definition.execute_in_process(
@@ -310,7 +310,7 @@ def _is_merged(folder: ImageFolder, plan: Plan) -> bool:
         folder.objects()
     except StageError:  # missing or damaged: it is made again
         return False
-    options = Segmentation().of_home().merge_options(folder.acquisition(), plan, {})
+    options = SegmentationDefaults().of_home().merge_options(folder.acquisition(), plan, {})
     return bool(
         provenance.get("stage") == folder.stage(plan).content()
         and provenance.get("merge") == options.to_dict()

@@ -30,7 +30,7 @@ from patchworks_pipeline.cli.options import (
 )
 from patchworks_pipeline.cli.terminal import console, say
 
-Limit = Annotated[float | None, typer.Option(help="Objects beyond it become background.")]
+LimitOption = Annotated[float | None, typer.Option(help="Objects beyond it become background.")]
 
 
 def segment(
@@ -49,8 +49,8 @@ def segment(
     axes: Axes = None,
     merge: Merge = MERGE,
     min_iou: MinIou = MIN_IOU,
-    min_size: Limit = 0,
-    max_size: Limit = None,
+    min_size: LimitOption = 0,
+    max_size: LimitOption = None,
     size_unit: Annotated[str, typer.Option(help="Of sizes: pixels or micrometers.")] = "pixels",
     skip_empty: Annotated[bool, typer.Option(help="Leave out tiles without signal.")] = False,
     empty_threshold: Annotated[
@@ -71,7 +71,7 @@ def segment(
     from patchworks_core.machine.pools import Compute
     from patchworks_core.seams.rules import MergeOptions
     from patchworks_pipeline.cli.progress_bars import progress_bars
-    from patchworks_pipeline.progress import report
+    from patchworks_pipeline.progress import report_progress
 
     tiling: dict[str, Any] = {
         "tile_shape": _tile_shape_of(tile_shape),
@@ -103,7 +103,7 @@ def segment(
             name=name,
             options=options,
             compute=Compute(workers, kind),
-            progress=report,
+            progress=report_progress,
             resume=resume,
             overwrite=overwrite,
             **tiling,

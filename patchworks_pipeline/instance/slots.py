@@ -30,7 +30,7 @@ class NoSlotError(RuntimeError):
     """A pool had no free slot for as long as could be waited."""
 
 
-def take_slot(
+def take_pool_slot(
     instance: dg.DagsterInstance,
     pool: str,
     run: dg.DagsterRun,

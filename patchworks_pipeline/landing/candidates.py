@@ -42,7 +42,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class LandingLayout:
     """How a landing folder is laid out."""
 
     landing: str
@@ -70,12 +70,12 @@ class Layout:
             )
 
 
-def find_candidates(layout: Layout, *, known: Container[str] = ()) -> list[Candidate]:
+def find_candidates(layout: LandingLayout, *, known: Container[str] = ()) -> list[Candidate]:
     """Return what lies in a landing folder, by path.
 
     Parameters
     ----------
-    layout : Layout
+    layout : LandingLayout
     known : container of str
         URLs of images that are no plates; their metadata are not read again.
 

@@ -22,13 +22,12 @@ from patchworks_core.machine.budget import (
 from patchworks_core.machine.devices import Device, granted_devices, slots_on
 from patchworks_core.machine.workers import WorkerKind, Workers
 from patchworks_core.pilot.trials import recommend_overlap
-from patchworks_core.plugins.segmentation import Segmentation as SegmentationFunction
-from patchworks_core.plugins.segmentation import segmentation_of
+from patchworks_core.plugins.segmentation import Segmentation, segmentation_of
 from patchworks_core.seams.rules import MergeOptions, MergeRule
 from patchworks_core.stage.plan import FROM_IMAGE, Plan
 from patchworks_core.tiles.grid import TileGrid
 from patchworks_pipeline.instance.home import home_folder
-from patchworks_pipeline.landing.candidates import Layout, find_candidates
+from patchworks_pipeline.landing.candidates import LandingLayout, find_candidates
 from patchworks_pipeline.partitions import check_image_key
 from patchworks_pipeline.records import Acquisition, ImageFolder
 from patchworks_pipeline.resources import built_in
@@ -92,10 +91,10 @@ class AcquisitionSource(Deployed):
         pair = {"patterns", "template"}
         return pair if pair & self.model_fields_set else ()
 
-    def layout(self) -> Layout:
+    def layout(self) -> LandingLayout:
         """Return how the landing folder is laid out."""
         landing = self.landing or str(home_folder() / "landing")
-        return Layout(landing, tuple(self.patterns), self.template, self.marker)
+        return LandingLayout(landing, tuple(self.patterns), self.template, self.marker)
 
     def find(self, image: str) -> Acquisition:
         """Return the acquisition in the landing folder whose key is `image`.
@@ -160,7 +159,7 @@ class Backfills(Deployed):
         return dg.BackfillPolicy.multi_run(self.max_partitions_per_run)
 
 
-class Segmentation(Deployed):
+class SegmentationDefaults(Deployed):
     """The segmentation function of images that do not name their own, and how it is tiled."""
 
     section: ClassVar[str] = "segmentation"
@@ -225,7 +224,7 @@ class Segmentation(Deployed):
             others.add("empty_threshold")
         return others
 
-    def function_of(self, acquisition: Acquisition) -> SegmentationFunction:
+    def function_of(self, acquisition: Acquisition) -> Segmentation:
         """Return the function that an image named, or this deployment's."""
         if acquisition.function is not None:
             return segmentation_of(acquisition.function, acquisition.parameters)

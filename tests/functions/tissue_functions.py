@@ -41,7 +41,7 @@ def negative(tile):
     return np.full(tile.shape, -1)
 
 
-@declare(version="1", companions={"nuclei": "nuclei_channel"})
+@declare(version="1", other_channels={"nuclei": "nuclei_channel"})
 def with_nuclei(tile, *, nuclei_channel=None, nuclei=None, nuclei_statistics=None):
     """The true labels of pixels whose nuclei channel is above its mean over the whole image."""
     return np.where(nuclei > nuclei_statistics.mean, tile, 0).astype(np.int64)

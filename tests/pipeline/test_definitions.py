@@ -11,7 +11,12 @@ import pytest
 
 from patchworks_pipeline.definitions import defs
 from patchworks_pipeline.partitions import images, tiles
-from patchworks_pipeline.resources.resources import ComputeBudget, GpuPool, LabelStore, Segmentation
+from patchworks_pipeline.resources.resources import (
+    ComputeBudget,
+    GpuPool,
+    LabelStore,
+    SegmentationDefaults,
+)
 
 LINEAGE = (
     "image",
@@ -94,7 +99,7 @@ def test_every_choice_of_a_run_is_explained_in_the_launchpad():
         assert all(field.description for field in fields.values())
 
 
-@pytest.mark.parametrize("resource", [LabelStore, Segmentation, ComputeBudget, GpuPool])
+@pytest.mark.parametrize("resource", [LabelStore, SegmentationDefaults, ComputeBudget, GpuPool])
 def test_every_choice_of_a_deployment_is_explained(resource):
     assert all(field.description for field in resource.model_fields.values())
 

@@ -240,7 +240,7 @@ def test_worker_processes_map_an_image_in_memory_and_are_not_sent_its_pixels(tmp
     assert_same_partition(labels, whole(PIXELS))
 
 
-@declare(merge="touching", version="1", companions={"nuclei": "nuclei_channel"})
+@declare(merge="touching", version="1", other_channels={"nuclei": "nuclei_channel"})
 def cells_with_nuclei(tile, *, nuclei_channel=None, nuclei=None, nuclei_statistics=None):
     """Label what is bright and, where nuclei are given, brighter there than their mean."""
     if nuclei is None:

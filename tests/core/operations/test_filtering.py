@@ -27,7 +27,7 @@ from patchworks_core.operations.filters import clip_and_scale, gaussian, maximum
 from patchworks_core.operations.flat_field import estimate_flat_field
 from patchworks_core.operations.neighbourhoods import footprint
 from patchworks_core.operations.operations import chain, operation
-from patchworks_core.operations.places import Place
+from patchworks_core.operations.places import TilePlace
 from patchworks_core.operations.processed import process_lazily
 from patchworks_core.operations.shading import shading_correction
 from patchworks_core.tiles.regions import Region
@@ -541,7 +541,7 @@ def test_time_points_of_a_processed_image_are_segmented_apart():
 
 
 def test_a_place_is_part_of_the_plane_for_volumes_too():
-    place = Place("zyx", Region((1, 2, 0), (3, 4, 5)), (4, 6, 5))
+    place = TilePlace("zyx", Region((1, 2, 0), (3, 4, 5)), (4, 6, 5))
     flat = lit((6, 5), 1)[0]
     found = shading_correction(flat)(np.ones((2, 2, 5)), place)
     np.testing.assert_allclose(found, np.broadcast_to(flat.mean() / flat[2:4], (2, 2, 5)))

@@ -18,7 +18,7 @@ from patchworks_core.images.image import open_image
 from patchworks_core.operations.background import subtract_background, white_tophat
 from patchworks_core.operations.filters import clip_and_scale, gaussian, maximum, median, minimum
 from patchworks_core.operations.operations import Chain, Operation, chain, operation
-from patchworks_core.operations.places import Place, per_axis
+from patchworks_core.operations.places import TilePlace, per_axis
 from patchworks_core.operations.processed import ProcessedImage, process_lazily
 from patchworks_core.operations.shading import shading_correction
 from patchworks_core.statistics.measuring import measure
@@ -326,7 +326,7 @@ def test_an_image_is_processed_only_if_the_operation_has_its_axes():
 def test_more_than_three_axes_need_an_image():
     with pytest.raises(ImageError, match="one to three spatial axes at a time, got shape"):
         median(3)(np.zeros((2, 2, 2, 2)))
-    assert Place.whole((3, 4)).axes == "yx"
+    assert TilePlace.whole((3, 4)).axes == "yx"
 
 
 @pytest.mark.parametrize("halo", [-1, 0.5, (1, -2), {"x": "3"}])

@@ -381,7 +381,7 @@ def test_cells_and_nuclei_are_two_channels_each_with_its_own_bounds(recorded, we
     cells, nuclei = np.full((30, 20), 50, np.uint8), np.full((30, 20), 9, np.uint8)
     nuclei[:5] = 3
     fn = cellpose_fn(weights, nuclei_channel="DAPI", normalize=(0, 60))
-    assert fn.companions == {"nuclei": "DAPI"}
+    assert fn.other_channels == {"nuclei": "DAPI"}
     fn(cells, nuclei=nuclei)
     given = recorded.pixels[0]
     np.testing.assert_array_equal(given[..., 0], cells)

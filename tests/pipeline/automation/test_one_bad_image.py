@@ -20,7 +20,11 @@ from patchworks_pipeline.automation.sensors import landing_sensor, merging_senso
 from patchworks_pipeline.landing import arrivals
 from patchworks_pipeline.partitions import images, tiles
 from patchworks_pipeline.records import ImageFolder, TileFailure
-from patchworks_pipeline.resources.resources import AcquisitionSource, LabelStore, Segmentation
+from patchworks_pipeline.resources.resources import (
+    AcquisitionSource,
+    LabelStore,
+    SegmentationDefaults,
+)
 from tests.pipeline.conftest import Pipeline, call_command_line
 from tests.pipeline.daemon import Daemon
 from tests.tissue import FUNCTIONS, environment_of_functions, tissue, write_tiff
@@ -114,7 +118,7 @@ def fail_all_tiles(folder: ImageFolder) -> None:
 def tick(instance: dg.DagsterInstance, name: str) -> set[str]:
     """Return the images that a schedule asks for."""
     (schedule,) = [each for each in schedules.SCHEDULES if each.name == name]
-    resources = {"store": LabelStore(), "segmentation": Segmentation()}
+    resources = {"store": LabelStore(), "segmentation": SegmentationDefaults()}
     needed = {k: v for k, v in resources.items() if k in schedule.required_resource_keys}
     resources = {**needed, "automation": schedules.Automation()}
     with dg.build_schedule_context(

@@ -16,7 +16,7 @@ from patchworks_pipeline.automation.retention import is_retired, retire_images
 from patchworks_pipeline.automation.schedules import SCHEDULES, make_schedules, transient_ranges
 from patchworks_pipeline.partitions import tiles
 from patchworks_pipeline.records import ImageFolder, TileFailure
-from patchworks_pipeline.resources.resources import Automation, LabelStore, Segmentation
+from patchworks_pipeline.resources.resources import Automation, LabelStore, SegmentationDefaults
 from tests.pipeline.conftest import Pipeline
 from tests.pipeline.daemon import Daemon
 from tests.tissue import tissue, write_tiff
@@ -43,7 +43,7 @@ def tick(
     (schedule,) = [each for each in SCHEDULES if each.name == name]
     resources = {
         "store": LabelStore(),
-        "segmentation": Segmentation(),
+        "segmentation": SegmentationDefaults(),
         "automation": automation or Automation(),
     }
     resources = {key: resources[key] for key in schedule.required_resource_keys}

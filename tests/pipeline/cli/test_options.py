@@ -17,7 +17,7 @@ from patchworks_pipeline.cli.segment import segment
 from patchworks_pipeline.cli.view import Asked, view
 from patchworks_pipeline.instance.home import prepare_home
 from patchworks_pipeline.records import Acquisition
-from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore, Segmentation
+from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore, SegmentationDefaults
 from tests.pipeline.conftest import call_command_line
 from tests.tissue import tissue, write_tiff
 
@@ -90,7 +90,7 @@ def test_commands_of_a_home_choose_nothing_by_themselves():
 
 
 def test_commands_that_know_no_home_choose_what_is_built_in():
-    home, first = Segmentation(), Acquisition("x")
+    home, first = SegmentationDefaults(), Acquisition("x")
     built_in = {
         "segmentation": home.function,
         "tile_shape": str(home.tile_shape[0]),
@@ -108,7 +108,7 @@ def test_commands_that_know_no_home_choose_what_is_built_in():
 
 
 def test_the_library_has_the_same_built_in():
-    library, home = defaults_of(tile_process), Segmentation()
+    library, home = defaults_of(tile_process), SegmentationDefaults()
     assert (library["merge"], library["min_iou"]) == (home.merge, home.min_iou)
     assert (library["min_size"], library["workers"]) == (home.min_size, ComputeBudget().kind)
     assert (

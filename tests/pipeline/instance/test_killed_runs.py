@@ -32,7 +32,7 @@ from patchworks_pipeline.instance.run_processes import (
     started,
     tags_of_process,
 )
-from patchworks_pipeline.instance.slots import NoSlotError, take_slot
+from patchworks_pipeline.instance.slots import NoSlotError, take_pool_slot
 from patchworks_pipeline.launcher import WatchedRunLauncher
 from tests.tissue import python_command, tissue, write_tiff
 
@@ -154,13 +154,13 @@ def test_a_run_of_before_without_tags_is_ended_once_it_is_silent(books, monkeypa
 def test_a_wait_says_who_holds_the_slot_and_ends(books):
     holder, waiting = enter(books), enter(books)
     said: list[str] = []
-    take_slot(books, "gpu", holder, "staged_labels", say=said.append)
+    take_pool_slot(books, "gpu", holder, "staged_labels", say=said.append)
     assert said == []
     with pytest.raises(NoSlotError, match=f"no slot of pool 'gpu'.*run {holder.run_id[:8]}"):
-        take_slot(books, "gpu", waiting, "staged_labels", say=said.append, seconds=1)
+        take_pool_slot(books, "gpu", waiting, "staged_labels", say=said.append, seconds=1)
     assert f"run {holder.run_id[:8]} of stage_tiles (process {os.getpid()}" in said[0]
     books.event_log_storage.free_concurrency_slots_for_run(holder.run_id)
-    take_slot(books, "gpu", waiting, "staged_labels", say=said.append, seconds=5)
+    take_pool_slot(books, "gpu", waiting, "staged_labels", say=said.append, seconds=5)
 
 
 def test_the_slot_of_a_run_that_never_came_into_the_books_is_freed(books, monkeypatch):
@@ -168,13 +168,13 @@ def test_the_slot_of_a_run_that_never_came_into_the_books_is_freed(books, monkey
         dg.DagsterRun("stage_tiles", run_id=make_new_run_id()),
         enter(books),
     )
-    take_slot(books, "gpu", lost, "staged_labels", say=print)
+    take_pool_slot(books, "gpu", lost, "staged_labels", say=print)
     end_dead_runs(books)
     with pytest.raises(NoSlotError):
-        take_slot(books, "gpu", waiting, "staged_labels", say=print, seconds=0)
+        take_pool_slot(books, "gpu", waiting, "staged_labels", say=print, seconds=0)
     monkeypatch.setattr(run_processes, "SECONDS_TO_BEGIN", -1)
     end_dead_runs(books)
-    take_slot(books, "gpu", waiting, "staged_labels", say=print, seconds=5)
+    take_pool_slot(books, "gpu", waiting, "staged_labels", say=print, seconds=5)
 
 
 def begin(home: Path, image: Path, *more: str) -> subprocess.Popen[str]:
@@ -237,7 +237,7 @@ def test_the_ui_ends_killed_runs_before_it_serves(books, home, monkeypatch):
     from patchworks_pipeline.cli import serving
 
     run = enter(books, process=gone_process())
-    take_slot(books, "gpu", run, "staged_labels", say=print)
+    take_pool_slot(books, "gpu", run, "staged_labels", say=print)
 
     class Ended:
         returncode = 0

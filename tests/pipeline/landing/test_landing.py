@@ -28,7 +28,7 @@ from patchworks_pipeline.landing.arrivals import (
     signature_of,
     why_unreadable,
 )
-from patchworks_pipeline.landing.candidates import Candidate, Layout, find_candidates
+from patchworks_pipeline.landing.candidates import Candidate, LandingLayout, find_candidates
 from tests.tissue import tissue, write_tiff
 
 SETTLE = 10
@@ -37,7 +37,7 @@ SETTLE = 10
 class Landing:
     """A landing folder that is looked at every now and then."""
 
-    def __init__(self, layout: Layout, path: UPath) -> None:
+    def __init__(self, layout: LandingLayout, path: UPath) -> None:
         self.layout = layout
         self.ledger = Ledger(path / "ledger.json")
         self.quarantine = Quarantine(path / "quarantine")
@@ -79,7 +79,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def landing(folder: Path, tmp_path: Path) -> Landing:
-    return Landing(Layout(str(folder)), as_path(tmp_path / "store"))
+    return Landing(LandingLayout(str(folder)), as_path(tmp_path / "store"))
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def write_plate(folder: Path, wells: dict[str, int]) -> None:
 
 
 def test_a_landing_folder_that_was_not_made_yet_holds_nothing(tmp_path):
-    assert find_candidates(Layout(str(tmp_path / "nowhere"))) == []
+    assert find_candidates(LandingLayout(str(tmp_path / "nowhere"))) == []
 
 
 def test_every_format_that_can_be_read_is_found_and_nothing_else(folder):
@@ -128,7 +128,7 @@ def test_every_format_that_can_be_read_is_found_and_nothing_else(folder):
         (folder / name).touch()
     (folder / "g.ome.zarr").mkdir()
     (folder / "subfolder").mkdir()
-    found = find_candidates(Layout(str(folder)))
+    found = find_candidates(LandingLayout(str(folder)))
     assert [(each.name, each.key) for each in found] == [
         ("D.TIF", "D"),
         ("a.tif", "a"),
@@ -143,7 +143,7 @@ def test_patterns_reach_into_folders_and_the_folders_are_part_of_the_key(folder)
     for name in ("p 1/a.tif", "p 1/b.png", "p2/a.tif"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).touch()
-    found = find_candidates(Layout(str(folder), patterns=("*/*.tif",)))
+    found = find_candidates(LandingLayout(str(folder), patterns=("*/*.tif",)))
     assert [(each.name, each.key) for each in found] == [
         ("p 1/a.tif", "p_1_a"),
         ("p2/a.tif", "p2_a"),
@@ -154,30 +154,30 @@ def test_a_folder_whose_name_has_brackets_is_searched(tmp_path):
     folder = tmp_path / "[landing]"
     folder.mkdir()
     (folder / "a.tif").touch()
-    assert len(find_candidates(Layout(str(folder)))) == 1
+    assert len(find_candidates(LandingLayout(str(folder)))) == 1
 
 
 def test_a_template_makes_the_key_of_its_fields(folder):
     for name in ("plate1/B03/f0.ome.tif", "plate1/B03/f1.ome.tif", "plate1/B03/f1.txt"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
-    found = find_candidates(Layout(str(folder), template="{plate}/{well}/{field}.ome.tif"))
+    found = find_candidates(LandingLayout(str(folder), template="{plate}/{well}/{field}.ome.tif"))
     assert [each.key for each in found] == ["plate1_B03_f0", "plate1_B03_f1"]
 
 
 def test_a_template_without_fields_is_refused():
     with pytest.raises(PlanError, match=r"must name fields in braces, got 'plate/\*.tif'"):
-        Layout("landing", template="plate/*.tif")
+        LandingLayout("landing", template="plate/*.tif")
 
 
 def test_a_marker_that_would_be_the_same_for_all_is_refused():
     with pytest.raises(PlanError, match=r"must contain \{name\} or \{stem\}, got 'done'"):
-        Layout("landing", marker="done")
+        LandingLayout("landing", marker="done")
 
 
 def test_every_field_of_a_plate_is_an_acquisition(folder):
     write_plate(folder / "plate1.ome.zarr", {"B/03": 2, "C/4": 1})
-    found = find_candidates(Layout(str(folder)))
+    found = find_candidates(LandingLayout(str(folder)))
     assert [each.key for each in found] == ["plate1_B03_0", "plate1_B03_1", "plate1_C4_0"]
     assert found[0].url == str(folder / "plate1.ome.zarr" / "B" / "03" / "0")
     assert why_unreadable(found[0].url) is None
@@ -186,7 +186,7 @@ def test_every_field_of_a_plate_is_an_acquisition(folder):
 def test_wells_that_are_not_written_yet_have_no_fields_yet(folder):
     plate = zarr.create_group(str(folder / "plate.zarr"))
     plate.attrs["ome"] = {"plate": {"wells": [{"path": "A/1"}]}}
-    assert find_candidates(Layout(str(folder))) == []
+    assert find_candidates(LandingLayout(str(folder))) == []
 
 
 def test_a_plate_of_zarr_v2_is_a_plate(folder):
@@ -194,13 +194,13 @@ def test_a_plate_of_zarr_v2_is_a_plate(folder):
     (plate / "A" / "1").mkdir(parents=True)
     (plate / ".zattrs").write_text(json.dumps({"plate": {"wells": [{"path": "A/1"}]}}))
     (plate / "A/1/.zattrs").write_text(json.dumps({"well": {"images": [{"path": "0"}]}}))
-    assert [each.key for each in find_candidates(Layout(str(folder)))] == ["plate_A1_0"]
+    assert [each.key for each in find_candidates(LandingLayout(str(folder)))] == ["plate_A1_0"]
 
 
 def test_a_plate_whose_metadata_lead_out_of_it_is_no_plate(folder):
     plate = zarr.create_group(str(folder / "plate.zarr"))
     plate.attrs["ome"] = {"plate": {"wells": [{"path": "../../etc"}]}}
-    (candidate,) = find_candidates(Layout(str(folder)))
+    (candidate,) = find_candidates(LandingLayout(str(folder)))
     assert candidate.key == "plate"
     assert why_unreadable(candidate.url) is not None
 
@@ -208,12 +208,12 @@ def test_a_plate_whose_metadata_lead_out_of_it_is_no_plate(folder):
 def test_a_name_of_which_no_key_can_be_made_hides_no_other(folder):
     for name in ("___.tif", "a.tif"):
         (folder / name).touch()
-    assert [each.key for each in find_candidates(Layout(str(folder)))] == ["", "a"]
+    assert [each.key for each in find_candidates(LandingLayout(str(folder)))] == ["", "a"]
 
 
 def test_a_landing_folder_may_be_a_url(in_memory, tmp_path):
     (in_memory / "a.tif").write_bytes(b"12")
-    landing = Landing(Layout(str(in_memory)), as_path(tmp_path))
+    landing = Landing(LandingLayout(str(in_memory)), as_path(tmp_path))
     assert [each.url for each in landing.candidates()] == [f"{in_memory}/a.tif"]
     assert landing.arrivals(0) == []
     assert landing.arrivals(SETTLE) == ["a"]
@@ -284,7 +284,7 @@ def test_a_changed_chunk_alone_is_seen_when_its_turn_comes(folder, landing):
 
 
 def test_a_marker_completes_an_acquisition_at_once(folder, tmp_path):
-    landing = Landing(Layout(str(folder), marker="{name}.done"), as_path(tmp_path))
+    landing = Landing(LandingLayout(str(folder), marker="{name}.done"), as_path(tmp_path))
     (folder / "a.tif").write_bytes(b"1")
     assert landing.take(0) == []
     assert landing.take(5 * SETTLE) == []
@@ -296,14 +296,14 @@ def test_a_marker_completes_an_acquisition_at_once(folder, tmp_path):
 
 
 def test_a_marker_may_be_named_by_the_stem(folder, tmp_path):
-    landing = Landing(Layout(str(folder), marker="{stem}.ok"), as_path(tmp_path))
+    landing = Landing(LandingLayout(str(folder), marker="{stem}.ok"), as_path(tmp_path))
     (folder / "a.ome.tif").write_bytes(b"1")
     (folder / "a.ok").touch()
     assert landing.arrivals(0) == ["a"]
 
 
 def test_the_marker_of_a_plate_stands_for_its_fields(folder, tmp_path):
-    landing = Landing(Layout(str(folder), marker="{name}.done"), as_path(tmp_path))
+    landing = Landing(LandingLayout(str(folder), marker="{name}.done"), as_path(tmp_path))
     write_plate(folder / "p.zarr", {"A/1": 2})
     assert landing.arrivals(0) == []
     (folder / "p.zarr.done").touch()

@@ -19,7 +19,7 @@ from patchworks_pipeline.resources.resources import (
     ComputeBudget,
     GpuPool,
     LabelStore,
-    Segmentation,
+    SegmentationDefaults,
 )
 from tests.tissue import tissue, write_tiff
 
@@ -120,7 +120,7 @@ def test_two_acquisitions_of_one_key_are_refused(home):
 
 
 def test_an_image_keeps_what_it_chose_over_the_deployment(plan):
-    deployment = Segmentation(tile_shape=[512], overlap=[16], merge="touching", min_size=5)
+    deployment = SegmentationDefaults(tile_shape=[512], overlap=[16], merge="touching", min_size=5)
     chosen = Acquisition("x", tile_shape=(64, 64), overlap=(0,), merge={"rule": "none"})
     assert deployment.tiling_of(chosen)["tile_shape"] == (64, 64)
     assert deployment.tiling_of(chosen)["overlap"] == 0

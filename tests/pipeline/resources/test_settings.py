@@ -26,7 +26,7 @@ from patchworks_pipeline.resources.resources import (
     Backfills,
     ComputeBudget,
     LabelStore,
-    Segmentation,
+    SegmentationDefaults,
 )
 from patchworks_pipeline.resources.settings import Deployed
 from patchworks_pipeline.resources.settings_file import SECTIONS
@@ -44,7 +44,7 @@ def test_a_new_home_says_what_can_be_set_and_sets_nothing(home):
     prepare_home(home)
     text = (home / "patchworks.yaml").read_text()
     assert yaml.safe_load(text) is None
-    assert Segmentation().of_home() == Segmentation()
+    assert SegmentationDefaults().of_home() == SegmentationDefaults()
 
 
 def test_what_the_file_shows_as_examples_can_be_set(home, settings, monkeypatch):
@@ -181,14 +181,18 @@ def test_a_run_beats_an_image_and_an_image_beats_the_file(settings, tmp_path):
     function = segmentation_of("tissue_functions:perfect")
     plan = make_plan(Acquisition(str(path)).open(), function, tile_shape=32)
     image = Acquisition(str(path), merge={"min_iou": 0.5, "min_size": 5})
-    found = Segmentation().of_home().merge_options(image, plan, {"min_iou": 0.3, "connectivity": 0})
+    found = (
+        SegmentationDefaults()
+        .of_home()
+        .merge_options(image, plan, {"min_iou": 0.3, "connectivity": 0})
+    )
     assert (found.rule, found.min_iou, found.min_size) == ("touching", 0.3, 5)
     assert found.connectivity == 1  # 0 is the function's, which says none
 
 
 def test_an_image_that_chose_no_parameters_gets_none_of_the_file(settings):
     settings("segmentation: {function: threshold, parameters: {value: 7}}")
-    deployment = Segmentation().of_home()
+    deployment = SegmentationDefaults().of_home()
     assert deployment.function_of(Acquisition("x")).parameters == {"value": 7}
     assert deployment.function_of(Acquisition("x", parameters={})).parameters == {}
 
@@ -197,9 +201,9 @@ def test_what_belongs_to_another_choice_of_the_file_does_not_come_with_it(settin
     settings(
         "segmentation: {parameters: {value: 7}, empty_threshold: 5}\nsource: {template: '{a}.tif'}"
     )
-    assert Segmentation(function="watershed").of_home().parameters == {}
-    assert Segmentation(skip_empty=False).of_home().empty_threshold is None
-    assert Segmentation(skip_empty=True).of_home().empty_threshold == 5
+    assert SegmentationDefaults(function="watershed").of_home().parameters == {}
+    assert SegmentationDefaults(skip_empty=False).of_home().empty_threshold is None
+    assert SegmentationDefaults(skip_empty=True).of_home().empty_threshold == 5
     source = AcquisitionSource(patterns=["*.tif"]).of_home()
     assert (source.patterns, source.template) == (["*.tif"], "")
 
