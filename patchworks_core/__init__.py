@@ -15,6 +15,7 @@ from patchworks_core.errors import (
 )
 from patchworks_core.images.dask_view import load_ome_zarr
 from patchworks_core.images.image import Image, open_image
+from patchworks_core.images.readers.sources import list_images
 from patchworks_core.images.readers.zarr_node import fields_of_plate
 from patchworks_core.labels.measurements import measure_objects
 from patchworks_core.labels.postprocess import (
@@ -72,6 +73,7 @@ __all__ = [
     "global_threshold",
     "image_statistics",
     "label_relations",
+    "list_images",
     "load_ome_zarr",
     "make_local_cluster",
     "measure_objects",

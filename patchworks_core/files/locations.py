@@ -79,11 +79,19 @@ def split_scene(url: str) -> tuple[str, str | None]:
     --------
     >>> split_scene("slides.czi#2")
     ('slides.czi', '2')
+
+    Whether a remote file is so called itself cannot be known: there the scene is a number, behind
+    what has an extension.
+
+    >>> split_scene("s3://slides/a.tif#1"), split_scene("s3://slides/a#1.tif")
+    (('s3://slides/a.tif', '1'), ('s3://slides/a#1.tif', None))
     """
     file, mark, scene = url.rpartition("#")
-    if not mark or is_remote(url) or os.path.exists(url):
-        return url, None
-    return file, scene
+    if is_remote(url):
+        is_scene = scene.isdecimal() and "." in file.rpartition("/")[2]
+    else:
+        is_scene = not os.path.exists(url)
+    return (file, scene) if mark and is_scene else (url, None)
 
 
 def changed_at(url: str) -> int | None:

@@ -247,7 +247,7 @@ def _named(location: str | os.PathLike[str] | UPath, *, whole: bool) -> Iterator
         return
     if is_remote(text):
         if whole or _URL.fullmatch(text):
-            yield from _remote(text, whole=whole)
+            yield from _remote(split_scene(text)[0], whole=whole)
         return
     file = split_scene(text.removeprefix("file://"))[0]
     zipped = split_zip(file)

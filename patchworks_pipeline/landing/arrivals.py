@@ -25,6 +25,7 @@ from patchworks_core.files.locations import (
     folder_stamp,
     is_remote,
     remote_folder_stamp,
+    split_scene,
 )
 from patchworks_core.files.records import read_mapping
 from patchworks_core.files.storage import write_text
@@ -241,20 +242,21 @@ def glance_at(candidate: Candidate) -> str | None:
 
 def _stamps(candidate: Candidate, *, in_full: bool) -> Iterator[bytes]:
     """Yield what identifies a candidate; nothing where a folder has no metadata."""
+    place, _ = split_scene(candidate.url)
     if not candidate.is_folder:
-        yield from file_stamp(candidate.url)
+        yield from file_stamp(place)
         return
-    metadata = _metadata(candidate.url)
+    metadata = _metadata(place)
     if not metadata:
         return
     if not in_full:
-        for url in (*metadata, *_metadata(f"{candidate.url}/0")):
+        for url in (*metadata, *_metadata(f"{place}/0")):
             yield from file_stamp(url)
-    elif is_remote(candidate.url):
-        fs, path = filesystem(candidate.url)
+    elif is_remote(place):
+        fs, path = filesystem(place)
         yield from remote_folder_stamp(fs, path, METADATA_FILES)
     else:
-        yield from folder_stamp(candidate.url)
+        yield from folder_stamp(place)
 
 
 def _metadata(folder: str) -> list[str]:
@@ -291,7 +293,7 @@ def why_unreadable(url: str) -> str | None:
     try:
         if url.lower().endswith(tuple(raster.FORMATS)):
             # Opening one decodes it whole; its header is all a sensor has time for.
-            fs, path = filesystem(url)
+            fs, path = filesystem(split_scene(url)[0])
             with fs.open(path, "rb") as file:
                 iio.improps(file, plugin="pillow", index=0)
         else:

@@ -1,19 +1,20 @@
 """Acquisitions in the landing folder: where each lies, and the partition key it gets.
 
 A landing folder is read by glob patterns, or by a template whose fields make the key. An OME-NGFF
-plate gives one acquisition per field. Whether one is complete is the business of `landing`.
+plate gives one acquisition per field, what bioformats2raw wrote one per series. Whether one is
+complete is the business of `arrivals`.
 """
 
 import fnmatch
-import json
 import re
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from patchworks_core.errors import PlanError
+from patchworks_core.errors import ImageError, PlanError
 from patchworks_core.files.locations import filesystem
 from patchworks_core.files.storage import as_path
+from patchworks_core.images.readers.sources import list_images
 from patchworks_pipeline.partitions import SUFFIXES, image_key, suffix_of
 
 _FIELD = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -77,7 +78,7 @@ def find_candidates(layout: LandingLayout, *, known: Container[str] = ()) -> lis
     ----------
     layout : LandingLayout
     known : container of str
-        URLs of images that are no plates; their metadata are not read again.
+        URLs of images that hold no others; their metadata are not read again.
 
     Returns
     -------
@@ -103,19 +104,40 @@ def find_candidates(layout: LandingLayout, *, known: Container[str] = ()) -> lis
     candidates: list[Candidate] = []
     for name in sorted(found):
         whole = found[name]
-        fields_of_plate = None
-        if whole.is_folder and whole.url not in known:
-            fields_of_plate = _plate_fields(fs, f"{root.rstrip('/')}/{name}")
-        if fields_of_plate is None:
-            candidates.append(whole)
-            continue
-        candidates += [
-            Candidate(
-                f"{whole.url}/{path}", f"{name}/{path}", f"{whole.key}_{key}", True, whole.marker
-            )
-            for path, key in fields_of_plate
-        ]
+        is_settled = not whole.is_folder or whole.url in known
+        candidates += [whole] if is_settled else _images_of(whole)
     return candidates
+
+
+def _images_of(folder: Candidate) -> list[Candidate]:
+    """Return the images that the metadata of a Zarr folder name; itself where they name none.
+
+    What it names and is not written yet is none yet. Where they are half-written or not valid,
+    opening the folder will say why.
+    """
+    try:
+        urls = list_images(folder.url)
+    except ImageError:
+        return [folder]
+    inside = [url.removeprefix(folder.url) for url in urls]
+    if inside == [""]:
+        return [folder]
+    return [
+        replace(folder, url=url, name=folder.name + path, key=f"{folder.key}_{_key_within(path)}")
+        for url, path in zip(urls, inside, strict=True)
+    ]
+
+
+def _key_within(path: str) -> str:
+    """Return what a path below a folder adds to its key.
+
+    Examples
+    --------
+    >>> _key_within("/B/03/0"), _key_within("/1"), _key_within("#2")
+    ('B03_0', '1', '2')
+    """
+    *folders, name = path.lstrip("/#").split("/")
+    return _key("/".join(filter(None, ("".join(folders), name))))
 
 
 def _regex(part: str) -> re.Pattern[str]:
@@ -175,48 +197,3 @@ def _marker(pattern: str, url: str) -> str | None:
     folder, _, name = url.rpartition("/")
     stem = name.removesuffix(suffix_of(name))
     return f"{folder}/{pattern.replace('{name}', name).replace('{stem}', stem)}"
-
-
-def _ome_attributes(fs: Any, folder: str) -> dict[str, Any] | None:
-    """Return the OME attributes of a Zarr group, of either format; None where there are none."""
-    for name in ("zarr.json", ".zattrs"):
-        try:
-            record = json.loads(fs.cat_file(f"{folder}/{name}"))
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except (ValueError, OSError, RecursionError):
-            return None  # half-written, or not to be read: opening it will say why
-        if not isinstance(record, dict):
-            return None
-        attributes = record.get("attributes", {}) if name == "zarr.json" else record
-        ome = attributes.get("ome", attributes) if isinstance(attributes, dict) else None
-        return ome if isinstance(ome, dict) else None
-    return None
-
-
-def _plate_fields(fs: Any, folder: str) -> list[tuple[str, str]] | None:
-    """Return path and key of each field of a plate that is there; None where it is no plate.
-
-    A well that the plate names and that is not written yet has no fields yet.
-    """
-    attributes = _ome_attributes(fs, folder)
-    if attributes is None or "plate" not in attributes:
-        return None
-    try:
-        wells = [_inside(well["path"]) for well in attributes["plate"]["wells"]]
-        fields = []
-        for well in wells:
-            record = (_ome_attributes(fs, f"{folder}/{well}") or {}).get("well", {})
-            for image in record.get("images", []):
-                path = _inside(str(image["path"]))
-                fields.append((f"{well}/{path}", _key(f"{well.replace('/', '')}/{path}")))
-    except (KeyError, TypeError, AttributeError, PlanError):
-        return None  # not valid: opening it will say why
-    return fields
-
-
-def _inside(path: str) -> str:
-    """Return a path of a plate's metadata, which must not lead out of the plate."""
-    if not path or any(part in ("", ".", "..") for part in path.split("/")):
-        raise PlanError(f"a path in the metadata of a plate must lie within it, got {path!r}")
-    return path

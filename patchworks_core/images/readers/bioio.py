@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from patchworks_core.errors import ImageError
 from patchworks_core.files.locations import file_stamp, split_scene
-from patchworks_core.images.readers.opened import Opened, check_level, file_axes
+from patchworks_core.images.readers.opened import Opened, check_level, choose_scene, file_axes
 from patchworks_core.tiles.grid import SPATIAL_AXES
 
 EXTRA = "pip install 'patchworks-pipeline[bioio]'"
@@ -87,7 +87,8 @@ def open_bioio(url: str, level: int, axes: str | None) -> Opened:
     """
     file, scene = split_scene(url)
     image = _bio_image(file)
-    _choose_scene(image, scene, url)
+    if scene is not None:
+        image.set_scene(choose_scene(scene, [str(name) for name in image.scenes], repr(url)))
     levels = sorted(image.resolution_level_dims.items())
     check_level(level, [tuple(shape) for _, shape in levels], repr(url))
     image.set_resolution_level(levels[level][0])
@@ -131,21 +132,6 @@ def _bio_image(file: str) -> Any:
         raise ImageError(
             f"bioio cannot open {file!r}: {type(error).__name__}: {error}{way_out}"
         ) from error
-
-
-def _choose_scene(image: Any, scene: str | None, url: str) -> None:
-    """Select the scene by name, or by number counted from 0."""
-    if scene is None:
-        return
-    names = [str(name) for name in image.scenes]
-    if scene in names:
-        image.set_scene(names.index(scene))
-    elif scene.isdigit() and int(scene) < len(names):
-        image.set_scene(int(scene))
-    else:
-        raise ImageError(
-            f"no scene {scene!r} in {url!r}; its scenes are 0 to {len(names) - 1}, named {names!r}"
-        )
 
 
 def _names(order: str, shape: tuple[int, ...]) -> list[str]:

@@ -11,20 +11,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ome_zarr_models.v04.image
 import ome_zarr_models.v04.multiscales
-import ome_zarr_models.v05.image
 import ome_zarr_models.v05.multiscales
-import pydantic
 import zarr
-import zarr.errors
 
 from patchworks_core.errors import ImageError
+from patchworks_core.images.readers.ngff import MULTISCALES, ome_attributes, parse_attributes
 from patchworks_core.images.readers.opened import Opened, check_level, file_axes
 from patchworks_core.tiles.grid import AXES, SPATIAL_AXES
 
 Multiscale = ome_zarr_models.v04.multiscales.Multiscale | ome_zarr_models.v05.multiscales.Multiscale
 
+_CORRECT = "correct them, or open the array of one level by its own path with axes="
 _AXIS_OF_TYPE = {"channel": "c", "time": "t"}
 
 
@@ -38,26 +36,20 @@ class _Metadata:
     is_label_image: bool
 
 
-def is_multiscale(group: zarr.Group) -> bool:
-    """Tell whether a group carries OME-Zarr multiscale metadata, valid or not."""
-    attributes = group.attrs.asdict()
-    ome = attributes.get("ome")
-    return "multiscales" in attributes or (isinstance(ome, dict) and "multiscales" in ome)
-
-
 def open_multiscale(
     group: zarr.Group,
     level: int,
     axes: str | None,
     where: str,
     stamp: Callable[[zarr.Array[Any]], Callable[[], Any]],
+    number: int = 0,
 ) -> Opened:
     """Open one level of a multiscale group.
 
     Parameters
     ----------
     group : zarr.Group
-        A group for which `is_multiscale` holds; a label image is one too.
+        A group that describes multiscales; a label image is one too.
     level : int
         Which resolution; 0 is full.
     axes : str, optional
@@ -66,6 +58,8 @@ def open_multiscale(
         The image, for messages.
     stamp : callable
         Gives the `Opened.stamp` of an array.
+    number : int
+        Which multiscale, where the group has several.
 
     Returns
     -------
@@ -76,7 +70,7 @@ def open_multiscale(
     ImageError
         If the metadata are not valid OME-Zarr, or there is no such level.
     """
-    metadata = _read_metadata(group, where)
+    metadata = _read_metadata(group, where, number)
     datasets = metadata.multiscale.datasets
     arrays = [_level_array(group, dataset.path, where) for dataset in datasets]
     check_level(level, [array.shape for array in arrays], where)
@@ -108,34 +102,12 @@ def open_multiscale(
     )
 
 
-def _read_metadata(group: zarr.Group, where: str) -> _Metadata:
-    """Parse the first multiscale of a group with the model of its version."""
-    attributes: dict[str, Any] = group.attrs.asdict()
-    ome = attributes.get("ome")
-    multiscale: Multiscale
-    try:
-        if isinstance(ome, dict) and "multiscales" in ome:
-            fields = {k: ome[k] for k in ("version", "multiscales") if k in ome}
-            multiscale = ome_zarr_models.v05.image.ImageAttrs(**fields).multiscales[0]
-            return _Metadata(
-                "0.5", multiscale, _channel_labels(ome.get("omero")), "image-label" in ome
-            )
-        fields = {"multiscales": attributes["multiscales"]}
-        multiscale = ome_zarr_models.v04.image.ImageAttrs(**fields).multiscales[0]
-        return _Metadata(
-            "0.4",
-            multiscale,
-            _channel_labels(attributes.get("omero")),
-            "image-label" in attributes,
-        )
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ImageError(
-            f"the metadata are not valid OME-Zarr 0.4 or 0.5: {place}: {first['msg']} "
-            f"({error.error_count()} in all) in {where}; correct them, or open the array of one "
-            "level by its own path with axes="
-        ) from error
+def _read_metadata(group: zarr.Group, where: str, number: int) -> _Metadata:
+    """Parse a multiscale of a group with the model of its version."""
+    version, ome = ome_attributes(group)
+    multiscales = parse_attributes(group, MULTISCALES, where, _CORRECT)
+    labels = _channel_labels(ome.get("omero"))
+    return _Metadata(version, multiscales[number], labels, "image-label" in ome)
 
 
 def _channel_labels(omero: Any) -> tuple[str, ...]:

@@ -169,6 +169,22 @@ def check_level(level: int, shapes: Sequence[tuple[int, ...]], where: str) -> No
         raise ImageError(f"no level {level!r} in {where}, which has {count} ({listed})")
 
 
+def choose_scene(scene: str, names: Sequence[str], where: str) -> int:
+    """Return the number of one of several images in one place, chosen by name or number.
+
+    Raises
+    ------
+    ImageError
+        If there is no such image, or the name is not of one alone.
+    """
+    if names.count(scene) == 1:
+        return names.index(scene)
+    if scene.isdecimal() and int(scene) < len(names):
+        return int(scene)
+    named = f", named {list(names)!r}" if any(names) else ""
+    raise ImageError(f"no scene {scene!r} in {where}; its scenes are 0 to {len(names) - 1}{named}")
+
+
 def check_dtype(dtype: Any, where: str) -> None:
     """Raise ImageError unless pixels are numbers or booleans."""
     if getattr(dtype, "kind", "?") not in _PIXEL_KINDS or dtype.fields is not None:

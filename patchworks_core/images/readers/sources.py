@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
@@ -22,7 +23,7 @@ from patchworks_core.files.locations import (
 from patchworks_core.files.replacing import put_back
 from patchworks_core.files.storage import as_path
 from patchworks_core.images.readers import bioio, memory, raster, tiff, zarr_node
-from patchworks_core.images.readers.opened import Opened
+from patchworks_core.images.readers.opened import Opened, choose_scene
 
 SUPPORTED = (
     "OME-Zarr, Zarr, TIFF (OME, ImageJ, SVS, BigTIFF), PNG, JPEG, BMP, .npy, Zarr in a zip file "
@@ -48,6 +49,40 @@ def source_url(source: Any) -> str | None:
         "an image is opened from a path, a URL, a NumPy, Dask or Zarr array, or a Zarr group, "
         f"got {type(source).__name__}"
     )
+
+
+def list_images(location: str | os.PathLike[str] | UPath) -> list[str]:
+    """Return the path or URL of every image at a location, each of which `open_image` opens.
+
+    Parameters
+    ----------
+    location : str, os.PathLike or UPath
+        Path or URL of an image, or of what holds several: an OME-Zarr plate or well, what
+        bioformats2raw wrote, a group of labels, or of several multiscales.
+
+    Returns
+    -------
+    list of str
+        Such as ``/data/plate.ome.zarr/B/03/0`` or ``/data/a.ome.zarr#1``, in the order of the
+        metadata. What is not written yet is left out. One image is listed as itself, and so is a
+        well with metadata that are not valid: opening it says why.
+
+    Raises
+    ------
+    ImageError
+        If the metadata name no image, or are not valid.
+    """
+    url = locate(location)
+    return zarr_node.zarr_images(url) if _is_zarr(url) else [url]
+
+
+def _is_zarr(url: str) -> bool:
+    """Tell whether a location is read as Zarr."""
+    file, _ = _file_of(url)
+    extension = os.path.splitext(file)[1].lower()
+    if is_remote(url):
+        return extension not in _files() and extension not in bioio.PLUGINS
+    return os.path.isdir(file) or split_zip(file) is not None
 
 
 def open_source(source: Any, level: int, axes: str | None) -> Opened:
@@ -86,15 +121,13 @@ def _open_source(source: Any, level: int, axes: str | None) -> Opened:
 
 def _open_url(url: str, level: int, axes: str | None) -> Opened:
     """Open a path or URL: a folder is Zarr, a file is what its extension says."""
-    file = _file_of(url)
+    file, scene = _file_of(url)
     extension = os.path.splitext(file)[1].lower()
-    known = {**dict.fromkeys(tiff.EXTENSIONS, tiff.open_tiff)}
-    known |= dict.fromkeys(raster.FORMATS, raster.open_raster)
-    known |= {".npy": memory.open_npy}
+    known = _files()
     if is_remote(url):
         if extension not in known:
             return _open_remote_folder(url, level, axes)
-        fs, path = filesystem(url)
+        fs, path = filesystem(file)
         if not fs.exists(path):
             raise ImageError(f"no image at {url!r}; check the URL")
     elif not os.path.exists(file) and not put_back(as_path(file)):
@@ -109,6 +142,9 @@ def _open_url(url: str, level: int, axes: str | None) -> Opened:
     elif split_zip(url):
         return zarr_node.open_zarr(url, level, axes)
     if extension in known:
+        if scene is not None and extension not in tiff.EXTENSIONS:
+            choose_scene(scene, [""], repr(url))
+            url = file
         return known[extension](url, level, axes)
     if extension in bioio.PLUGINS or find_spec("bioio"):
         return bioio.open_bioio(url, level, axes)
@@ -117,15 +153,25 @@ def _open_url(url: str, level: int, axes: str | None) -> Opened:
     )
 
 
-def _file_of(url: str) -> str:
-    """Return the file or folder that a path leads to: a zip file, or what stands before ``#``."""
-    zipped = None if is_remote(url) else split_zip(url)
-    return zipped[0] if zipped and os.path.isfile(zipped[0]) else split_scene(url)[0]
+def _files() -> dict[str, Callable[[str, int, str | None], Opened]]:
+    """Return the reader of every extension that is read without bioio."""
+    return {
+        **dict.fromkeys(tiff.EXTENSIONS, tiff.open_tiff),
+        **dict.fromkeys(raster.FORMATS, raster.open_raster),
+        ".npy": memory.open_npy,
+    }
+
+
+def _file_of(url: str) -> tuple[str, str | None]:
+    """Return the file or folder that a path leads to, such as a zip file, and the scene in it."""
+    location, scene = split_scene(url)
+    zipped = None if is_remote(url) else split_zip(location)
+    return (zipped[0] if zipped and os.path.isfile(zipped[0]) else location), scene
 
 
 def _open_remote_folder(url: str, level: int, axes: str | None) -> Opened:
     """Open what is no file of a known extension: Zarr, or nothing that can be read from afar."""
-    extension = os.path.splitext(url)[1].lower()
+    extension = os.path.splitext(split_scene(url)[0])[1].lower()
     if split_zip(url) or extension in bioio.PLUGINS:
         raise ImageError(
             f"{extension!r} files are read from a local disk, got {url!r}; copy it here, or "

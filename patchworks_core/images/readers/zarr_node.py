@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from typing import Any
@@ -26,11 +27,23 @@ from patchworks_core.files.locations import (
     is_remote,
     locate,
     remote_folder_stamp,
+    split_scene,
     split_zip,
 )
-from patchworks_core.images.readers.ome_zarr import is_multiscale, open_multiscale
-from patchworks_core.images.readers.opened import Opened, check_level, file_axes
-from patchworks_core.images.readers.plate import check_no_plate, is_plate, plate_fields
+from patchworks_core.images.readers.images_within import (
+    check_one_image,
+    images_within,
+    plate_fields,
+)
+from patchworks_core.images.readers.ngff import (
+    LABELS,
+    MULTISCALES,
+    PLATE,
+    describes,
+    ome_attributes,
+)
+from patchworks_core.images.readers.ome_zarr import open_multiscale
+from patchworks_core.images.readers.opened import Opened, check_level, choose_scene, file_axes
 from patchworks_core.tiles.grid import AXES
 
 METADATA_FILES = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
@@ -42,7 +55,19 @@ _MAX_LISTED = 10
 
 def open_zarr(url: str, level: int, axes: str | None) -> Opened:
     """Open a Zarr array, or a group that is OME-Zarr, from a path, a URL, or within a zip file."""
-    return open_node(_node_at(url), level, axes, repr(url))
+    location, scene = split_scene(url)
+    return open_node(_node_at(location), level, axes, repr(url), scene)
+
+
+def zarr_images(url: str) -> list[str]:
+    """Return the location of every image in a Zarr array or group."""
+    location, scene = split_scene(url)
+    node = _node_at(location)
+    images = [""] if isinstance(node, zarr.Array) else images_within(node, repr(url))
+    if images is None:
+        assert isinstance(node, zarr.Group)
+        raise _no_image(node, repr(url))
+    return [url] if scene is not None else [location + image for image in images]
 
 
 def fields_of_plate(location: str | os.PathLike[str] | UPath) -> list[str]:
@@ -66,7 +91,7 @@ def fields_of_plate(location: str | os.PathLike[str] | UPath) -> list[str]:
     """
     url = locate(location)
     node = _node_at(url)
-    if not isinstance(node, zarr.Group) or not is_plate(node):
+    if not isinstance(node, zarr.Group) or not describes(node, PLATE):
         raise ImageError(f"a plate is an OME-Zarr group with 'plate' metadata, got none at {url!r}")
     return plate_fields(node, repr(url))
 
@@ -111,36 +136,64 @@ def _node_in_zip(file: str, inner: str) -> zarr.Array[Any] | zarr.Group:
 
 
 def open_node(
-    node: zarr.Array[Any] | zarr.Group, level: int, axes: str | None, where: str
+    node: zarr.Array[Any] | zarr.Group,
+    level: int,
+    axes: str | None,
+    where: str,
+    scene: str | None = None,
 ) -> Opened:
-    """Open a Zarr array, or a group that is OME-Zarr."""
+    """Open a Zarr array, or a group that is OME-Zarr, or holds such images: then the `scene`."""
     if isinstance(node, zarr.Array):
+        if scene is not None:
+            choose_scene(scene, [""], where)
         return _open_array(node, level, axes, where)
     if node.metadata.consolidated_metadata is not None:
-        found = _open(node.store, path=node.path)
-        assert isinstance(found, zarr.Group)
-        node = found
-    if is_multiscale(node):
-        return open_multiscale(node, level, axes, where, lambda array: partial(zarr_stamp, array))
-    check_no_plate(node, where)
-    members = sorted(node.members(max_depth=3))
-    images = [name for name, member in members if _is_image(member)]
+        fresh = _open(node.store, path=node.path)
+        assert isinstance(fresh, zarr.Group)
+        node = fresh
+    images = images_within(node, where)
+    if images is None:
+        raise _no_image(node, where)
+    if describes(node, MULTISCALES):
+        number = 0 if scene is None else choose_scene(scene, _multiscale_names(node), where)
+        return open_multiscale(
+            node, level, axes, where, lambda array: partial(zarr_stamp, array), number
+        )
+    paths = [image[1:] for image in images]
+    if scene is None:
+        check_one_image(node, images, where)
+    inner = node[paths[0 if scene is None else choose_scene(scene, paths, where)]]
+    assert isinstance(inner, zarr.Group)
+    opened = open_node(inner, level, axes, where)
+    return replace(opened, is_label_image=opened.is_label_image or describes(node, LABELS))
+
+
+def _multiscale_names(group: zarr.Group) -> list[str]:
+    """Return the name of every multiscale of a group, empty where it has none."""
+    multiscales = ome_attributes(group)[1][MULTISCALES]
+    if not isinstance(multiscales, list):
+        return [""]
+    return [str(m.get("name", "")) if isinstance(m, dict) else "" for m in multiscales]
+
+
+def _no_image(group: zarr.Group, where: str) -> ImageError:
+    """Say what is in a group whose metadata name no image."""
+    members = sorted(group.members(max_depth=3))
+    images = [
+        name for name, m in members if isinstance(m, zarr.Group) and describes(m, MULTISCALES)
+    ]
     if images:
-        raise ImageError(
+        return ImageError(
             f"a Zarr group of several images is not one image, got {where} with images "
             f"{_listed(images)}; name one, such as path/{images[0]}"
         )
     arrays = [name for name, member in members if isinstance(member, zarr.Array)]
     if not arrays:
-        raise ImageError(f"a Zarr group needs an array to be an image, got none in {where}")
-    raise ImageError(
+        return ImageError(f"a Zarr group needs an array to be an image, got none in {where}")
+    return ImageError(
         f"a Zarr group without OME-Zarr metadata is not an image, got {where} with arrays "
         f"{_listed(arrays)}; name one, such as path/{arrays[0]}"
     )
-
-
-def _is_image(member: object) -> bool:
-    return isinstance(member, zarr.Group) and is_multiscale(member)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -18,6 +18,7 @@ from patchworks_core.errors import ImageError
 from patchworks_core.images.image import open_image
 from patchworks_core.images.readers import bioio as bioio_reader
 from patchworks_core.images.readers.bioio import open_bioio
+from patchworks_core.images.readers.sources import list_images
 from patchworks_core.images.readers.zarr_node import fields_of_plate
 from patchworks_core.machine.workers import Workers
 from tests.core.images.test_image import assert_reads, pixels_of, random_regions, write_ome_zarr
@@ -179,10 +180,87 @@ def test_a_field_of_a_plate_opens_and_the_plate_names_its_fields(tmp_path, versi
         assert_reads(image, pixels_of((2, 9, 12), seed=10 * i + 1)[1])
 
 
+# several images in one group
+
+
+def write_root(folder, n_series, version="0.5"):
+    """Write what bioformats2raw writes: an image per series."""
+    root = zarr.create_group(folder, zarr_format=2 if version == "0.4" else 3)
+    set_ome(root, version, {"bioformats2raw.layout": 3})
+    for i in range(n_series):
+        write_ome_zarr(folder / str(i), pixels_of((9, 12), seed=i), "yx", version=version)
+    return folder
+
+
+def write_labels(folder, names):
+    """Write a group of label images."""
+    set_ome(zarr.create_group(folder), "0.5", {"labels": list(names)})
+    for i, name in enumerate(names):
+        write_ome_zarr(folder / name, pixels_of((9, 12), seed=i), "yx", version="0.5")
+    return folder
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_every_image_that_a_group_holds_is_listed_and_opens(tmp_path, version):
+    plate = write_plate(tmp_path / "plate", version, written=["B/03"])
+    root = write_root(tmp_path / "root", 2, version)
+    labels = write_labels(tmp_path / "labels", ["cells", "nuclei"])
+    assert list_images(plate) == [f"{plate}/B/03/0", f"{plate}/B/03/1"]
+    assert list_images(plate / "B" / "03") == list_images(plate)
+    assert list_images(root) == [f"{root}/0", f"{root}/1"]
+    assert list_images(labels) == [f"{labels}/cells", f"{labels}/nuclei"]
+    assert list_images(root / "1") == [f"{root}/1"]
+    for location in (plate, root, labels):
+        for image in list_images(location):
+            assert open_image(image).pixel_size["x"] == 0.25
+        with pytest.raises(ImageError, match=r"is many images.*name one, such as path/"):
+            open_image(location)
+
+
+def test_an_image_of_a_group_may_be_named_after_a_hash(tmp_path):
+    root = write_root(tmp_path / "root", 2)
+    assert_reads(open_image(f"{root}#1"), pixels_of((9, 12), seed=1))
+    assert open_image(f"{root}#1").fingerprint == open_image(f"{root}/1").fingerprint
+    with pytest.raises(ImageError, match=r"no scene '2' in .*its scenes are 0 to 1, named \["):
+        open_image(f"{root}#2")
+
+
+def test_a_group_of_one_image_is_that_image(tmp_path):
+    assert_reads(open_image(write_root(tmp_path / "root", 1)), pixels_of((9, 12), seed=0))
+    labels = open_image(write_labels(tmp_path / "labels", ["cells"]))
+    assert labels.is_label_image
+    with pytest.raises(ImageError, match=r"a group is many images, .* with images none yet$"):
+        open_image(write_root(tmp_path / "empty", 0))
+
+
+def test_several_multiscales_of_a_group_are_told_apart(tmp_path):
+    group = write_ome_zarr(tmp_path / "a", pixels_of((9, 12)), "yx", version="0.5")
+    group = zarr.open_group(tmp_path / "a")
+    group.create_array("other", data=pixels_of((5, 6), seed=1))
+    (first,) = group.attrs["ome"]["multiscales"]
+    scale = [{"type": "scale", "scale": [1.0, 1.0]}]
+    second = {**first, "name": "b", "datasets": [{"path": "other"}]}
+    second["datasets"][0]["coordinateTransformations"] = scale
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [first, second]}
+    assert list_images(tmp_path / "a") == [f"{tmp_path}/a#0", f"{tmp_path}/a#1"]
+    for name in ("1", "b"):
+        assert_reads(open_image(f"{tmp_path}/a#{name}"), pixels_of((5, 6), seed=1))
+    assert_reads(open_image(tmp_path / "a"), pixels_of((9, 12)))
+
+
+def test_a_path_that_leads_out_of_a_group_of_images_is_refused(tmp_path):
+    root = write_root(tmp_path / "root", 1)
+    for names in (["../plate"], ["/etc"], "0", [1]):
+        set_ome(zarr.open_group(root).require_group("OME"), "0.5", {"series": names})
+        with pytest.raises(ImageError, match=r"the metadata"):
+            list_images(root)
+
+
 def test_a_plate_in_a_zip_or_at_a_url_is_a_plate(tmp_path):
     plate = write_plate(tmp_path / "plate.ome.zarr", "0.5")
     packed = zipped(plate, tmp_path / "plate.ozx")
     assert fields_of_plate(packed) == fields_of_plate(plate)
+    assert list_images(packed)[0] == f"{packed}/A/1/0"
     assert_reads(open_image(f"{packed}/B/03/0"), pixels_of((2, 9, 12), seed=10)[0])
     with pytest.raises(ImageError, match=r"a plate is many images"):
         open_image(packed)

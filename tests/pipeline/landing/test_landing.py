@@ -103,11 +103,25 @@ def write_image_group(folder: Path, shape: tuple[int, int] = (8, 8)) -> Path:
     return folder
 
 
+def plate_record(wells: list[str]) -> dict[str, object]:
+    """Return the metadata of a plate with these wells."""
+    rows = sorted({well.split("/")[0] for well in wells})
+    columns = sorted({well.split("/")[1] for well in wells})
+    return {
+        "rows": [{"name": name} for name in rows],
+        "columns": [{"name": name} for name in columns],
+        "wells": [
+            {"path": well, "rowIndex": rows.index(row), "columnIndex": columns.index(column)}
+            for well in wells
+            for row, column in [well.split("/")]
+        ],
+    }
+
+
 def write_plate(folder: Path, wells: dict[str, int]) -> None:
     """Write an OME-NGFF plate with so many fields per well."""
     plate = zarr.create_group(str(folder))
-    record = [{"path": well, "rowIndex": 0, "columnIndex": 0} for well in wells]
-    plate.attrs["ome"] = {"version": "0.5", "plate": {"wells": record}}
+    plate.attrs["ome"] = {"version": "0.5", "plate": plate_record(list(wells))}
     for well, n_fields in wells.items():
         group = zarr.create_group(f"{folder}/{well}")
         images = [{"path": str(field)} for field in range(n_fields)]
@@ -185,15 +199,54 @@ def test_every_field_of_a_plate_is_an_acquisition(folder):
 
 def test_wells_that_are_not_written_yet_have_no_fields_yet(folder):
     plate = zarr.create_group(str(folder / "plate.zarr"))
-    plate.attrs["ome"] = {"plate": {"wells": [{"path": "A/1"}]}}
+    plate.attrs["ome"] = {"version": "0.5", "plate": plate_record(["A/1"])}
     assert find_candidates(LandingLayout(str(folder))) == []
 
 
+def test_a_well_with_damaged_metadata_stands_for_its_fields_and_hides_no_other(folder):
+    write_plate(folder / "p.zarr", {"A/1": 1, "B/2": 1})
+    (folder / "p.zarr" / "A" / "1" / "zarr.json").write_text('{"zarr_format": 3, "node')
+    found = find_candidates(LandingLayout(str(folder)))
+    assert [each.key for each in found] == ["p_A_1", "p_B2_0"]
+    assert "cannot open" in str(why_unreadable(found[0].url))
+
+
+def test_a_plate_whose_metadata_are_not_valid_is_refused_with_the_reason(folder):
+    plate = zarr.create_group(str(folder / "plate.zarr"))
+    plate.attrs["ome"] = {"version": "0.5", "plate": {"wells": [{"path": "A/1"}]}}
+    (candidate,) = find_candidates(LandingLayout(str(folder)))
+    assert candidate.key == "plate"
+    assert "not a valid OME-Zarr 0.4 or 0.5 plate" in str(why_unreadable(candidate.url))
+
+
+@pytest.mark.parametrize("series", [None, ["0", "1"]])
+def test_every_series_that_bioformats2raw_wrote_is_an_acquisition(folder, series):
+    root = zarr.create_group(str(folder / "scan.zarr"))
+    root.attrs["ome"] = {"version": "0.5", "bioformats2raw.layout": 3}
+    if series is not None:
+        record = {"version": "0.5", "series": [*series, "2"]}  # the last is not written yet
+        root.create_group("OME").attrs["ome"] = record
+    for name in ("0", "1"):
+        write_image_group(folder / "scan.zarr" / name)
+    found = find_candidates(LandingLayout(str(folder)))
+    assert [each.key for each in found] == ["scan_0", "scan_1"]
+    assert [why_unreadable(each.url) for each in found] == [None, None]
+
+
+def test_every_multiscale_of_a_group_is_an_acquisition(folder):
+    group = zarr.open_group(str(write_image_group(folder / "a.zarr")))
+    ome = group.attrs["ome"]
+    group.attrs["ome"] = {**ome, "multiscales": ome["multiscales"] * 2}
+    found = find_candidates(LandingLayout(str(folder)))
+    assert [(each.key, each.name) for each in found] == [("a_0", "a.zarr#0"), ("a_1", "a.zarr#1")]
+    assert [why_unreadable(each.url) for each in found] == [None, None]
+    assert [signature_of(each) is not None for each in found] == [True, True]
+
+
 def test_a_plate_of_zarr_v2_is_a_plate(folder):
-    plate = folder / "plate.zarr"
-    (plate / "A" / "1").mkdir(parents=True)
-    (plate / ".zattrs").write_text(json.dumps({"plate": {"wells": [{"path": "A/1"}]}}))
-    (plate / "A/1/.zattrs").write_text(json.dumps({"well": {"images": [{"path": "0"}]}}))
+    plate = zarr.create_group(str(folder / "plate.zarr"), zarr_format=2)
+    plate.attrs["plate"] = plate_record(["A/1"])
+    plate.create_group("A/1").attrs["well"] = {"images": [{"path": "0"}]}
     assert [each.key for each in find_candidates(LandingLayout(str(folder)))] == ["plate_A1_0"]
 
 
