@@ -26,12 +26,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
 from upath import UPath
 
 from patchworks_core.errors import PlanError, StageError
-from patchworks_core.files.records import mapping_of, read_mapping
+from patchworks_core.files.records import mapping_of, read_mapping, sealed, unsealed
 from patchworks_core.files.storage import remove, write_bytes, write_text
+from patchworks_core.files.tables import bytes_of_table, table_of
 from patchworks_core.images.image import Image, open_image
 from patchworks_core.machine.engine import Outcome
 from patchworks_core.ome_zarr.label_image import LabelImage
@@ -91,7 +91,7 @@ class Acquisition:
 
     def to_json(self) -> str:
         """Return the record."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+        return json.dumps(sealed(asdict(self)), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes, *, where: str) -> "Acquisition":
@@ -103,10 +103,17 @@ class Acquisition:
             If it is not the record of an acquisition.
         """
         try:
-            record = json.loads(text)
+            record = unsealed(json.loads(text))
+            if record is None:
+                raise PlanError(
+                    f"{where} was changed by hand, or is damaged; remove its line 'digest' to keep "
+                    "a change, or register the image again"
+                )
             for name in ("tile_shape", "overlap"):
                 record[name] = None if record[name] is None else tuple(record[name])
             return cls(**record)
+        except PlanError:
+            raise
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise PlanError(
                 f"{where} is not the record of an acquisition ({error!r}); register the image again"
@@ -201,7 +208,7 @@ class ImageFolder:
 
     def _read_mapping(self, name: str, made_by: str) -> dict[str, Any]:
         """Return the mapping in a record, or say which asset makes it."""
-        record = mapping_of(self._read(name, made_by))
+        record = unsealed(mapping_of(self._read(name, made_by)))
         if record is None:
             raise StageError(
                 f"{name} of image {self.key!r} at {self.path} must hold a JSON mapping and is "
@@ -244,7 +251,7 @@ class ImageFolder:
     def write_statistics(self, statistics: ImageStatistics) -> None:
         """Write the global statistics."""
         record = {"image": self.plan().image.fingerprint, "statistics": statistics.to_dict()}
-        write_text(self.path / "statistics.json", json.dumps(record) + "\n")
+        write_text(self.path / "statistics.json", json.dumps(sealed(record)) + "\n")
 
     def stage(self, plan: Plan | None = None) -> Stage:
         """Return the stage of the plan."""
@@ -351,7 +358,7 @@ class ImageFolder:
         """Return the object table."""
         content = self._read("objects.parquet", "object_table")
         with self._reading("objects.parquet", "object_table"):
-            return pq.read_table(io.BytesIO(content))
+            return table_of(content)
 
     def _read_table(
         self, name: str, stage: Stage, *, made_by: str
@@ -359,7 +366,7 @@ class ImageFolder:
         """Read a table made from the labels as they are staged now, and what it records."""
         content = self._read(name, made_by)
         with self._reading(name, made_by):
-            table = pq.read_table(io.BytesIO(content))
+            table = table_of(content)
             record = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
         if record.get("stage") != stage.content():
             raise StageError(
@@ -375,7 +382,7 @@ class ImageFolder:
             yield
         except (PlanError, StageError):
             raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
             raise StageError(
                 f"{name} of image {self.key!r} at {self.path} cannot be read ({error!r}); "
                 f"materialize {made_by} again"
@@ -389,6 +396,5 @@ class ImageFolder:
             )
 
     def _write_table(self, name: str, table: pa.Table, record: dict[str, str]) -> None:
-        buffer = io.BytesIO()
-        pq.write_table(table.replace_schema_metadata(record or None), buffer, compression="zstd")
-        write_bytes(self.path / name, buffer.getvalue())
+        content = bytes_of_table(table.replace_schema_metadata(record or None))
+        write_bytes(self.path / name, content)

@@ -97,12 +97,14 @@ def create_array(
     fill_value: int = 0,
     axes: str | None = None,
     zarr_format: ZarrFormat = 3,
+    checksum: bool = False,
 ) -> zarr.Array[Any]:
     """Create an array at `path`, replacing what is there; one chunk, or one shard, is one file.
 
-    Chunks that hold only the fill value are not stored.
+    Chunks that hold only the fill value are not stored. With a `checksum`, which other readers of
+    Zarr may not know, no damage to a chunk goes unseen.
     """
-    compressor: Any = ZstdCodec(level=1)
+    compressor: Any = ZstdCodec(level=1, checksum=checksum)
     separator: dict[str, Any] = {"name": "default", "separator": "/"}
     if zarr_format == 2:
         import numcodecs

@@ -22,8 +22,9 @@ from patchworks_core.seams.lookup import LookupTable, build_lut
 from patchworks_core.seams.pairs import compare_face
 from patchworks_core.seams.rules import MergeOptions, joined_pairs
 from patchworks_core.seams.strips import Side
+from patchworks_core.stage.arrays import NOT_STAGED
 from patchworks_core.stage.object_sums import ObjectSums, merge_objects
-from patchworks_core.stage.stage import NOT_STAGED, Stage
+from patchworks_core.stage.stage import Stage
 from patchworks_core.tiles.grid import TileBlock
 
 

@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from patchworks_core.errors import PlanError
-from patchworks_core.files.records import mapping_of
+from patchworks_core.files.records import mapping_of, sealed, unsealed
 from patchworks_core.files.storage import as_path, write_text
 from patchworks_core.images.image import Image
 from patchworks_core.plugins.segmentation import Segmentation, recorded_before, short_name
@@ -118,7 +118,7 @@ class Plan:
             "segmentation": self.segmentation,
             "versions": self.versions,
         }
-        return json.dumps(record, indent=2) + "\n"
+        return json.dumps(sealed(record), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes, *, where: str = "plan") -> Plan:
@@ -140,6 +140,9 @@ class Plan:
                     f"{where} has layout {record['record_version']!r}, this patchworks reads "
                     f"{RECORD_VERSION}; plan the image again"
                 )
+            record = unsealed(record)
+            if record is None:
+                raise PlanError(f"{where} was changed by hand, or is damaged; plan the image again")
             plan = cls(
                 image=ImageRecord(**record["image"]),
                 grid=TileGrid.from_dict(record["grid"]),

@@ -10,20 +10,23 @@ Layout under one folder::
 
 The count is written last: it is the commit record of the tile. A tile without it was not staged,
 whatever else is on disk.
+
+What is damaged is never merged: chunks have checksums, labels are held against their digest, and
+the tables of object sums against theirs. The count of a damaged tile is taken back, so that the
+tile is staged again by whoever stages what is missing.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from upath import UPath
 
 from patchworks_core.errors import PlanError, StageError
@@ -31,22 +34,24 @@ from patchworks_core.files.storage import (
     Location,
     as_path,
     create_array,
-    open_array,
     remove,
     write_bytes,
     write_text,
 )
+from patchworks_core.files.tables import DamagedError, bytes_of_table, table_of
 from patchworks_core.seams.strips import HIGH, LOW, Side, cut_strip, slot_shape, strip_axes
+from patchworks_core.stage.arrays import NOT_STAGED, layouts_of, open_checked, pixels_of
 from patchworks_core.stage.object_sums import ObjectSums
 from patchworks_core.stage.plan import Plan
 from patchworks_core.stage.tile_labels import NumberedLabels
 from patchworks_core.tiles.grid import Tile, TileBlock, TileGrid
 
+_STORED_STRIPS = b"strips"
+"""Key in the metadata of object sums: the strips of the block that are not empty. Strips that are
+lost read as empty ones; version 0.1.0 did not record this."""
+
 PARTS = frozenset({"labels", "strips", "objects", "digests", "counts", "plan.json", "image.npy"})
 """What a stage consists of; a folder that holds anything else is not replaced by one."""
-
-NOT_STAGED = -1
-"""Count of a tile that has no commit record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +74,11 @@ class Stage:
         self.path = as_path(location)
         self.plan = plan
         self.grid: TileGrid = plan.grid
-        self._labels = open_array(self.path / "labels", mode="r+")
-        self._counts = open_array(self.path / "counts", mode="r+")
-        self._digests = open_array(self.path / "digests", mode="r+")
+        arrays = {layout.name: open_checked(self.path, layout) for layout in layouts_of(self.grid)}
+        self._labels, self._counts = arrays["labels"], arrays["counts"]
+        self._digests = arrays["digests"]
         self._strips = {
-            axis: open_array(self.path / "strips" / self.grid.axes[axis], mode="r+")
-            for axis in strip_axes(self.grid)
+            axis: arrays[f"strips/{self.grid.axes[axis]}"] for axis in strip_axes(self.grid)
         }
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -94,25 +98,15 @@ class Stage:
         # The record of the plan goes first and comes last: what lies between is no stage.
         for name in ("plan.json", "objects", "strips"):
             remove(path / name)
-        block_core = [t * b for t, b in zip(grid.tile_shape, grid.block_shape, strict=True)]
-        create_array(
-            path / "labels", shape=grid.shape, chunks=block_core, dtype=np.int32, axes=grid.axes
-        )
-        for axis in strip_axes(grid):
-            slot = slot_shape(grid, axis)
+        for layout in layouts_of(grid):
             create_array(
-                path / "strips" / grid.axes[axis],
-                shape=[2] + [s * n for s, n in zip(slot, grid.grid_shape, strict=True)],
-                chunks=[1] + [s * b for s, b in zip(slot, grid.block_shape, strict=True)],
-                dtype=np.int32,
-            )
-        for name, dtype, fill in (("digests", np.uint64, 0), ("counts", np.int64, NOT_STAGED)):
-            create_array(
-                path / name,
-                shape=grid.grid_shape,
-                chunks=grid.block_shape,
-                dtype=dtype,
-                fill_value=fill,
+                path / layout.name,
+                shape=layout.shape,
+                chunks=layout.chunks,
+                dtype=layout.dtype,
+                fill_value=layout.fill_value,
+                axes=layout.axes,
+                checksum=True,
             )
         write_text(path / "plan.json", plan.to_json())
         return cls(path, plan)
@@ -141,12 +135,11 @@ class Stage:
     @classmethod
     def open_or_create(cls, location: Location, plan: Plan) -> Stage:
         """Open the stage of `plan`, or replace what is there by an empty one."""
-        record = as_path(location) / "plan.json"
         try:
-            is_of_plan = record.exists() and Plan.read(record).fingerprint == plan.fingerprint
-        except PlanError:  # damaged, or of another version: nobody can say what its tiles are of
-            is_of_plan = False
-        return cls(location, plan) if is_of_plan else cls.create(location, plan)
+            return cls.open(location, plan)
+        # None, of another plan, or damaged: nobody can say what its tiles are of.
+        except (PlanError, StageError):
+            return cls.create(location, plan)
 
     def forget(self, block: TileBlock) -> None:
         """Take back the commit record of a block, before it is staged again."""
@@ -170,16 +163,18 @@ class Stage:
             labels[tile.core.relative_to(block.core.start).slices] = core
             place = self._place(block, tile)
             counts[place] = staged.labels.n_core
-            digests[place] = _digest(core)
+            digests[place] = digest_of_labels(core)
         self._labels[block.core.slices] = labels
-        for axis in self._strips:
-            self._write_strips(block, tiles, axis)
-        sums = [ObjectSums.to_table(s.objects) for s in tiles]
-        self._write_objects(block, sums)
+        stored = [name for axis in self._strips for name in self._write_strips(block, tiles, axis)]
+        sums = pa.concat_tables([staged.objects.to_table() for staged in tiles])
+        self._write_objects(block, sums, stored)
         self._digests[self._tile_slices(block)] = digests
         self._counts[self._tile_slices(block)] = counts
 
-    def _write_strips(self, block: TileBlock, tiles: Sequence[StagedTile], axis: int) -> None:
+    def _write_strips(
+        self, block: TileBlock, tiles: Sequence[StagedTile], axis: int
+    ) -> Iterator[str]:
+        """Write the strips of one axis; yield the names of those that are not empty."""
         slot = slot_shape(self.grid, axis)
         box = [s * n for s, n in zip(slot, self._tile_box(block), strict=True)]
         for side in (LOW, HIGH):
@@ -191,19 +186,45 @@ class Stage:
             first = block.tiles[0].index
             where = tuple(slice(i * s, i * s + n) for i, s, n in zip(first, slot, box, strict=True))
             self._strips[axis][(side, *where)] = strips
+            if strips.any():
+                yield _strips_name(axis, side)
 
-    def _write_objects(self, block: TileBlock, tables: Sequence[Any]) -> None:
-        buffer = io.BytesIO()
-        pq.write_table(pa.concat_tables(tables), buffer, compression="zstd")
-        write_bytes(self._objects_path(block), buffer.getvalue())
+    def _write_objects(self, block: TileBlock, sums: pa.Table, stored: Sequence[str]) -> None:
+        """Write the object sums of a block, and which of its strips are not empty."""
+        record = {**(sums.schema.metadata or {}), _STORED_STRIPS: " ".join(stored).encode()}
+        content = bytes_of_table(sums.replace_schema_metadata(record))
+        write_bytes(self._objects_path(block), content)
 
     def counts(self) -> np.ndarray[Any, Any]:
-        """Return the labels of each tile, int64, shape ``grid_shape``; -1 is not staged."""
-        return np.asarray(self._counts[...])
+        """Return the labels of each tile, int64, shape ``grid_shape``; -1 is not staged.
+
+        A count that cannot be read is none: its tile was not staged.
+        """
+        try:
+            return pixels_of(self._counts, ...)
+        except DamagedError:
+            counts = np.full(self.grid.grid_shape, NOT_STAGED, dtype=np.int64)
+            for block in self.grid.blocks():
+                with suppress(DamagedError):
+                    place = self._tile_slices(block)
+                    counts[place] = pixels_of(self._counts, place)
+            return counts
 
     def digests(self) -> np.ndarray[Any, Any]:
-        """Return the digest of the labels of each tile, uint64, shape ``grid_shape``."""
-        return np.asarray(self._digests[...])
+        """Return the digest of the labels of each tile, uint64, shape ``grid_shape``.
+
+        Raises
+        ------
+        StageError
+            If one is damaged.
+        """
+        try:
+            return pixels_of(self._digests, ...)
+        except DamagedError:
+            for block in self.grid.blocks():
+                with self._reading("the digests", block):
+                    pixels_of(self._digests, self._tile_slices(block))
+            raise
 
     def content(self) -> str:
         """Return a digest of all staged labels; it changes when any tile is staged otherwise."""
@@ -240,19 +261,99 @@ class Stage:
         return [self.grid.block_key(index) for index in np.unique(missing, axis=0)]
 
     def labels(self, block: TileBlock) -> np.ndarray[Any, Any]:
-        """Return the staged labels of a block's core, int32."""
-        return np.asarray(self._labels[block.core.slices])
+        """Return the staged labels of a block's core, int32; of one that is not staged, anything.
+
+        Raises
+        ------
+        StageError
+            If they are damaged.
+        """
+        with self._reading("the labels", block):
+            try:
+                return self._checked_labels(block)
+            except DamagedError:
+                counts = pixels_of(self._counts, self._tile_slices(block))
+                if (counts != NOT_STAGED).any():
+                    raise
+        return np.zeros(block.core.shape, dtype=np.int32)
+
+    def _checked_labels(self, block: TileBlock) -> np.ndarray[Any, Any]:
+        """Return the labels of a block; raise DamagedError where their digests are of others."""
+        labels = pixels_of(self._labels, block.core.slices)
+        digests = pixels_of(self._digests, self._tile_slices(block))
+        for tile in block.tiles:
+            core = labels[tile.core.relative_to(block.core.start).slices]
+            if digest_of_labels(core) != digests[self._place(block, tile)]:
+                raise DamagedError(f"those of tile {tile.index} are not those that were staged")
+        return labels
 
     def strip(self, index: tuple[int, ...], axis: int, side: Side) -> np.ndarray[Any, Any]:
-        """Return one strip of the tile at `index`, int32, shape `slot_shape`."""
+        """Return one strip of the tile at `index`, int32, shape `slot_shape`.
+
+        Raises
+        ------
+        StageError
+            If it is damaged.
+        """
         slot = slot_shape(self.grid, axis)
         where = tuple(slice(i * s, (i + 1) * s) for i, s in zip(index, slot, strict=True))
-        return np.asarray(self._strips[axis][(side, *where)])
+        numbers = zip(index, self.grid.block_shape, strict=True)
+        block = self.grid.block(tuple(i // n for i, n in numbers))
+        with self._reading("the strips", block):
+            strip = pixels_of(self._strips[axis], (side, *where))
+            if not strip.any():
+                self._check_not_lost(block, axis, side)
+        return strip
+
+    def _check_not_lost(self, block: TileBlock, axis: int, side: Side) -> None:
+        """Raise DamagedError where the strips of a block are gone, which read as empty ones."""
+        record = self._objects_table(block).schema.metadata or {}
+        stored = record.get(_STORED_STRIPS, b"").decode().split()
+        if _strips_name(axis, side) not in stored:
+            return
+        slot = slot_shape(self.grid, axis)
+        tiles = zip(self._tile_slices(block), slot, strict=True)
+        where = tuple(slice(tile.start * s, tile.stop * s) for tile, s in tiles)
+        if not pixels_of(self._strips[axis], (side, *where)).any():
+            raise DamagedError(f"those across axis {self.grid.axes[axis]!r} are lost")
 
     def objects(self, block: TileBlock) -> ObjectSums:
-        """Return the object sums of a block, one row per label, tile after tile."""
-        content = self._objects_path(block).read_bytes()
-        return ObjectSums.from_table(pq.read_table(io.BytesIO(content)))
+        """Return the object sums of a block, one row per label, tile after tile.
+
+        Raises
+        ------
+        StageError
+            If they are damaged, or lost.
+        """
+        with self._reading("the object sums", block):
+            try:
+                return ObjectSums.from_table(self._objects_table(block))
+            except StageError as error:
+                raise DamagedError(str(error)) from error
+
+    def _objects_table(self, block: TileBlock) -> pa.Table:
+        """Return the object sums as they were written; raise DamagedError where they are not."""
+        try:
+            return table_of(self._objects_path(block).read_bytes())
+        except FileNotFoundError as error:
+            raise DamagedError(f"{error.filename!r} is lost") from error
+
+    @contextmanager
+    def _reading(self, what: str, block: TileBlock) -> Iterator[None]:
+        """Say which block is damaged, and take back its count so that it is staged again."""
+        try:
+            yield
+        except DamagedError as error:
+            try:
+                self.forget(block)
+                way_out = "it counts as not staged now: call again with resume=True, or run "
+                way_out += "'patchworks retry' on its image"
+            except Exception as fault:  # a stage that can only be read
+                way_out = f"it must be staged again, which could not be noted ({fault!r})"
+            raise StageError(
+                f"{what} of tile block {block.key!r} at {self.path} are damaged ({error}); "
+                f"{way_out}"
+            ) from error
 
     def _objects_path(self, block: TileBlock) -> Any:
         return self.path / "objects" / f"{block.key}.parquet"
@@ -284,13 +385,17 @@ def _check_stage_only(path: UPath) -> None:
         )
 
 
+def _strips_name(axis: int, side: Side) -> str:
+    return f"{axis}/{side}"
+
+
 @lru_cache(maxsize=8)
 def _reopen(path: UPath, plan: str) -> Stage:
     """Open a stage once per worker process, not once per tile."""
     return Stage(path, Plan.from_json(plan))
 
 
-def _digest(labels: np.ndarray[Any, Any]) -> np.uint64:
+def digest_of_labels(labels: np.ndarray[Any, Any]) -> np.uint64:
     """Digest the labels of one tile."""
     content = hashlib.blake2b(np.ascontiguousarray(labels).data, digest_size=8).digest()
     return np.uint64(int.from_bytes(content, "little"))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from patchworks_core.errors import StageError
-from patchworks_core.files.records import read_mapping
+from patchworks_core.files.records import read_mapping, sealed, unsealed
 from patchworks_core.files.storage import write_text
 from patchworks_core.images.image import Image
 from patchworks_core.plugins.segmentation import Segmentation, segmentation_of
@@ -41,7 +41,7 @@ class Measured:
             "companions": {name: found.to_dict() for name, found in self.other_channels.items()},
             "maxima": [m if np.isfinite(m) else None for m in self.maxima],
         }
-        write_text(folder.path / RECORD, json.dumps(record) + "\n")
+        write_text(folder.path / RECORD, json.dumps(sealed(record)) + "\n")
 
     @classmethod
     def read(cls, folder: ImageFolder, plan: Plan) -> "Measured":
@@ -53,7 +53,7 @@ class Measured:
             If there is none, or it is of another plan.
         """
         path = folder.path / RECORD
-        record: dict[str, Any] = read_mapping(path) or {}
+        record: dict[str, Any] = unsealed(read_mapping(path)) or {}
         try:
             if record.get("plan") == plan.fingerprint:
                 other_channels = record["companions"].items()

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from patchworks_core.files.records import unsealed
 from patchworks_core.operations import background, filters, shading
 from patchworks_core.plugins.segmentation import (
     BUILT_IN,
@@ -32,7 +33,7 @@ def planned(function="threshold") -> Plan:
 
 
 def spelled_before(text: str) -> str:
-    record = json.loads(text)
+    record = unsealed(json.loads(text))
     assert record["segmentation"]["function"] == "threshold"
     record["segmentation"]["function"] = LONG
     return json.dumps(record)

@@ -241,7 +241,7 @@ def test_a_plan_comes_back_from_its_record_and_notices_changes_by_hand(tmp_path)
     text = (tmp_path / "plan.json").read_text()
     edited = text.replace('"version": "1"', '"version": "9"')
     assert edited != text
-    with pytest.raises(PlanError, match="changed by hand; plan the image again"):
+    with pytest.raises(PlanError, match="changed by hand, or is damaged; plan the"):
         Plan.from_json(edited)
     for broken in ("{}", "[]", "nonsense"):
         with pytest.raises(PlanError, match="is not the record of a plan"):

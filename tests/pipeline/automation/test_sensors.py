@@ -11,6 +11,7 @@ import pytest
 import zarr
 
 from patchworks_core import tile_process
+from patchworks_core.stage.stage import digest_of_labels
 from patchworks_pipeline.automation import sensors
 from patchworks_pipeline.automation.events import (
     RANGE_END,
@@ -321,9 +322,13 @@ def test_tiles_that_change_and_change_back_are_merged_each_time(daemon, clock, l
 
 def change_a_tile(key: str) -> None:
     """Stage the first tile as if the function had found something else, or the first again."""
-    path = LabelStore().folder(key).path / "stage.zarr" / "digests"
-    digests = zarr.open_array(str(path), mode="r+")
-    digests[0, 0] = digests[0, 0] ^ np.uint64(1)
+    stage = LabelStore().folder(key).stage()
+    core = stage.grid.block((0, 0)).core.slices
+    labels, digests = (
+        zarr.open_array(str(stage.path / name), mode="r+") for name in ("labels", "digests")
+    )
+    labels[core] = labels[core][::-1]
+    digests[0, 0] = digest_of_labels(labels[core])
 
 
 def test_a_tile_that_comes_out_the_same_is_not_merged_again(daemon, clock, landing):

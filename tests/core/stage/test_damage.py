@@ -1,0 +1,205 @@
+"""Damage on disk: what is read of a stage is what was staged, or an error that names the tile."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from patchworks_core import StageError, tile_process
+from patchworks_core.errors import PlanError
+from patchworks_core.files.tables import DamagedError, bytes_of_table, table_of
+from patchworks_core.merge.steps import add_up_objects
+from patchworks_core.seams.rules import MergeOptions
+from patchworks_core.stage.stage import Stage
+from tests.core.staging import blobs, label_components, lut_of, merged_of, plan_of, stage_into
+
+PIXELS = blobs((8, 8), density=0.45, seed=3)
+
+OPTIONS = {"tile_shape": 4, "overlap": 1, "merge": "touching", "max_workers": 1}
+
+BY_SIZE = MergeOptions("touching", 1, min_size=2)
+
+
+def everything(folder: Path) -> tuple[np.ndarray, object]:
+    """Read all that a merge reads: labels, strips, sums, counts and digests."""
+    stage = Stage.open(folder, plan_of(PIXELS, overlap=1)[1])
+    merged = merged_of(stage, BY_SIZE)
+    return merged, add_up_objects(stage, lut_of(stage, BY_SIZE)).to_table()
+
+
+def damaged(content: bytes, rng: np.random.Generator, n_flips: int) -> Iterator[bytes | None]:
+    """Yield a file cut short, with single bits flipped, and None for one that is lost."""
+    yield from (content[:n] for n in sorted({0, 1, len(content) // 2, len(content) - 1}))
+    for place in rng.integers(0, len(content), n_flips):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << int(rng.integers(8))
+        yield bytes(flipped)
+    yield None
+
+
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("damage") / "stage"
+    stage_into(folder, PIXELS, overlap=1)
+    return folder
+
+
+@pytest.fixture
+def folder(staged, tmp_path):
+    return Path(shutil.copytree(staged, tmp_path / "stage"))
+
+
+PARTS = ["plan.json", "labels", "strips", "objects", "digests", "counts"]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_any_damage_to_a_stage_is_an_error_of_ours_or_changes_nothing(part, folder):
+    labels, sums = everything(folder)
+    rng = np.random.default_rng(PARTS.index(part))
+    whole = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    of_part = [path for path in whole if part in path.relative_to(folder).parts]
+    n_errors = 0
+    for path in sorted(of_part)[:: max(1, len(of_part) // 5)]:
+        for content in damaged(whole[path], rng, n_flips=4):
+            path.unlink() if content is None else path.write_bytes(content)
+            message = error_or_check(folder, labels, sums)
+            assert message is None or str(folder) in message
+            n_errors += message is not None
+            for other, before in whole.items():  # a damaged tile has its count taken back
+                other.write_bytes(before)
+    assert n_errors > 3
+
+
+def error_or_check(folder, labels, sums) -> str | None:
+    """Return the words of an error of ours; otherwise hold what is read against what was staged."""
+    try:
+        merged, measured = everything(folder)
+    except (StageError, PlanError) as error:
+        return str(error)
+    assert (merged == labels).all()
+    assert measured.equals(sums)
+    return None
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def flip_middle(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(bytes(content))
+
+
+WHAT = {
+    "labels/c/1/0": "the labels",
+    "strips/x/c/1/1/0": "the strips",
+    "digests/c/1/0": "the digests",
+    "objects/y001x000.parquet": "the object sums",
+}
+
+
+@pytest.mark.parametrize("spoil", [cut_short, flip_middle, os.unlink])
+@pytest.mark.parametrize("name", WHAT)
+def test_the_error_names_the_tile_and_only_that_one_is_staged_again(name, spoil, folder):
+    labels, _ = everything(folder)
+    spoil(folder / name)
+    what = "the (labels|digests)" if "digests" in name else WHAT[name]
+    message = rf"{what} of tile block 'y001x000' at .* are damaged \(.*\); it counts as not staged"
+    with pytest.raises(StageError, match=message):
+        everything(folder)
+    stage = Stage.open(folder, plan_of(PIXELS, overlap=1)[1])
+    assert stage.missing_blocks() == ["y001x000"]
+    stage_into(folder, PIXELS, overlap=1, keys=stage.missing_blocks())
+    assert (everything(folder)[0] == labels).all()
+
+
+@pytest.mark.parametrize("spoil", [cut_short, flip_middle, os.unlink])
+def test_a_tile_whose_count_is_damaged_was_not_staged(spoil, folder):
+    spoil(folder / "counts" / "c" / "0" / "1")
+    stage = Stage.open(folder, plan_of(PIXELS, overlap=1)[1])
+    assert stage.missing_blocks() == ["y000x001"]
+
+
+def test_the_counts_of_the_other_tiles_are_those_that_were_written(folder):
+    plan = plan_of(PIXELS, overlap=1)[1]
+    expected = Stage.open(folder, plan).counts()
+    cut_short(folder / "counts" / "c" / "0" / "1")
+    expected[0, 1] = -1
+    assert (Stage.open(folder, plan).counts() == expected).all()
+
+
+def test_an_array_that_says_it_is_another_is_refused(folder):
+    metadata = folder / "counts" / "zarr.json"
+    text = metadata.read_text()
+    assert '"fill_value": -1' in text
+    metadata.write_text(text.replace('"fill_value": -1', '"fill_value": 0'))
+    with pytest.raises(StageError, match="its array 'counts' has fill_value 0, not -1; stage the"):
+        everything(folder)
+
+
+@pytest.mark.parametrize("name", ["labels", "strips/y", "counts"])
+def test_a_stage_with_damaged_metadata_is_staged_anew(name, folder):
+    cut_short(folder / name / "zarr.json")
+    stage = Stage.open_or_create(folder, plan_of(PIXELS, overlap=1)[1])
+    assert len(stage.missing_blocks()) == stage.grid.n_blocks
+
+
+def test_a_call_that_finds_damage_is_completed_by_the_next_one(tmp_path):
+    target, stage = tmp_path / "labels.zarr", tmp_path / "stage"
+    wanted = np.asarray(tile_process(PIXELS, label_components, **OPTIONS))
+    options = {"write_to": target, "stage_dir": stage, "keep_stage": True, **OPTIONS}
+    tile_process(PIXELS, label_components, **options)
+    shutil.rmtree(target)
+    (chunk,) = stage.rglob("labels/c/0/1")
+    flip_middle(chunk)
+    with pytest.raises(StageError, match="tile block 'y000x001' .* call again with resume=True"):
+        tile_process(PIXELS, label_components, resume=True, **options)
+    again = tile_process(PIXELS, label_components, resume=True, **options)
+    assert (np.asarray(again) == wanted).all()
+
+
+def test_a_tile_that_is_not_staged_has_no_labels_whatever_lies_there(folder):
+    stage = Stage.open(folder, plan_of(PIXELS, overlap=1)[1])
+    block = stage.grid.block_of_key("y001x001")
+    assert stage.labels(block).any()
+    stage.forget(block)
+    flip_middle(folder / "labels" / "c" / "1" / "1")
+    assert not stage.labels(block).any()
+
+
+def test_a_table_that_holds_something_else_is_damaged():
+    import pyarrow as pa
+
+    table = pa.table({"area": np.arange(3), "is_cut": [True, False, True]}, metadata={"a": "b"})
+    assert table_of(bytes_of_table(table)).equals(table, check_metadata=True)
+    content = bytes_of_table(table)
+    other = table.set_column(0, "area", pa.array([0, 1, 3]))
+    swapped = other.replace_schema_metadata(
+        {**table.schema.metadata, b"digest": _digest_in(content)}
+    )
+    with pytest.raises(DamagedError, match="does not hold what was written"):
+        table_of(_plain_bytes(swapped))
+
+
+def _digest_in(content: bytes) -> bytes:
+    import io
+
+    import pyarrow.parquet as pq
+
+    return pq.read_table(io.BytesIO(content)).schema.metadata[b"digest"]
+
+
+def _plain_bytes(table) -> bytes:
+    import io
+
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    return buffer.getvalue()
