@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from upath import UPath
 
+from patchworks_core.files.records import read_mapping
 from patchworks_core.files.storage import write_text
 from patchworks_pipeline.automation.outbox import KEPT_SECONDS, Letter, Outbox
 from patchworks_pipeline.automation.sinks import MailSink, Message, WebhookSink, tell
@@ -251,6 +252,7 @@ def _still_wanted(outbox: Outbox, now: float, log: Logger) -> list[Letter]:
 def _read_memory(memory: UPath) -> dict[str, float]:
     """Return what was told when; nothing where the file cannot be read."""
     try:
-        return {str(digest): float(when) for digest, when in json.loads(memory.read_text()).items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+        record = read_mapping(memory) or {}
+        return {str(digest): float(when) for digest, when in record.items()}
+    except (OSError, ValueError, TypeError):
         return {}

@@ -1,12 +1,14 @@
 """The outbox: what a sink missed, one file per alert and sink, until it is told or too old."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from logging import Logger
+from typing import Any
 
 from upath import UPath
 
+from patchworks_core.files.records import mapping_of
 from patchworks_core.files.storage import write_text
 
 FIRST_WAIT, LONGEST_WAIT = 30.0, 3600.0
@@ -38,6 +40,17 @@ class Letter:
     due: float = 0.0
     """When it is tried again."""
 
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "Letter":
+        """Read what `asdict` gave; raise TypeError where it is of other fields or types."""
+        letter = cls(**record)
+        for each in fields(cls):
+            value = getattr(letter, each.name)
+            types = str if each.type is str else (int, float)
+            if not isinstance(value, types):
+                raise TypeError(f"its {each.name} must not be {value!r}")
+        return letter
+
     def missed(self, now: float) -> "Letter":
         """Return it after a try that failed: due at the next tick, then ever more rarely."""
         wait = 0.0 if self.n_tries == 0 else FIRST_WAIT * 2 ** min(self.n_tries - 1, 20)
@@ -55,10 +68,12 @@ class Outbox:
         found = []
         for path in self._paths():
             try:
-                found.append(Letter(**json.loads(path.read_text())))
+                found.append(Letter.of(mapping_of(path.read_bytes()) or {}))
             except FileNotFoundError:  # told meanwhile
                 continue
-            except (ValueError, TypeError) as error:
+            except OSError as error:
+                log.error(f"{path} is an alert that cannot be read, and is passed over: {error}")
+            except TypeError as error:
                 log.error(f"{path} is not an alert and is removed: {error}")
                 path.unlink(missing_ok=True)
         yield from sorted(found, key=lambda letter: letter.written)

@@ -87,6 +87,8 @@ def landing_sensor(
         return dg.SkipReason(off)
     record: dict[str, Any] = cursor_record(context.cursor)
     ledger = Ledger.read(store.path() / ".landing.json")
+    if ledger.damage:
+        context.log.warning(ledger.damage)
     before = dict(ledger.taken)
     quarantine = Quarantine(store.path() / ".quarantine")
     candidates = find_candidates(source.layout(), known=ledger.taken)
@@ -125,7 +127,7 @@ def landing_sensor(
                 requests.append(_plan_request(arrival))
                 version = arrival.version
                 asked[arrival.candidate.url] = [arrival.name, version.signature, version.glance]
-    if ledger.taken != before:
+    if ledger.taken != before or ledger.damage:
         ledger.write()
     alerts.send(
         [Alert(a.candidate.key, reason, "/assets/image") for a, reason in refused],

@@ -18,7 +18,7 @@ from typing import Any
 import imageio.v3 as iio
 from upath import UPath
 
-from patchworks_core.errors import ImageError
+from patchworks_core.errors import ImageError, PlanError
 from patchworks_core.files.locations import (
     file_stamp,
     filesystem,
@@ -27,7 +27,7 @@ from patchworks_core.files.locations import (
     remote_folder_stamp,
     split_scene,
 )
-from patchworks_core.files.records import read_mapping
+from patchworks_core.files.records import mapping_of, read_mapping, sealed, unsealed
 from patchworks_core.files.storage import write_text
 from patchworks_core.images.image import open_image
 from patchworks_core.images.readers import raster
@@ -89,27 +89,77 @@ class Look:
 
 @dataclass(slots=True)
 class Ledger:
-    """Which version of each acquisition was taken, by URL."""
+    """Which version of each acquisition was taken, by URL; on disk with a copy of itself."""
 
     path: UPath
     taken: dict[str, Version] = field(default_factory=dict)
+    damage: str = ""
+    """What is wrong with the files, in words; writing the ledger mends them."""
 
     @classmethod
     def read(cls, path: UPath) -> "Ledger":
-        """Read a ledger; one that is not there, or damaged, is empty.
+        """Read a ledger, or its copy where it is damaged; one that is not there is empty.
 
-        Nothing is taken twice for it: runs are requested under the name of the version.
+        Nothing is taken twice where both are damaged: images that are planned are entered again,
+        and runs are requested under the name of the version.
+
+        Raises
+        ------
+        PlanError
+            If a file is there and cannot be read.
         """
-        try:
-            record = json.loads(path.read_text())
-            return cls(path, {url: Version(**version) for url, version in record.items()})
-        except (*_GONE, ValueError, TypeError, AttributeError):
+        copy = _copy_of(path)
+        records = [_read_ledger(place) for place in (path, copy)]
+        if records == [None, None]:
             return cls(path)
+        (first, is_whole), (second, copy_is_whole) = (each or ({}, False) for each in records)
+        if is_whole:
+            return cls(path, first)
+        if copy_is_whole:
+            return cls(path, second, f"{path} is damaged or lost; its copy {copy.name!r} is used")
+        return cls(
+            path,
+            {**second, **first},
+            f"{path} and its copy are damaged; what they no longer say is made out from the images "
+            "that are planned, and from the runs there were",
+        )
 
     def write(self) -> None:
-        """Write the ledger."""
+        """Write the ledger, its copy first."""
         record = {url: asdict(version) for url, version in sorted(self.taken.items())}
-        write_text(self.path, json.dumps(record, indent=0) + "\n")
+        text = json.dumps(sealed(record), indent=0) + "\n"
+        write_text(_copy_of(self.path), text)
+        write_text(self.path, text)
+
+
+def _copy_of(path: UPath) -> UPath:
+    return path.with_name(f"{path.name}.copy")
+
+
+def _read_ledger(path: UPath) -> tuple[dict[str, Version], bool] | None:
+    """Return what one file still says, and whether that is all it said; None without a file."""
+    try:
+        record = mapping_of(path.read_bytes())
+    except _GONE:
+        return None
+    except OSError as error:
+        raise PlanError(
+            f"{path} says which acquisitions were taken and cannot be read ({error}); correct its "
+            "permissions, or remove it if it is no file"
+        ) from error
+    content = unsealed(record)
+    if content is None:  # of what is there, any could be wrong
+        return {}, False
+    taken = {url: Version(**said) for url, said in content.items() if _is_version(said)}
+    return taken, len(taken) == len(content)
+
+
+def _is_version(record: Any) -> bool:
+    return (
+        isinstance(record, dict)
+        and record.keys() == {"signature", "glance"}
+        and all(isinstance(value, str) for value in record.values())
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +170,15 @@ class Quarantine:
 
     def names(self) -> frozenset[str]:
         """Return the versions that were refused; see `Arrival.name`."""
-        if not self.path.is_dir():
+        try:
+            return frozenset(entry.name.removesuffix(".json") for entry in self.path.iterdir())
+        except _GONE:
             return frozenset()
-        return frozenset(entry.name.removesuffix(".json") for entry in self.path.iterdir())
+        except OSError as error:
+            raise PlanError(
+                f"{self.path} says which acquisitions were refused and cannot be read ({error}); "
+                "correct its permissions"
+            ) from error
 
     def refuse(self, arrival: Arrival, reason: str) -> None:
         """Record why a version was refused; another one will be tried again."""

@@ -111,8 +111,12 @@ def _compose(path: Path) -> tuple[yaml.SafeLoader, yaml.Node | None]:
             loader.construct_document(root)
     except FileNotFoundError:
         return yaml.SafeLoader(""), None
+    except IsADirectoryError as error:
+        raise PlanError(f"{path} must be a file and is a folder; move it elsewhere") from error
     except OSError as error:
         raise PlanError(f"{path} cannot be read: {error}; correct its permissions") from error
+    except RecursionError as error:
+        raise PlanError(f"{path} is not YAML of settings: it is nested too deeply") from error
     except PlanError:
         raise
     # A date such as 2020-13-45 is a ValueError of Python's, and so is what is not UTF-8.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import zarr
 
-from patchworks_core import tile_process
+from patchworks_core import PlanError, tile_process
 from patchworks_core.stage.stage import digest_of_labels
 from patchworks_pipeline.automation import sensors
 from patchworks_pipeline.automation.events import (
@@ -24,7 +24,7 @@ from patchworks_pipeline.automation.events import (
 )
 from patchworks_pipeline.automation.sensors import landing_sensor, merging_sensor, staging_sensor
 from patchworks_pipeline.definitions import defs
-from patchworks_pipeline.landing.arrivals import Quarantine
+from patchworks_pipeline.landing.arrivals import Ledger, Quarantine
 from patchworks_pipeline.partitions import tile_keys, tiles
 from patchworks_pipeline.records import Acquisition, TileFailure
 from patchworks_pipeline.resources.resources import AcquisitionSource, Automation, LabelStore
@@ -144,6 +144,79 @@ def test_a_cursor_that_is_reset_takes_nothing_twice(daemon, clock, landing, lose
     assert land(daemon, clock) == []
     assert land(daemon, clock) == []
     assert len(daemon.runs) == 2
+
+
+LEDGERS = (".landing.json", ".landing.json.copy")
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\x00", b'{"a": ', b"[1, 2]"])
+@pytest.mark.parametrize("n_damaged", [1, 2])
+def test_a_damaged_ledger_starts_nothing_again_and_loses_nothing(
+    daemon, clock, landing, content, n_damaged, capsys
+):
+    for name in ("a.tif", "b.tif"):
+        write_tiff(landing / name, tissue((40, 40)))
+    land(daemon, clock)
+    daemon.tick(landing_sensor)
+    for run in daemon.instance.get_runs():  # a facility keeps runs for some days only
+        daemon.instance.delete_run(run.run_id)
+    for name in LEDGERS[:n_damaged]:
+        (LabelStore().path() / name).write_bytes(content)
+    write_tiff(landing / "c.tif", tissue((40, 40)))
+    write_tiff(landing / "a.tif", tissue((40, 40), seed=1))
+    daemon.cursors.clear()
+    assert sorted(str(request.partition_key) for request in land(daemon, clock)) == ["a", "c"]
+    assert ".landing.json" in capsys.readouterr().err
+    daemon.tick(landing_sensor)
+    assert len(Ledger.read(LabelStore().path() / ".landing.json").taken) == 3
+    assert land(daemon, clock) == []
+
+
+def test_a_ledger_that_cannot_be_read_stops_the_tick_and_loses_nothing(daemon, clock, landing):
+    write_tiff(landing / "a.tif", tissue((40, 40)))
+    land(daemon, clock)
+    daemon.tick(landing_sensor)
+    ledger = LabelStore().path() / ".landing.json"
+    content, cursor = ledger.read_bytes(), dict(daemon.cursors)
+    ledger.unlink()
+    ledger.mkdir()
+    with pytest.raises(PlanError, match=r"\.landing\.json says which acquisitions were taken"):
+        daemon.tick(landing_sensor)
+    ledger.rmdir()
+    ledger.write_bytes(content)
+    assert daemon.cursors == cursor
+    assert land(daemon, clock) == []
+
+
+SETTINGS_DAMAGED = {
+    "a value of another type": ("source:\n  settle_seconds: soon\n", "line 2"),
+    "a list": ("- source\n", "must hold one section per resource"),
+    "cut short": ("source: {settle_seconds: [1,\n", "line 2"),
+    "not text": (b"\xff\xfe\x00\x01", "is not YAML"),
+    "nested too deeply": ("[" * 5000, "nested too deeply"),
+    "a folder": (None, "must be a file and is a folder"),
+}
+
+
+@pytest.mark.parametrize("damage", SETTINGS_DAMAGED)
+def test_damaged_settings_are_one_clear_error_and_lose_no_cursor(daemon, clock, landing, damage):
+    write_tiff(landing / "a.tif", tissue((40, 40)))
+    land(daemon, clock)
+    cursor, settings = dict(daemon.cursors), landing.parent / "patchworks.yaml"
+    content, words = SETTINGS_DAMAGED[damage]
+    if content is None:
+        settings.mkdir()
+    else:
+        settings.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(dg.DagsterResourceFunctionError) as told:
+        daemon.tick(landing_sensor)
+    cause = told.value.__cause__
+    assert isinstance(cause, PlanError)
+    assert str(settings) in str(cause)
+    assert words in str(cause)
+    settings.rmdir() if content is None else settings.unlink()
+    assert daemon.cursors == cursor
+    assert land(daemon, clock) == []
 
 
 def test_an_acquisition_that_was_run_by_hand_is_not_run_again(daemon, clock, landing):

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 
 import dagster as dg
 import pytest
@@ -240,12 +241,20 @@ def test_what_fails_again_and_again_is_tried_ever_more_rarely():
 
 def test_letters_come_oldest_first_and_damaged_ones_go(outbox, caplog):
     assert list(outbox.letters(LOG)) == []
-    later, sooner = (Letter("mail", name, name, name, written) for name, written in ("a2", "b1"))
+    later, sooner = (
+        Letter("mail", name, name, name, when) for name, when in (("a", 2.0), ("b", 1.0))
+    )
     for letter in (later, sooner):
         outbox.keep(letter)
     (outbox.folder / "c-mail.json").write_text('{"sink": 1')
+    (outbox.folder / "d-mail.json").write_text(json.dumps({**asdict(later), "written": "soon"}))
+    (outbox.folder / "e-mail.json").write_text("[" * 100_000)
+    (outbox.folder / "f-mail.json").mkdir()
     assert list(outbox.letters(LOG)) == [sooner, later]
-    assert "c-mail.json is not an alert and is removed" in caplog.text
+    for name in ("c-mail.json", "d-mail.json", "e-mail.json"):
+        assert f"{name} is not an alert and is removed" in caplog.text
+        assert not (outbox.folder / name).exists()
+    assert "f-mail.json is an alert that cannot be read, and is passed over" in caplog.text
     assert list(outbox.letters(LOG)) == [sooner, later]
 
 

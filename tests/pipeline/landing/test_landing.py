@@ -394,10 +394,60 @@ def test_a_ledger_is_read_as_it_was_written(tmp_path):
     assert Ledger.read(ledger.path) == ledger
 
 
-@pytest.mark.parametrize("content", ["", "[1]", '{"a": 3}', '{"a": {"b": 1}}'])
-def test_a_damaged_ledger_is_empty(tmp_path, content):
-    (tmp_path / "ledger.json").write_text(content)
-    assert Ledger.read(as_path(tmp_path / "ledger.json")).taken == {}
+TAKEN = {"/landing/a.tif": Version("s", "g"), "/landing/b.tif": Version("t", "h")}
+
+DAMAGED = [b"", b"[1]", b"\xff\xfe\x00", b'{"a": ', b"[" * 100_000, b'{"a": 3, "digest": "0"}']
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_of_a_damaged_ledger_there_is_a_copy(tmp_path, content):
+    path = as_path(tmp_path / "ledger.json")
+    Ledger(path, TAKEN).write()
+    path.write_bytes(content)
+    ledger = Ledger.read(path)
+    assert ledger.taken == TAKEN
+    assert "ledger.json is damaged or lost; its copy 'ledger.json.copy' is used" in ledger.damage
+    ledger.write()
+    assert Ledger.read(path) == Ledger(path, TAKEN)
+
+
+def test_a_ledger_that_says_something_else_than_was_written_is_damaged(tmp_path):
+    path = as_path(tmp_path / "ledger.json")
+    Ledger(path, TAKEN).write()
+    path.write_text(path.read_text().replace('"signature": "s"', '"signature": "r"'))
+    assert Ledger.read(path).taken == TAKEN
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_ledger_that_is_damaged_twice_says_so_and_is_empty(tmp_path, content):
+    path = as_path(tmp_path / "ledger.json")
+    for place in (path, path.with_name("ledger.json.copy")):
+        place.write_bytes(content)
+    ledger = Ledger.read(path)
+    assert ledger.taken == {}
+    assert "and its copy are damaged; what they no longer say" in ledger.damage
+
+
+def test_of_a_ledger_without_a_seal_the_good_entries_count(tmp_path):
+    path = as_path(tmp_path / "ledger.json")
+    good = {"signature": "s", "glance": "g"}
+    path.write_text(json.dumps({"/landing/a.tif": good, "b": {**good, "glance": 3}, "c": [1]}))
+    ledger = Ledger.read(path)
+    assert ledger.taken == {"/landing/a.tif": Version("s", "g")}
+    assert ledger.damage
+
+
+def test_a_ledger_of_the_version_before_is_read(tmp_path):
+    path = as_path(tmp_path / "ledger.json")
+    path.write_text(json.dumps({"/landing/a.tif": {"signature": "s", "glance": "g"}}))
+    assert Ledger.read(path) == Ledger(path, {"/landing/a.tif": Version("s", "g")})
+
+
+@pytest.mark.parametrize("name", ["ledger.json", "ledger.json.copy"])
+def test_a_folder_in_place_of_a_ledger_is_an_error_that_names_it(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(PlanError, match=f"{name} says which acquisitions were taken and cannot be"):
+        Ledger.read(as_path(tmp_path / "ledger.json"))
 
 
 def test_what_is_in_quarantine_is_left_alone_until_it_changes(folder, landing):
