@@ -7,13 +7,13 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from upath import UPath
 
 from patchworks_core.api.provenance import provenance_of
 from patchworks_core.api.staging_log import Say, StagingLog, check_staged
-from patchworks_core.errors import StageError
+from patchworks_core.errors import PlanError, StageError
 from patchworks_core.files.label_arrays import create_label_array, open_label_group
 from patchworks_core.files.replacing import (
     check_reads,
@@ -37,7 +37,7 @@ from patchworks_core.pilot.trials import PilotReport, recommend_overlap
 from patchworks_core.plugins.segmentation import LabelFunction, Segmentation
 from patchworks_core.seams.lookup import LookupTable
 from patchworks_core.seams.rules import MergeOptions, warning_of
-from patchworks_core.stage.plan import Plan, make_plan
+from patchworks_core.stage.plan import CHANGING, Plan, as_recorded, make_plan
 from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.staging import Staging, other_channels_of, stage_all
 from patchworks_core.statistics.empty_tiles import EmptyTiles, find_empty_tiles
@@ -45,8 +45,20 @@ from patchworks_core.statistics.measuring import measure
 from patchworks_core.statistics.statistics import ImageStatistics
 from patchworks_core.tiles.grid import TileGrid, plan_grid
 
+Resume = bool | Literal["auto"]
+"""Whether tiles of an earlier call are taken up: ``auto`` where it is known that they are the same
+function's."""
+
+log = logging.getLogger("patchworks_core")
+
 MAPPED = "image.npy"
 """Where worker processes find an image that was in memory."""
+
+
+def check_resume(resume: object) -> None:
+    """Raise PlanError where `resume` is none of its values."""
+    if not (resume is True or resume is False or resume == "auto"):
+        raise PlanError(f"resume is 'auto', True or False, got {resume!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +70,7 @@ class Job:
     options: MergeOptions
     compute: Compute
     progress: Progress = no_progress
-    say: Say = logging.getLogger(__name__).info
+    say: Say = log.info
 
     skip_empty: bool = False
     """Leave tiles without signal unsegmented."""
@@ -126,7 +138,7 @@ class Job:
             connectivity=self.segmentation.connectivity,
         )
 
-    def write_array(self, plan: Plan, group: UPath, component: str, *, resume: bool) -> None:
+    def write_array(self, plan: Plan, group: UPath, component: str, *, resume: Resume) -> None:
         """Write the labels as one array of a Zarr group."""
         target = component_path(group, component)
         work = work_folder(target)
@@ -138,8 +150,8 @@ class Job:
             what="an array of labels",
             another="output_component or write_to",
             overwrite=self.overwrite,
-            made_from={"plan": plan.fingerprint, "merge": self.resolved(plan).to_dict()},
-            resume=resume,
+            made_from=self._recipe(plan),
+            resume=resume is True or (resume == "auto" and not self.segmentation.unknown),
             keeps=True,
             clear=self._clear,
         ) as working:
@@ -157,7 +169,7 @@ class Job:
                 for n, _ in enumerate(results(outcomes, doing="writing merged labels"), start=1):
                     self.progress("apply", n, n_blocks)
 
-    def write_ome(self, plan: Plan, target: LabelImage, *, resume: bool) -> int:
+    def write_ome(self, plan: Plan, target: LabelImage, *, resume: Resume) -> int:
         """Write the labels as an OME-Zarr label image; return how many objects there are."""
         target.check_container()
         work = work_folder(component_path(target.container / "labels", target.name))
@@ -197,7 +209,7 @@ class Job:
 
     @contextmanager
     def _merged(
-        self, plan: Plan, work: UPath, *, resume: bool
+        self, plan: Plan, work: UPath, *, resume: Resume
     ) -> Iterator[tuple[Stage, LookupTable, Pool]]:
         """Stage what is missing, pair, and look up; the workers stay for what comes then."""
         options = self.resolved(plan)
@@ -226,20 +238,71 @@ class Job:
             )
             yield stage, lut, pool
 
-    def _open_stage(self, plan: Plan, work: UPath, *, resume: bool) -> Stage:
+    def _open_stage(self, plan: Plan, work: UPath, *, resume: Resume) -> Stage:
         """Open the stage that an earlier call left, or start one."""
         staged = self._stage_path(work)
         record = staged / "plan.json"
-        if resume and record.exists():
-            return Stage.open(staged, plan)
-        if self.stage_dir is not None and record.exists():
-            found = Plan.read(record)
-            if found.fingerprint != plan.fingerprint and not resume:
-                raise StageError(
-                    f"stage_dir={str(self.stage_dir)!r} holds the stage of another plan "
-                    f"({plan.difference(found)}); name another folder, or delete it"
-                )
+        if not record.exists():
+            return Stage.create(staged, plan)
+        try:
+            recorded = Plan.read(record)
+        except PlanError:
+            if resume is True or self.stage_dir is not None:
+                raise
+            self.say(f"the stage at {staged} cannot be read, and is begun anew")
+            return Stage.create(staged, plan)
+        plan = as_recorded(plan, self.segmentation, recorded)
+        if resume is True:
+            return self._taken_up(Stage.open(staged, plan))
+        if plan.fingerprint == recorded.fingerprint:
+            if resume is False:
+                return Stage.create(staged, plan)
+            self._check_vouched(staged, plan, recorded)
+            return self._taken_up(Stage.open(staged, plan))
+        if self.stage_dir is not None:
+            raise StageError(
+                f"stage_dir={str(self.stage_dir)!r} holds the stage of another plan "
+                f"({plan.difference(recorded)}); name another folder, or delete it"
+            )
+        self.say(
+            f"the stage at {staged} is of another plan ({plan.difference(recorded)}) and is begun "
+            "anew"
+        )
         return Stage.create(staged, plan)
+
+    def _taken_up(self, stage: Stage) -> Stage:
+        n_blocks, n_missing = stage.grid.n_blocks, len(stage.missing_blocks())
+        if n_missing < n_blocks:
+            log.warning(
+                "%d of %d tile blocks are staged at %s by an earlier call and are taken up; "
+                "resume=False begins anew",
+                n_blocks - n_missing,
+                n_blocks,
+                stage.path,
+            )
+        return stage
+
+    def _check_vouched(self, staged: UPath, plan: Plan, recorded: Plan) -> None:
+        """Raise StageError where tiles of an earlier call may be of another function."""
+        doubts = list(self.segmentation.unknown)
+        if plan.versions.get(CHANGING) != recorded.versions.get(CHANGING):
+            doubts.append(
+                f"what {self.segmentation.name!r} reads and may change, which is another now"
+            )
+        n_missing = len(Stage.open(staged, plan).missing_blocks())
+        if doubts and n_missing < plan.grid.n_blocks:
+            raise StageError(
+                f"{plan.grid.n_blocks - n_missing} of {plan.grid.n_blocks} tile blocks are staged "
+                f"at {staged} by an earlier call, and nothing vouches that the function is the "
+                f"same: not known is {'; '.join(doubts)}. Nothing was removed; pass resume=True to "
+                "take them up, or resume=False to begin anew"
+            )
+
+    def _recipe(self, plan: Plan) -> dict[str, Any]:
+        """Return what labels are made from, JSON-ready."""
+        recipe = {"plan": plan.fingerprint, "merge": self.resolved(plan).to_dict()}
+        changing = plan.versions.get(CHANGING)
+        return recipe | ({CHANGING: changing} if changing else {})
 
     def _stage_path(self, work: UPath) -> UPath:
         return (self.stage_dir or work) / "stage.zarr"
@@ -269,8 +332,8 @@ class Job:
         if self.is_temporary and self.stage_dir is None:
             return "mend the function and call again; write_to= keeps the tiles that went well"
         return (
-            f"the others are staged at {self.stage_dir or work}; mend the function and call again, "
-            "with resume=True if it is unchanged"
+            f"the others are staged at {self.stage_dir or work}; mend what failed and call again: "
+            "they are taken up where the function is unchanged, or with resume=True"
         )
 
     def bound(self, plan: Plan) -> LabelFunction:

@@ -9,7 +9,7 @@ from typing import Literal
 from upath import UPath
 
 from patchworks_core.api.arguments import TileShape, shape_of_tiles
-from patchworks_core.api.job import Job
+from patchworks_core.api.job import Job, Resume, check_resume
 from patchworks_core.files.storage import Location, as_path
 from patchworks_core.images.image import Image
 from patchworks_core.machine.pools import Compute
@@ -46,7 +46,7 @@ def segment_to_ome_zarr(
     progress: Progress | None = None,
     skip_empty: bool = False,
     empty_threshold: float | None = None,
-    resume: bool = False,
+    resume: Resume = "auto",
     overwrite: bool = False,
 ) -> SegmentedImage:
     """Segment an image tile by tile into an OME-Zarr label image with pyramid and calibration.
@@ -81,6 +81,7 @@ def segment_to_ome_zarr(
     TilesFailedError
         If tiles failed; all others are staged.
     """
+    check_resume(resume)
     check_axes(image.axes)
     job = Job(
         image,

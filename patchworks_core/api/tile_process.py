@@ -18,7 +18,7 @@ from patchworks_core.api.arguments import (
     shape_of_tiles,
 )
 from patchworks_core.api.estimate import estimate
-from patchworks_core.api.job import Job
+from patchworks_core.api.job import Job, Resume, check_resume
 from patchworks_core.files.replacing import component_path
 from patchworks_core.files.storage import Location, as_path, open_array
 from patchworks_core.images.calibration import LengthUnit, SizeLimits
@@ -64,7 +64,7 @@ def tile_process(
     min_size: float = 0,
     max_size: float | None = None,
     size_unit: LengthUnit = "pixels",
-    resume: bool = False,
+    resume: Resume = "auto",
     dry_run: bool = False,
 ) -> Any:
     """Segment an image tile by tile; an object has one id however many tiles it crosses.
@@ -142,9 +142,12 @@ def tile_process(
         Merged objects that are smaller, or larger, become background.
     size_unit : {"pixels", "micrometers"}
         Of these sizes: pixels, or um2 and um3 by the image's calibration.
-    resume : bool
+    resume : "auto" or bool
         Take up the tiles that an interrupted call with the same image, grid and function left, or
-        the labels, if it was interrupted after they were complete.
+        the labels, if they are complete. By default only where nothing else can have changed: the
+        function with its parameters, all modules of yours that it imports, the values that it
+        closes over and the versions of packages are compared, and where something cannot be, the
+        call stops and names it. True takes your word for that; False begins anew.
     dry_run : bool
         Return what it would take instead (`patchworks_core.api.estimate.Estimate`); a few tiles are
         segmented to find out, and nothing is left behind.
@@ -160,7 +163,8 @@ def tile_process(
     ImageError, PlanError, SegmentationError
         If the input cannot be used as asked.
     StageError
-        If `resume` finds the stage of another image, grid or function; it says what differs.
+        If ``resume=True`` finds the stage of another image, grid or function, saying what
+        differs; or ``resume="auto"`` one of which that is not known.
     TilesFailedError
         If tiles failed; all others are staged.
 
@@ -174,6 +178,7 @@ def tile_process(
     >>> int(labels.max()), len(set(labels[2:4, 1:7].ravel()))
     (2, 1)
     """
+    check_resume(resume)
     opened = open_image(image, channel=channel, level=level, axes=axes)
     limits = SizeLimits.of(opened, min_size, max_size, size_unit)
     with progress_of(progress) as report:
@@ -211,7 +216,7 @@ def _labels_of(
     component: str,
     *,
     compute: bool,
-    resume: bool,
+    resume: Resume,
 ) -> Any:
     """Run a job, and return the labels in memory or lazily."""
     if write_to is None:

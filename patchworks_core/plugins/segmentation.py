@@ -18,7 +18,12 @@ from typing import Any
 import numpy as np
 
 from patchworks_core.errors import SegmentationError
-from patchworks_core.plugins.function_versions import name_of, pickle_digest, source_version
+from patchworks_core.plugins.function_versions import (
+    FunctionVersion,
+    name_of,
+    version_of,
+    version_of_files,
+)
 from patchworks_core.seams.rules import MergeRule
 
 LabelFunction = Callable[..., "np.ndarray[Any, Any]"]
@@ -111,7 +116,13 @@ class Segmentation:
     """Keyword arguments of every call."""
 
     version: str = ""
-    """What the function's version is: declared by it, or the digest of its source."""
+    """What its labels depend on: declared by it, or digests of its source and of all it reaches."""
+
+    changing: str = ""
+    """Digest of the globals that it reads and that code may change while it runs."""
+
+    unknown: tuple[str, ...] = ()
+    """What its labels may depend on and nothing vouches for, in words."""
 
     def __post_init__(self) -> None:
         unknown = set(self.parameters) - set(_parameter_names(self.function))
@@ -225,13 +236,21 @@ def segmentation_of(
         raise SegmentationError(
             f"a segmentation function must be callable or a name, got {function!r}"
         )
-    name = short_name(name_of(function))
-    found = Segmentation(function, name, dict(parameters or {}), _version_of(function))
+    name, parameters = short_name(name_of(function)), dict(parameters or {})
+    versions = [_version_of(function)]
+    found = Segmentation(function, name, parameters)
+    given = {**_bound_keywords(function), **parameters}
     prepare = declaration_of(function).prepare
     if prepare is None:
-        return found
-    prepared = prepare({**_bound_keywords(function), **found.parameters})
-    return replace(found, version=f"{found.version} {prepared}")
+        versions.append(version_of_files(given))
+    else:  # which knows what files its parameters mean
+        versions.append(FunctionVersion(prepare(given)))
+    return replace(
+        found,
+        version=" ".join(each.text for each in versions if each.text),
+        changing=versions[0].changing,
+        unknown=tuple(text for each in versions for text in each.unknown),
+    )
 
 
 def short_name(name: str) -> str:
@@ -290,12 +309,19 @@ def _bound_keywords(function: LabelFunction) -> dict[str, Any]:
     return {**_bound_keywords(function.func), **function.keywords}
 
 
-def _version_of(function: LabelFunction) -> str:
-    """Return the declared version, else digests of the source and of what the function holds."""
-    if isinstance(function, partial):
-        bound = (function.args, sorted(function.keywords.items()))
-        return f"{_version_of(function.func)} {pickle_digest(bound, name_of(function))}"
-    return declaration_of(function).version or source_version(function)
+def _version_of(function: LabelFunction) -> FunctionVersion:
+    """Return the declared version, else digests of the source and of what the function reaches."""
+    declared = declaration_of(function).version
+    if not declared:
+        return version_of(function)
+    if not isinstance(function, partial):
+        return FunctionVersion(declared)
+    bound = version_of(partial(_declared, *function.args, **function.keywords))
+    return replace(bound, text=f"{declared} {bound.text}")
+
+
+def _declared() -> None:
+    """Stand for a function whose version is declared, where only what is bound to it counts."""
 
 
 def _parameter_names(function: LabelFunction) -> tuple[str, ...]:

@@ -10,14 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from patchworks_core.errors import PlanError
+from patchworks_core.errors import PlanError, SegmentationError
 from patchworks_core.files.records import mapping_of, sealed, unsealed
 from patchworks_core.files.storage import as_path, write_text
 from patchworks_core.images.image import Image
+from patchworks_core.plugins.function_versions import version_before
 from patchworks_core.plugins.segmentation import Segmentation, recorded_before, short_name
 from patchworks_core.tiles.grid import TileGrid, plan_grid
 
@@ -29,6 +30,9 @@ EMPTY_THRESHOLD = "empty_threshold"
 
 FROM_IMAGE = "from the image"
 """In place of a number: the brightest that the background of the image gets."""
+
+CHANGING = "changing globals"
+"""Key in `Plan.versions` of functions that read globals which code may change while it runs."""
 
 _RECORDED_PACKAGES = ("patchworks-pipeline", "numpy", "scipy", "scikit-image", "zarr")
 
@@ -91,7 +95,7 @@ class Plan:
     their name."""
 
     versions: dict[str, str] = field(default_factory=dict)
-    """Packages that made the plan; a record, not part of the fingerprint."""
+    """Packages that made the plan, and the digest of `CHANGING`; not part of the fingerprint."""
 
     @property
     def fingerprint(self) -> str:
@@ -241,8 +245,32 @@ def make_plan(
         image=ImageRecord.of(image),
         grid=grid,
         segmentation=segmentation.to_dict() | skipping,
-        versions=package_versions(),
+        versions=package_versions()
+        | ({CHANGING: segmentation.changing} if segmentation.changing else {}),
     )
+
+
+def as_recorded(plan: Plan, segmentation: Segmentation, recorded: Plan) -> Plan:
+    """Return the recorded plan where it is this one, written by version 0.1.0; else this one.
+
+    Version 0.1.0 told functions apart by less: the modules that they import did not count.
+
+    Parameters
+    ----------
+    plan : Plan
+        As it is made now.
+    segmentation : Segmentation
+        Of that plan.
+    recorded : Plan
+    """
+    if plan.fingerprint == recorded.fingerprint:
+        return plan
+    try:
+        version = version_before(segmentation.function)
+    except SegmentationError:
+        return plan
+    older = replace(plan, segmentation={**plan.segmentation, "version": version})
+    return recorded if older.fingerprint == recorded.fingerprint else plan
 
 
 def check_parameters(parameters: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from patchworks_core.errors import PlanError
 from patchworks_core.machine.pools import Pool
 from patchworks_core.ome_zarr.metadata import check_axes
 from patchworks_core.pictures.report import image_picture
-from patchworks_core.stage.plan import EMPTY_THRESHOLD, Plan, make_plan
+from patchworks_core.stage.plan import EMPTY_THRESHOLD, Plan
 from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.staging import other_channels_of
 from patchworks_core.statistics.measuring import measure, measure_tiles
@@ -48,9 +48,7 @@ def image(
     acquisition = folder.acquisition()
     opened = acquisition.open()
     check_axes(opened.axes)
-    plan = make_plan(
-        opened, segmentation.function_of(acquisition), **segmentation.tiling_of(acquisition)
-    )
+    plan = segmentation.plan_of(acquisition, opened, folder)
     decision = budget.decide(plan)
     n_new, n_retired = _take_up(context, folder, plan)
     grid, record = plan.grid, plan.image

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 
 import dagster as dg
 
-from patchworks_core.stage.plan import make_plan
 from patchworks_pipeline.assets import merged_labels
 from patchworks_pipeline.automation.jobs import merge_image, plan_image, stage_tiles
 from patchworks_pipeline.automation.retention import is_retired, retire_images
@@ -130,12 +129,9 @@ def outdated_by(folder: ImageFolder, segmentation: SegmentationDefaults) -> str 
     if not (folder.has("plan.json") and folder.has("acquisition.json")):
         return None
     acquisition = folder.acquisition()
-    plan = make_plan(
-        acquisition.open(),
-        segmentation.function_of(acquisition),
-        **segmentation.tiling_of(acquisition),
-    )
-    return None if plan.fingerprint == folder.plan().fingerprint else plan.fingerprint
+    recorded = folder.plan()
+    plan = segmentation.plan_of(acquisition, acquisition.open(), folder)
+    return None if plan.fingerprint == recorded.fingerprint else plan.fingerprint
 
 
 def has_older_code(instance: dg.DagsterInstance, image: str) -> bool:

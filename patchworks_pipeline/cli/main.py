@@ -128,7 +128,7 @@ def _run_one(
             acquisition = choose(store.folder(key), url, given)
             if wants_pilot:
                 acquisition = SegmentationDefaults().of_home().piloted(acquisition, say=say)
-            plan = plan_of(acquisition, budget)
+            plan = plan_of(acquisition, budget, store.folder(key))
             folder = register(instance, store, key, acquisition)
             with progress_bars(key, console):
                 result = run_image(instance, folder, plan, budget=budget)

@@ -16,7 +16,7 @@ import dagster as dg
 from dagster._core.utils import make_new_run_id
 
 from patchworks_core.errors import PlanError, StageError
-from patchworks_core.stage.plan import Plan, make_plan
+from patchworks_core.stage.plan import Plan
 from patchworks_pipeline.assets.tile_events import not_logged
 from patchworks_pipeline.automation.events import RANGE_END, RANGE_START
 from patchworks_pipeline.cli.terminal import errors, say
@@ -60,7 +60,7 @@ def open_home(home: Path) -> Iterator[dg.DagsterInstance]:
         yield instance
 
 
-def plan_of(acquisition: Acquisition, budget: ComputeBudget) -> Plan:
+def plan_of(acquisition: Acquisition, budget: ComputeBudget, folder: ImageFolder) -> Plan:
     """Return the plan of an acquisition, and refuse choices that a later step would refuse.
 
     Raises
@@ -69,11 +69,7 @@ def plan_of(acquisition: Acquisition, budget: ComputeBudget) -> Plan:
         If the image cannot be opened, tiled, segmented or merged as chosen.
     """
     segmentation = SegmentationDefaults().of_home()
-    plan = make_plan(
-        acquisition.open(),
-        segmentation.function_of(acquisition),
-        **segmentation.tiling_of(acquisition),
-    )
+    plan = segmentation.plan_of(acquisition, acquisition.open(), folder)
     segmentation.merge_options(acquisition, plan, {})
     budget.open(budget.decide(plan).count)
     return plan

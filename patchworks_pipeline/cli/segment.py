@@ -59,7 +59,14 @@ def segment(
     name: Annotated[str, typer.Option(help="Of the label image.")] = "labels",
     workers: WorkerCount = None,
     worker_kind: Kind = WORKER_KIND,
-    resume: Annotated[bool, typer.Option(help="Take up an interrupted call.")] = False,
+    resume: Annotated[
+        bool | None,
+        typer.Option(
+            "--resume/--no-resume",
+            help="Take up what an earlier call left; by default where the function is the same.",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option(help="Replace labels that were changed, or that are not patchworks'.")
     ] = False,
@@ -104,7 +111,7 @@ def segment(
             options=options,
             compute=Compute(workers, kind),
             progress=report_progress,
-            resume=resume,
+            resume="auto" if resume is None else resume,
             overwrite=overwrite,
             **tiling,
         )

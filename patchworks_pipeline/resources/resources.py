@@ -12,6 +12,7 @@ from upath import UPath
 
 from patchworks_core.errors import ImageError, PlanError
 from patchworks_core.files.storage import as_path
+from patchworks_core.images.image import Image
 from patchworks_core.machine.budget import (
     WorkerDecision,
     block_bytes,
@@ -24,7 +25,7 @@ from patchworks_core.machine.workers import WorkerKind, Workers
 from patchworks_core.pilot.trials import recommend_overlap
 from patchworks_core.plugins.segmentation import Segmentation, segmentation_of
 from patchworks_core.seams.rules import MergeOptions, MergeRule
-from patchworks_core.stage.plan import FROM_IMAGE, Plan
+from patchworks_core.stage.plan import FROM_IMAGE, Plan, as_recorded, make_plan
 from patchworks_core.tiles.grid import TileGrid
 from patchworks_pipeline.instance.home import home_folder
 from patchworks_pipeline.landing.candidates import LandingLayout, find_candidates
@@ -230,6 +231,24 @@ class SegmentationDefaults(Deployed):
             return segmentation_of(acquisition.function, acquisition.parameters)
         own = acquisition.parameters
         return segmentation_of(self.function, self.parameters if own is None else own)
+
+    def plan_of(self, acquisition: Acquisition, image: Image, folder: ImageFolder) -> Plan:
+        """Return the plan of an image: the one that is recorded, where nothing is another now.
+
+        Parameters
+        ----------
+        acquisition : Acquisition
+        image : Image
+            The acquisition, opened.
+        folder : ImageFolder
+            Where an earlier plan of it may be.
+        """
+        function = self.function_of(acquisition)
+        plan = make_plan(image, function, **self.tiling_of(acquisition))
+        try:
+            return as_recorded(plan, function, folder.plan()) if folder.has("plan.json") else plan
+        except PlanError:  # damaged: it is planned anew
+            return plan
 
     def tiling_of(self, acquisition: Acquisition) -> dict[str, Any]:
         """Return tile shape, overlap and block limit of an image."""

@@ -17,7 +17,6 @@ from upath import UPath
 
 from patchworks_core import (
     PlanError,
-    SegmentationError,
     StageError,
     TilesFailedError,
     declare,
@@ -242,7 +241,7 @@ def test_without_resume_every_tile_is_staged_again(tmp_path):
     with pytest.raises(TilesFailedError):
         tile_process(PIXELS, faulty.function(), **arguments)
     faulty.is_broken, faulty.seen = False, []
-    tile_process(PIXELS, faulty.function(), **arguments)
+    tile_process(PIXELS, faulty.function(), resume=False, **arguments)
     assert len(faulty.seen) == 6
 
 
@@ -309,17 +308,14 @@ def test_two_functions_with_other_settings_have_other_versions():
         assert version[1] == segmentation_of(make(1)).version
 
 
-def test_a_function_that_cannot_be_told_from_others_must_declare_its_version():
+def test_a_function_that_cannot_be_told_from_others_runs():
     lock = threading.Lock()
 
     def locked(tile):
         with lock:
             return whole(tile)
 
-    with pytest.raises(SegmentationError, match=r"has no version: .* patchworks_core.declare"):
-        tile_process(PIXELS, locked, tile_shape=32)
-    labels = tile_process(PIXELS, declare(version="1")(locked), tile_shape=32)
-    assert_same_partition(labels, whole(PIXELS))
+    assert_same_partition(tile_process(PIXELS, locked, tile_shape=32), whole(PIXELS))
 
 
 def test_options_that_do_not_fit_the_function_are_refused_before_any_tile_is_run(tmp_path):

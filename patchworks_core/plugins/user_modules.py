@@ -1,0 +1,191 @@
+"""The user's own modules that a module reaches, and the packages that they import.
+
+What a module imports is read from its source, wherever the import stands, so that nothing is run
+for it. A module counts as the user's where it lies neither in the standard library nor among the
+installed packages: a package that is being worked on (an editable install) is the user's too.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import site
+import sys
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from pathlib import Path
+
+OURS = frozenset({"patchworks_core", "patchworks_pipeline"})
+"""Packages that say by their functions' own versions when labels would be others."""
+
+
+@dataclass(slots=True)
+class Reach:
+    """What a function reaches."""
+
+    files: dict[Path, str] = field(default_factory=dict)
+    """Source files of the user's modules, and the name of each module."""
+
+    packages: set[str] = field(default_factory=set)
+    """Top-level names of the installed packages that they import."""
+
+    unknown: list[str] = field(default_factory=list)
+    """What could not be followed, in words."""
+
+    def add(self, module: str) -> bool:
+        """Add a module by name, and all that it imports; tell whether it is the user's."""
+        top = module.partition(".")[0]
+        origin = _origin(module)
+        if top in OURS or origin is None:
+            return False
+        if _is_installed(origin):
+            self.packages.add(top)
+            return False
+        if origin not in self.files:
+            self.files[origin] = module
+            self._follow(origin, module)
+        return True
+
+    def _follow(self, file: Path, module: str) -> None:
+        state = file.stat()
+        imported, unknown = _imports_of(file, module, state.st_mtime_ns, state.st_size)
+        self.unknown += unknown
+        for name in imported:
+            self.add(name)
+
+    def versions(self) -> list[str]:
+        """Return ``distribution==version`` of the packages, sorted."""
+        return sorted({text for name in self.packages for text in _versions_of(name)})
+
+
+def is_source_of(module: str, file: str) -> bool:
+    """Tell whether code with this file name stands in the source of a module.
+
+    Code that was typed into a notebook, or made by ``exec``, does not.
+    """
+    found = _file_of(module)
+    return found is not None and os.path.realpath(file) == str(found)
+
+
+def has_source(module: str) -> bool:
+    """Tell whether a module has a file."""
+    return _file_of(module) is not None
+
+
+def is_installed(module: str) -> bool:
+    """Tell whether a module is part of Python, or of an installed package."""
+    found = _file_of(module)
+    top = module.partition(".")[0]
+    if found is None:
+        return top in sys.stdlib_module_names
+    return _is_installed(found) or found.is_relative_to(_standard_library())
+
+
+def _file_of(module: str) -> Path | None:
+    """Return the file of a module; None where it has none."""
+    if module == "__main__":
+        file = getattr(sys.modules.get("__main__"), "__file__", None)
+        return Path(os.path.realpath(file)) if file and os.path.isfile(file) else None
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, AttributeError, ValueError):
+        return None
+    if spec is None or not spec.has_location or spec.origin is None:
+        return None
+    return Path(os.path.realpath(spec.origin))
+
+
+def _origin(module: str) -> Path | None:
+    """Return the file of a module that is not part of Python."""
+    found = _file_of(module)
+    if found is None or _is_installed(found):
+        return found
+    return None if found.is_relative_to(_standard_library()) else found
+
+
+@lru_cache(maxsize=1)
+def _package_folders() -> tuple[Path, ...]:
+    folders = {sysconfig.get_paths()[name] for name in ("purelib", "platlib")}
+    folders |= {*site.getsitepackages(), site.getusersitepackages()}
+    return tuple(Path(os.path.realpath(folder)) for folder in folders)
+
+
+@lru_cache(maxsize=1)
+def _standard_library() -> Path:
+    return Path(os.path.realpath(sysconfig.get_paths()["stdlib"]))
+
+
+def _is_installed(path: Path) -> bool:
+    return any(path.is_relative_to(folder) for folder in _package_folders())
+
+
+@lru_cache(maxsize=1)
+def _distributions() -> dict[str, list[str]]:
+    return {name: sorted(set(found)) for name, found in packages_distributions().items()}
+
+
+def _versions_of(package: str) -> list[str]:
+    found = []
+    for distribution in _distributions().get(package, [package]):
+        try:
+            found.append(f"{distribution}=={version(distribution)}")
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _imports_of(
+    file: Path, module: str, changed: int, size: int
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the modules that a source file imports, and what it imports by a name unknown here.
+
+    `changed` and `size` tell that the file is another.
+    """
+    try:
+        tree = ast.parse(file.read_bytes(), filename=str(file))
+    except (SyntaxError, ValueError):
+        return (), (f"what {file.name} imports, which is not Python source",)
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    imported: dict[str, None] = {}
+    unknown: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= dict.fromkeys(name for alias in node.names for name in _parents(alias.name))
+        elif isinstance(node, ast.ImportFrom):
+            base = _base(node, package)
+            imported |= dict.fromkeys(_parents(base))
+            # What is imported from a package may be a module of it.
+            imported |= dict.fromkeys(f"{base}.{alias.name}" for alias in node.names if base)
+        elif isinstance(node, ast.Call) and _imports_by_name(node):
+            name = node.args[0] if node.args else None
+            if isinstance(name, ast.Constant) and isinstance(name.value, str):
+                imported[name.value] = None
+            else:
+                unknown.append(f"the module that {file.name} imports by name in line {node.lineno}")
+    return tuple(name for name in imported if name), tuple(unknown)
+
+
+def _parents(name: str) -> Iterator[str]:
+    """Yield a module and the packages that it lies in, the outermost first."""
+    parts = name.split(".")
+    return (".".join(parts[: n + 1]) for n in range(len(parts)))
+
+
+def _base(node: ast.ImportFrom, package: str) -> str:
+    """Return the module that a ``from`` names, a relative one made absolute."""
+    if not node.level:
+        return node.module or ""
+    parts = package.split(".") if package else []
+    above = parts[: len(parts) - (node.level - 1)]
+    return ".".join([*above, *([node.module] if node.module else [])])
+
+
+def _imports_by_name(node: ast.Call) -> bool:
+    called = node.func
+    name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+    return name in ("import_module", "__import__")

@@ -1,0 +1,159 @@
+"""Calls that find what an earlier call left: taken up, refused, or begun anew, and never mixed."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from patchworks_core import PlanError, StageError, TilesFailedError, declare, tile_process
+
+PIXELS = np.random.default_rng(0).random((64, 96)) < 0.4
+CALLS: list[int] = []
+
+
+def counted(tile, level=0, fail=False):
+    CALLS.append(1)
+    if fail and tile.sum() == PIXELS[-32:, -32:].sum():
+        raise ValueError("the last tile")
+    return ndimage.label(tile > level)[0]
+
+
+declared = declare(merge="touching", version="1")(lambda tile: counted(tile, fail=FAIL["now"]))
+FAIL = {"now": True}
+
+
+def run(fn, path: Path, **options):
+    """Call, and return how many tiles were segmented."""
+    CALLS.clear()
+    tile_process(PIXELS, fn, write_to=path, **{"tile_shape": 32, "max_workers": 1, **options})
+    return len(CALLS)
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path) -> Path:
+    """The stage of five of six tiles."""
+    FAIL["now"] = True
+    with pytest.raises(TilesFailedError, match="they are taken up where"):
+        run(declared, tmp_path / "l.zarr")
+    FAIL["now"] = False
+    return tmp_path / "l.zarr"
+
+
+def test_a_call_takes_up_what_was_interrupted_and_says_so(interrupted, caplog):
+    assert run(declared, interrupted) == 1
+    assert "5 of 6 tile blocks are staged at" in caplog.text
+    assert "resume=False begins anew" in caplog.text
+
+
+def test_a_call_begins_anew_where_it_is_asked_to(interrupted):
+    assert run(declared, interrupted, resume=False) == 6
+
+
+def test_complete_labels_are_taken_as_they_are(interrupted):
+    assert run(declared, interrupted) == 1
+    assert run(declared, interrupted) == 0
+    assert run(declared, interrupted, resume=False) == 6
+    assert run(declared, interrupted, merge="none") == 6  # other labels; the stage is gone
+
+
+def test_a_call_with_another_grid_begins_anew_and_says_what_differs(interrupted, caplog):
+    with caplog.at_level("INFO"):
+        assert run(declared, interrupted, tile_shape=48) == 4
+    assert "is of another plan" in caplog.text
+    assert "tile_shape" in caplog.text
+
+
+def test_what_is_not_known_stops_the_call_and_removes_nothing(tmp_path):
+    lock = threading.Lock()
+    FAIL["now"] = True
+
+    def unknown(tile):
+        with lock:
+            return counted(tile, fail=FAIL["now"])
+
+    with pytest.raises(TilesFailedError):
+        run(unknown, tmp_path / "l.zarr")
+    FAIL["now"] = False
+    before = sorted(p for p in tmp_path.rglob("*") if p.is_file())
+    with pytest.raises(StageError, match=r"5 of 6 .* 'lock' of .*resume=True .*resume=False"):
+        run(unknown, tmp_path / "l.zarr")
+    assert sorted(p for p in tmp_path.rglob("*") if p.is_file()) == before
+    assert run(unknown, tmp_path / "l.zarr", resume=True) == 1
+
+
+SETTINGS = {"level": 0, "fail": True}
+
+
+def reads_settings(tile):
+    return counted(tile, SETTINGS["level"], SETTINGS["fail"])
+
+
+def test_a_dictionary_that_was_changed_stops_the_call(tmp_path):
+    SETTINGS.update(level=0, fail=True)
+    with pytest.raises(TilesFailedError):
+        run(reads_settings, tmp_path / "l.zarr")
+    SETTINGS["fail"] = False
+    with pytest.raises(StageError, match=r"5 of 6 .*reads and may change, which is another now"):
+        run(reads_settings, tmp_path / "l.zarr")
+    assert run(reads_settings, tmp_path / "l.zarr", resume=True) == 1
+    assert run(reads_settings, tmp_path / "l.zarr") == 0
+    SETTINGS["level"] = 1
+    assert run(reads_settings, tmp_path / "l.zarr") == 6
+
+
+class Lazy:
+    """A function that loads its model with the first tile, as many do."""
+
+    def __init__(self, level: int) -> None:
+        self.level, self.model, self.fail = level, None, True
+
+    def __call__(self, tile):
+        self.model = self.model or threading.Lock()
+        return counted(tile, self.level, fail=FAIL["now"])
+
+
+def test_a_model_that_is_loaded_with_the_first_tile_does_not_lose_the_others(tmp_path):
+    FAIL["now"] = True
+    lazy = Lazy(0)
+    with pytest.raises(TilesFailedError):
+        run(lazy, tmp_path / "l.zarr")
+    assert lazy.model is not None
+    FAIL["now"] = False
+    with pytest.raises(StageError, match="may change"):
+        run(lazy, tmp_path / "l.zarr")  # FAIL is a dictionary that was changed
+    assert run(lazy, tmp_path / "l.zarr", resume=True) == 1
+
+
+def test_a_setting_of_an_object_counts(tmp_path):
+    FAIL["now"] = False
+    assert run(Lazy(0), tmp_path / "l.zarr") == 6
+    assert run(Lazy(0), tmp_path / "l.zarr") == 0
+    assert run(Lazy(1), tmp_path / "l.zarr") == 6
+
+
+def test_a_stage_that_cannot_be_read_is_begun_anew_beside_the_labels(interrupted):
+    record = interrupted / "labels.work" / "stage.zarr" / "plan.json"
+    record.write_text("[")
+    with pytest.raises(PlanError, match="is not the record of a plan"):
+        run(declared, interrupted, resume=True)
+    assert run(declared, interrupted) == 6
+
+
+@pytest.mark.parametrize("resume", ["yes", 1.5, None, "True"])
+def test_other_values_of_resume_are_refused(resume, tmp_path):
+    with pytest.raises(PlanError, match="resume is 'auto', True or False"):
+        run(declared, tmp_path / "l.zarr", resume=resume)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stage_of_its_own_that_is_of_another_plan_is_not_removed(tmp_path):
+    FAIL["now"] = False
+    where = {"stage_dir": tmp_path / "s", "keep_stage": True}
+    assert run(declared, tmp_path / "l.zarr", **where) == 6
+    with pytest.raises(StageError, match="holds the stage of another plan"):
+        run(declared, tmp_path / "m.zarr", tile_shape=48, **where)
+    assert run(declared, tmp_path / "m.zarr", merge="none", **where) == 0
