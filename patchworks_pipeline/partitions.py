@@ -54,11 +54,15 @@ def image_key(location: str) -> str:
 
     Examples
     --------
-    >>> image_key("landing/plate 1/B03.ome.tif")
-    'B03'
+    >>> image_key("landing/plate 1/B03.ome.tif"), image_key("a.lif#2")
+    ('B03', 'a_2')
     """
     name = location.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
-    stem = name.removesuffix(suffix_of(name))
+    file, mark, scene = name.rpartition("#")
+    if mark and suffix_of(file):
+        stem = f"{file.removesuffix(suffix_of(file))}_{scene}"
+    else:
+        stem = name.removesuffix(suffix_of(name))
     # Dagster reserves '...' for ranges of keys, and '/' parts image and tile here.
     key = re.sub(r"\.{2,}", ".", _LEGAL.sub("_", stem)).strip("._-")
     if not key:

@@ -213,6 +213,8 @@ class Job:
     ) -> Iterator[tuple[Stage, LookupTable, Pool]]:
         """Stage what is missing, pair, and look up; the workers stay for what comes then."""
         options = self.resolved(plan)
+        for note in self.image.notes:
+            self.say(note)
         if (warning := warning_of(plan.grid, options)) is not None:
             warnings.warn(warning, stacklevel=6)
         stage = self._open_stage(plan, work, resume=resume)

@@ -99,6 +99,9 @@ class Image:
     is_label_image: bool = False
     """Whether the metadata say that pixels are the ids of objects (OME-Zarr ``image-label``)."""
 
+    notes: tuple[str, ...] = field(default=(), repr=False)
+    """What was assumed where the file leaves a choice, in words."""
+
     @cached_property
     def _order(self) -> tuple[int, ...]:
         """Positions in `pixels` of the canonical axes."""
@@ -339,6 +342,7 @@ def open_image(
         requested_axes=axes,
         stamp=opened.stamp,
         is_label_image=opened.is_label_image,
+        notes=opened.notes,
     )
 
 

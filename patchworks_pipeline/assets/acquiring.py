@@ -48,6 +48,8 @@ def image(
     acquisition = folder.acquisition()
     opened = acquisition.open()
     check_axes(opened.axes)
+    for note in opened.notes:
+        context.log.info(note)
     plan = segmentation.plan_of(acquisition, opened, folder)
     decision = budget.decide(plan)
     n_new, n_retired = _take_up(context, folder, plan)
@@ -71,6 +73,7 @@ def image(
             "segmentation": dg.MetadataValue.json(plan.segmentation),
             "workers": decision.reason,
             "fingerprint": plan.fingerprint,
+            "notes": "; ".join(opened.notes) or "none",
             "thumbnail": picture(image_picture(opened), context.partition_key),
         }
     )

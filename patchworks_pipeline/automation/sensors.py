@@ -39,8 +39,9 @@ from patchworks_pipeline.landing.arrivals import (
     why_unreadable,
 )
 from patchworks_pipeline.landing.candidates import find_candidates
+from patchworks_pipeline.landing.opening import with_setting
 from patchworks_pipeline.partitions import images, tile_keys, tiles
-from patchworks_pipeline.records import Acquisition, ImageFolder
+from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.resources import AcquisitionSource, Automation, LabelStore
 
 RUN_KEY = "dagster/run_key"
@@ -123,7 +124,7 @@ def landing_sensor(
                 ledger.taken[arrival.candidate.url] = arrival.version
             else:
                 if not folder.has("acquisition.json"):
-                    folder.write_acquisition(Acquisition(url=arrival.candidate.url))
+                    folder.write_acquisition(arrival.candidate.acquisition())
                 requests.append(_plan_request(arrival))
                 version = arrival.version
                 asked[arrival.candidate.url] = [arrival.name, version.signature, version.glance]
@@ -179,17 +180,19 @@ def _why_refused(arrival: Arrival, folder: ImageFolder | None) -> str | None:
     name, url = arrival.candidate.name, arrival.candidate.url
     if folder is None:
         return f"no partition key can be made of the name {name!r}; rename it"
+    acquisition = arrival.candidate.acquisition()
     if folder.has("acquisition.json"):
         try:
-            owner = folder.acquisition().url
+            acquisition = folder.acquisition()
         except PlanError as error:
             return str(error)
-        if owner != url:
+        if acquisition.url != url:
             return (
-                f"{url!r} would be image {folder.key!r}, which is {owner!r} already; give it "
-                "another name"
+                f"{url!r} would be image {folder.key!r}, which is {acquisition.url!r} already; "
+                "give it another name"
             )
-    return why_unreadable(url)
+    why = why_unreadable(acquisition)
+    return None if why is None else with_setting(why, name)
 
 
 def _is_planned(folder: ImageFolder) -> bool:

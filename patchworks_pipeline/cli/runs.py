@@ -63,13 +63,18 @@ def open_home(home: Path) -> Iterator[dg.DagsterInstance]:
 def plan_of(acquisition: Acquisition, budget: ComputeBudget, folder: ImageFolder) -> Plan:
     """Return the plan of an acquisition, and refuse choices that a later step would refuse.
 
+    What was assumed in opening it is said on standard error.
+
     Raises
     ------
     ImageError, PlanError, SegmentationError
         If the image cannot be opened, tiled, segmented or merged as chosen.
     """
     segmentation = SegmentationDefaults().of_home()
-    plan = segmentation.plan_of(acquisition, acquisition.open(), folder)
+    image = acquisition.open()
+    for note in image.notes:
+        say(note, on=errors)
+    plan = segmentation.plan_of(acquisition, image, folder)
     segmentation.merge_options(acquisition, plan, {})
     budget.open(budget.decide(plan).count)
     return plan

@@ -28,7 +28,7 @@ from patchworks_pipeline.cli.options import (
     overlap_of,
     parameters,
 )
-from patchworks_pipeline.cli.terminal import console, say
+from patchworks_pipeline.cli.terminal import console, errors, say
 
 LimitOption = Annotated[float | None, typer.Option(help="Objects beyond it become background.")]
 
@@ -87,6 +87,8 @@ def segment(
         "empty_threshold": empty_threshold,
     }
     opened = open_image(image, channel=channel_of(channel), level=level or LEVEL, axes=axes)
+    for note in opened.notes:
+        say(note, on=errors)
     function = segmentation_of(segmentation, parameters(param or []))
     unit: Any = size_unit
     limits = SizeLimits.of(opened, min_size, max_size, unit)

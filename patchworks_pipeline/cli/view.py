@@ -90,7 +90,10 @@ class Asked:
 
         The labels are those that were merged last; while there are none, none are shown.
         """
-        if "://" in self.image or Path(self.image).exists() or not (home / "dagster").is_dir():
+        from patchworks_core.files.locations import split_scene
+
+        file, _ = split_scene(self.image)
+        if "://" in self.image or Path(file).exists() or not (home / "dagster").is_dir():
             return self
         from patchworks_pipeline.cli.runs import open_home
         from patchworks_pipeline.resources.resources import LabelStore

@@ -29,10 +29,10 @@ from patchworks_core.files.locations import (
 )
 from patchworks_core.files.records import mapping_of, read_mapping, sealed, unsealed
 from patchworks_core.files.storage import write_text
-from patchworks_core.images.image import open_image
 from patchworks_core.images.readers import raster
 from patchworks_core.images.readers.zarr_node import METADATA_FILES
 from patchworks_pipeline.landing.candidates import Candidate
+from patchworks_pipeline.records import Acquisition
 
 MAX_PENDING = 1000
 """Candidates watched at once; the rest wait their turn, so that the cursor stays small."""
@@ -66,8 +66,12 @@ class Arrival:
 
     @property
     def name(self) -> str:
-        """Of this version of the acquisition; a run key, and the name of a record."""
-        return f"{self.candidate.key}-{self.version.signature}"
+        """Of this version of the acquisition; a run key, and the name of a record.
+
+        What is opened in another way is another version: it may be that this mends it.
+        """
+        opening = self.candidate.opening.digest
+        return f"{self.candidate.key}-{self.version.signature}" + (opening and f"-{opening}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,7 +342,7 @@ def _exists(url: str) -> bool:
     return bool(fs.exists(path))
 
 
-def why_unreadable(url: str) -> str | None:
+def why_unreadable(acquisition: Acquisition) -> str | None:
     """Return why an image cannot be opened, in words; None where it can. No pixels are read.
 
     Raises
@@ -346,6 +350,7 @@ def why_unreadable(url: str) -> str | None:
     FileNotFoundError, ConnectionError, TimeoutError
         If it could not be tried now.
     """
+    url = acquisition.url
     try:
         if url.lower().endswith(tuple(raster.FORMATS)):
             # Opening one decodes it whole; its header is all a sensor has time for.
@@ -353,7 +358,7 @@ def why_unreadable(url: str) -> str | None:
             with fs.open(path, "rb") as file:
                 iio.improps(file, plugin="pillow", index=0)
         else:
-            open_image(url)
+            acquisition.open()
     except (*_GONE, ConnectionError, TimeoutError):
         raise
     except ImageError as error:

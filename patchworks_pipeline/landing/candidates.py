@@ -15,7 +15,9 @@ from patchworks_core.errors import ImageError, PlanError
 from patchworks_core.files.locations import filesystem
 from patchworks_core.files.storage import as_path
 from patchworks_core.images.readers.sources import list_images
+from patchworks_pipeline.landing.opening import ALL, DEFAULT, Opening
 from patchworks_pipeline.partitions import SUFFIXES, image_key, suffix_of
+from patchworks_pipeline.records import Acquisition
 
 _FIELD = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
@@ -41,6 +43,13 @@ class Candidate:
     marker: str | None = None
     """Path or URL of the file that says the acquisition is complete; None where none is asked."""
 
+    opening: Opening = DEFAULT
+    """How it is opened."""
+
+    def acquisition(self) -> Acquisition:
+        """Return its record, as the settings say."""
+        return self.opening.acquisition(self.url)
+
 
 @dataclass(frozen=True, slots=True)
 class LandingLayout:
@@ -57,6 +66,9 @@ class LandingLayout:
 
     marker: str = ""
     """Name of the file that marks one as complete, such as ``{name}.done``; empty: none."""
+
+    openings: tuple[Opening, ...] = ()
+    """How images are opened: the first that fits the name counts."""
 
     def __post_init__(self) -> None:
         if self.template and not _FIELD.search(self.template):
@@ -104,28 +116,48 @@ def find_candidates(layout: LandingLayout, *, known: Container[str] = ()) -> lis
     candidates: list[Candidate] = []
     for name in sorted(found):
         whole = found[name]
-        is_settled = not whole.is_folder or whole.url in known
-        candidates += [whole] if is_settled else _images_of(whole)
+        opening = _opening(layout, whole.name)
+        if opening.series not in (None, ALL):
+            candidates.append(_within(whole, f"#{opening.series}", opening, whole.key))
+        elif opening.series == ALL or (whole.is_folder and whole.url not in known):
+            candidates += _images_of(whole, layout)
+        else:
+            candidates.append(replace(whole, opening=opening))
     return candidates
 
 
-def _images_of(folder: Candidate) -> list[Candidate]:
-    """Return the images that the metadata of a Zarr folder name; itself where they name none.
+def _opening(layout: LandingLayout, name: str, default: Opening = DEFAULT) -> Opening:
+    return next((opening for opening in layout.openings if opening.fits(name)), default)
 
-    What it names and is not written yet is none yet. Where they are half-written or not valid,
-    opening the folder will say why.
+
+def _images_of(whole: Candidate, layout: LandingLayout) -> list[Candidate]:
+    """Return the images that a folder or file names; itself where it names none.
+
+    What it names and is not written yet is none yet. Where its metadata are half-written or not
+    valid, opening it will say why.
     """
+    opening = _opening(layout, whole.name)
     try:
-        urls = list_images(folder.url)
+        urls = list_images(whole.url)
     except ImageError:
-        return [folder]
-    inside = [url.removeprefix(folder.url) for url in urls]
+        urls = [whole.url]
+    inside = [url.removeprefix(whole.url) for url in urls]
     if inside == [""]:
-        return [folder]
+        return [replace(whole, opening=opening)]
     return [
-        replace(folder, url=url, name=folder.name + path, key=f"{folder.key}_{_key_within(path)}")
-        for url, path in zip(urls, inside, strict=True)
+        _within(
+            whole,
+            path,
+            _opening(layout, whole.name + path, opening),
+            f"{whole.key}_{_key_within(path)}",
+        )
+        for path in inside
     ]
+
+
+def _within(whole: Candidate, path: str, opening: Opening, key: str) -> Candidate:
+    """Return one of the images in a folder or file."""
+    return replace(whole, url=whole.url + path, name=whole.name + path, key=key, opening=opening)
 
 
 def _key_within(path: str) -> str:

@@ -29,6 +29,7 @@ from patchworks_core.stage.plan import FROM_IMAGE, Plan, as_recorded, make_plan
 from patchworks_core.tiles.grid import TileGrid
 from patchworks_pipeline.instance.home import home_folder
 from patchworks_pipeline.landing.candidates import LandingLayout, find_candidates
+from patchworks_pipeline.landing.opening import Opening
 from patchworks_pipeline.partitions import check_image_key
 from patchworks_pipeline.records import Acquisition, ImageFolder
 from patchworks_pipeline.resources import built_in
@@ -87,6 +88,20 @@ class AcquisitionSource(Deployed):
         100, ge=1, description="Acquisitions taken by one tick of the landing sensor."
     )
 
+    open: list[dict[str, Any]] = setting(
+        [],
+        description="How images are opened whose name matches a glob, such as {match: '*.tif', "
+        "axes: zyx, channel: DAPI, level: 0, series: 1}; the first that matches counts.",
+    )
+
+    @field_validator("open")
+    @classmethod
+    def _openings(cls, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Refuse what is not a way of opening an image."""
+        for entry in entries:
+            Opening.of(entry)
+        return entries
+
     def displaced(self) -> Collection[str]:
         """Return the other one of template and patterns; where both stand, the template counts."""
         pair = {"patterns", "template"}
@@ -95,7 +110,8 @@ class AcquisitionSource(Deployed):
     def layout(self) -> LandingLayout:
         """Return how the landing folder is laid out."""
         landing = self.landing or str(home_folder() / "landing")
-        return LandingLayout(landing, tuple(self.patterns), self.template, self.marker)
+        openings = tuple(Opening.of(entry) for entry in self.open)
+        return LandingLayout(landing, tuple(self.patterns), self.template, self.marker, openings)
 
     def find(self, image: str) -> Acquisition:
         """Return the acquisition in the landing folder whose key is `image`.
@@ -114,7 +130,7 @@ class AcquisitionSource(Deployed):
                 f"{layout.landing} have that key ({names!r}); copy exactly one there, or register "
                 "it with 'patchworks run'"
             )
-        return Acquisition(url=found[0].url)
+        return found[0].acquisition()
 
 
 class Automation(Deployed):

@@ -110,7 +110,25 @@ def open_bioio(url: str, level: int, axes: str | None) -> Opened:
         unit=_units(image, sizes, file),
         level=level,
         n_levels=len(levels),
+        notes=_notes(image, scene, url),
     )
+
+
+def _notes(image: Any, scene: str | None, url: str) -> tuple[str, ...]:
+    """Say that there are other scenes, where nobody chose one."""
+    n_scenes = len(image.scenes)
+    if scene is not None or n_scenes < 2:
+        return ()
+    return (
+        f"image 0 of {n_scenes} in {url!r} is read; name another one after '#', such as "
+        f"{url + '#1'!r}",
+    )
+
+
+def bioio_images(url: str) -> list[str]:
+    """Return the location of every scene of a file, that of the file where it has but one."""
+    n_scenes = len(_bio_image(url).scenes)
+    return [url] if n_scenes < 2 else [f"{url}#{i}" for i in range(n_scenes)]
 
 
 def _bio_image(file: str) -> Any:

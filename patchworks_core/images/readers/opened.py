@@ -63,6 +63,9 @@ class Opened:
     is_label_image: bool = False
     """Whether the metadata say that pixels are the ids of objects."""
 
+    notes: tuple[str, ...] = ()
+    """What was assumed where the file leaves a choice, in words."""
+
 
 def file_axes(
     names: Sequence[str] | None, shape: Sequence[int], override: str | None, where: str
@@ -117,11 +120,23 @@ def file_axes(
     return letters
 
 
+def are_axes(letters: object) -> bool:
+    """Tell whether a text has letters of `AXES`, none twice.
+
+    Examples
+    --------
+    >>> are_axes("ZYX"), are_axes("zzx"), are_axes("")
+    (True, False, False)
+    """
+    if not isinstance(letters, str) or not letters:
+        return False
+    return set(letters.lower()) <= set(AXES) and len(set(letters.lower())) == len(letters)
+
+
 def _checked_override(override: str, shape: Sequence[int], where: str) -> str:
     """Check what the user passed as axes=."""
     letters = override.lower()
-    known = bool(letters) and set(letters) <= set(AXES)
-    if not known or len(set(letters)) != len(letters) or len(letters) != len(shape):
+    if not are_axes(override) or len(letters) != len(shape):
         raise ImageError(
             f"axes= needs one letter of {AXES!r} per axis of the file, in the order of the file, "
             f"none twice; got {override!r} for shape {tuple(shape)!r} in {where}"

@@ -58,13 +58,14 @@ def list_images(location: str | os.PathLike[str] | UPath) -> list[str]:
     ----------
     location : str, os.PathLike or UPath
         Path or URL of an image, or of what holds several: an OME-Zarr plate or well, what
-        bioformats2raw wrote, a group of labels, or of several multiscales.
+        bioformats2raw wrote, a group of labels, or of several multiscales; a TIFF or a file of a
+        microscope with several images.
 
     Returns
     -------
     list of str
-        Such as ``/data/plate.ome.zarr/B/03/0`` or ``/data/a.ome.zarr#1``, in the order of the
-        metadata. What is not written yet is left out. One image is listed as itself, and so is a
+        Such as ``/data/plate.ome.zarr/B/03/0`` or ``/data/a.tif#1``, in the order of the metadata.
+        What is not written yet is left out. One image is listed as itself, and so is a
         well with metadata that are not valid: opening it says why.
 
     Raises
@@ -73,16 +74,17 @@ def list_images(location: str | os.PathLike[str] | UPath) -> list[str]:
         If the metadata name no image, or are not valid.
     """
     url = locate(location)
-    return zarr_node.zarr_images(url) if _is_zarr(url) else [url]
-
-
-def _is_zarr(url: str) -> bool:
-    """Tell whether a location is read as Zarr."""
-    file, _ = _file_of(url)
+    file, scene = _file_of(url)
     extension = os.path.splitext(file)[1].lower()
+    if scene is None and extension in tiff.EXTENSIONS and not os.path.isdir(file):
+        return tiff.tiff_images(url)
     if is_remote(url):
-        return extension not in _files() and extension not in bioio.PLUGINS
-    return os.path.isdir(file) or split_zip(file) is not None
+        is_zarr = extension not in _files() and extension not in bioio.PLUGINS
+    else:
+        is_zarr = os.path.isdir(file) or split_zip(file) is not None
+    if is_zarr:
+        return zarr_node.zarr_images(url)
+    return bioio.bioio_images(url) if extension in bioio.PLUGINS and scene is None else [url]
 
 
 def open_source(source: Any, level: int, axes: str | None) -> Opened:

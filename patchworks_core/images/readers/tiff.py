@@ -15,7 +15,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -25,8 +25,8 @@ import zarr
 from tifffile.tifffile import svs_description_metadata
 
 from patchworks_core.errors import ImageError
-from patchworks_core.files.locations import file_stamp, filesystem, is_remote
-from patchworks_core.images.readers.opened import Opened, check_level, file_axes
+from patchworks_core.files.locations import file_stamp, filesystem, is_remote, split_scene
+from patchworks_core.images.readers.opened import Opened, check_level, choose_scene, file_axes
 from patchworks_core.tiles.grid import SPATIAL_AXES
 
 EXTENSIONS = (
@@ -74,39 +74,61 @@ class TiffMetadata:
 
 
 def open_tiff(url: str, level: int, axes: str | None) -> Opened:
-    """Open the first series of a TIFF, from a local path or through fsspec.
+    """Open a series of a TIFF, from a local path or through fsspec.
 
-    Samples (RGB) are the channel axis. A file with channels and samples, both longer than 1, is
-    refused: merging them would invent an order.
+    It is the one that is named after ``#``, or the first with pixels in this file. Samples (RGB)
+    are the channel axis. A file with channels and samples, both longer than 1, is refused: merging
+    them would invent an order.
 
     Raises
     ------
     ImageError
-        If it is no TIFF, or fewer planes or bytes are there than the file says it has.
+        If it is no TIFF, has no such series, or fewer planes or bytes are there than it says.
     """
+    file, scene = split_scene(url)
+    with _reading(file) as (tif, complaints):
+        series = _series(tif, scene, url)
+        len(tif.pages)  # follows the chain of pages to its end
+        _check_silence(complaints, url)
+        opened = _open_series(tif, series, file, level, axes)
+        _check_silence(complaints, url)
+        if scene is None:
+            opened = replace(opened, notes=opened.notes + _others(tif, series, url))
+        if isinstance(opened.pixels, zarr.Array):
+            # The chunks are read from this file for as long as anybody holds the array.
+            weakref.finalize(opened.pixels, tif.close)
+        else:
+            tif.close()
+    return opened
+
+
+def tiff_images(url: str) -> list[str]:
+    """Return the location of every series of a TIFF, that of the file where it has but one."""
+    file, scene = split_scene(url)
+    if scene is not None:
+        return [url]
+    with _reading(file) as (tif, _):
+        n_series = len(tif.series)
+        tif.close()
+    return [url] if n_series < 2 else [f"{url}#{i}" for i in range(n_series)]
+
+
+@contextmanager
+def _reading(file: str) -> Iterator[tuple[tifffile.TiffFile, list[str]]]:
+    """Open a TIFF, with what tifffile logs of it; any error closes it and is an ImageError."""
     with _complaints() as complaints:
         try:
-            tif = tifffile.TiffFile(_file(url))
+            tif = tifffile.TiffFile(_file(file))
         except (tifffile.TiffFileError, OSError) as error:
-            raise ImageError(f"cannot open {url!r} as TIFF: {error}") from error
+            raise ImageError(f"cannot open {file!r} as TIFF: {error}") from error
         try:
-            series = _first_series(tif, url)
-            len(tif.pages)  # follows the chain of pages to its end
-            _check_silence(complaints, url)
-            opened = _open_series(tif, series, url, level, axes)
-            _check_silence(complaints, url)
+            yield tif, complaints
         except BaseException as error:
             tif.close()
             # What a damaged tag makes tifffile raise is of any kind: IndexError, struct.error, ...
             if isinstance(error, Exception) and not isinstance(error, ImageError):
-                raise _damaged(url, f"reading it fails with {error!r}") from error
+                raise _damaged(file, f"reading it fails with {error!r}") from error
             raise
-    if isinstance(opened.pixels, zarr.Array):
-        # The chunks are read from this file for as long as anybody holds the array.
-        weakref.finalize(opened.pixels, tif.close)
-    else:
-        tif.close()
-    return opened
 
 
 @contextmanager
@@ -150,12 +172,22 @@ def _file(url: str) -> Any:
     return fs.open(path, "rb")
 
 
-def _first_series(tif: tifffile.TiffFile, url: str) -> tifffile.TiffPageSeries:
-    """Return the first series; it has all the planes that the file says it has."""
+def _series(tif: tifffile.TiffFile, scene: str | None, url: str) -> tifffile.TiffPageSeries:
+    """Return a series by name or number; it has all the planes that the file says it has."""
     if not tif.series:
         raise ImageError(f"a TIFF needs at least one image, got none in {url!r}")
-    _check_count(tif, tif.series[0], url)
-    return tif.series[0]
+    if scene is None:
+        series = next((s for s in tif.series if _has_pages_of(s, tif)), tif.series[0])
+    else:
+        names = [str(series.name) for series in tif.series]
+        series = tif.series[choose_scene(scene, names, repr(url))]
+    _check_count(tif, series, url)
+    return series
+
+
+def _has_pages_of(series: tifffile.TiffPageSeries, tif: tifffile.TiffFile) -> bool:
+    """Tell whether a series has pixels in a file; of a set, others may have all of them."""
+    return any(page is not None and page.parent is tif for page in series.pages)
 
 
 def _open_series(
@@ -179,7 +211,7 @@ def _open_series(
         pixels=pixels,
         axes=letters,
         format=_FORMATS.get(series.kind, "TIFF"),
-        stamp=partial(_stamp, url, files),
+        stamp=partial(_stamp, url, files, tif.series.index(series)),
         chunks=tuple(pixels.chunks) if isinstance(pixels, zarr.Array) else None,
         # Names that do not fit the channels would name the wrong ones.
         channel_names=names if len(names) == n_channels else (),
@@ -190,8 +222,20 @@ def _open_series(
     )
 
 
+def _others(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, url: str) -> tuple[str, ...]:
+    """Say that there are other images, where nobody chose one."""
+    n_series, number = len(tif.series), tif.series.index(series)
+    if n_series < 2:
+        return ()
+    other = f"{url}#{(number + 1) % n_series}"
+    return (
+        f"image {number} of {n_series} in {url!r} is read; name another one after '#', such as "
+        f"{other!r}",
+    )
+
+
 def _check_count(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, url: str) -> None:
-    """Raise ImageError unless the first series has as many planes as the file says it has."""
+    """Raise ImageError unless a series has as many planes as the file says it has."""
     sizes = dict(zip(series.axes, series.shape, strict=True))
     n_planes = series.size // (sizes.get("Y", 1) * sizes.get("X", 1))
     for said, rule in _counts_said(tif, series):
@@ -204,7 +248,7 @@ def _counts_said(
 ) -> Iterator[tuple[int, str]]:
     """Yield how many planes of samples a file says it has, and where it says so."""
     if series.kind == "ome" and tif.ome_metadata:
-        pixels = _first_pixels(tifffile.xml2dict(tif.ome_metadata))
+        pixels = _ome_pixels(tifffile.xml2dict(tif.ome_metadata), tif, series)
         names = ("SizeZ", "SizeC", "SizeT")
         if all(isinstance(pixels.get(name), int) for name in names):
             yield prod(int(pixels[name]) for name in names), "SizeZ x SizeC x SizeT of its OME-XML"
@@ -212,7 +256,9 @@ def _counts_said(
         samples = dict(zip(series.axes, series.shape, strict=True)).get("S", 1)
         yield int(tif.imagej_metadata["images"]) * samples, "images= of ImageJ"
     if tif.shaped_metadata and series.kind in ("shaped", "generic", "uniform"):
-        shape = tif.shaped_metadata[0].get("shape", ())
+        described = tif.shaped_metadata
+        number = tif.series.index(series) if len(described) == len(tif.series) else 0
+        shape = described[number].get("shape", ())
         flat = dict(zip(series.axes, series.shape, strict=True))
         plane = flat.get("Y", 1) * flat.get("X", 1)
         if shape and plane:
@@ -228,7 +274,7 @@ def _files_of(tif: tifffile.TiffFile, part: tifffile.TiffPageSeries, url: str) -
         If a plane is in no file, or a file ends before the pixels it should hold.
     """
     files = set()
-    if part.dataoffset is not None:
+    if part.dataoffset is not None and _has_pages_of(part, tif):
         end, size = part.dataoffset + part.nbytes, tif.filehandle.size
         if end > size:
             raise _damaged(url, f"its pixels end at byte {end}, and it has {size}")
@@ -249,10 +295,12 @@ def _files_of(tif: tifffile.TiffFile, part: tifffile.TiffPageSeries, url: str) -
     return () if is_remote(url) else tuple(sorted(files - {os.path.abspath(url)}))
 
 
-def _stamp(url: str, others: tuple[str, ...]) -> Iterator[bytes]:
+def _stamp(url: str, others: tuple[str, ...], series: int) -> Iterator[bytes]:
     """Yield what identifies an image in one or several files."""
     for file in (url, *others):
         yield from file_stamp(file)
+    if series:
+        yield f"#{series}".encode()
 
 
 def _letters(part: tifffile.TiffPageSeries, axes: str | None, url: str) -> str:
@@ -271,10 +319,11 @@ def _letters(part: tifffile.TiffPageSeries, axes: str | None, url: str) -> str:
 def _pixels(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, level: int, url: str) -> Any:
     """Return the pixels as a memory map where they lie in one piece, else as a Zarr array."""
     part = series.levels[level]
-    if part.dataoffset is not None and not is_remote(url) and part.size:
+    offset = part.dataoffset if _has_pages_of(part, tif) else None
+    if offset is not None and not is_remote(url) and part.size:
         dtype = part.dtype.newbyteorder(tif.byteorder)
-        return tif.filehandle.memmap_array(dtype, part.shape, part.dataoffset, mode="r")
-    return zarr.open_array(series.aszarr(level=level), mode="r")
+        return tif.filehandle.memmap_array(dtype, part.shape, offset, mode="r")
+    return zarr.open_array(series.aszarr(level=level, read_only=True), mode="r")
 
 
 def _level_pixel_size(
@@ -289,19 +338,19 @@ def _level_pixel_size(
 
 
 def _read_metadata(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> TiffMetadata:
-    """Read the metadata of the first series in the dialect tifffile recognised."""
+    """Read the metadata of a series in the dialect tifffile recognised."""
     if series.kind == "ome" and tif.ome_metadata:
-        return _ome(tifffile.xml2dict(tif.ome_metadata))
+        return _ome(_ome_pixels(tifffile.xml2dict(tif.ome_metadata), tif, series))
     if series.kind == "imagej":
         return _imagej(tif)
-    if series.kind == "svs":
+    # The size is of the slide, and not of the pictures of its label and of all of it.
+    if series.kind == "svs" and tif.series.index(series) == 0:
         return _svs(tif)
     return TiffMetadata()
 
 
-def _ome(xml: dict[str, Any]) -> TiffMetadata:
-    """Read PhysicalSize, TimeIncrement and Channel names of the first OME image."""
-    pixels = _first_pixels(xml)
+def _ome(pixels: dict[str, Any]) -> TiffMetadata:
+    """Read PhysicalSize, TimeIncrement and Channel names of an OME image."""
     values = {axis: pixels.get(f"PhysicalSize{axis.upper()}") for axis in SPATIAL_AXES}
     units = {axis: pixels.get(f"PhysicalSize{axis.upper()}Unit", "µm") for axis in SPATIAL_AXES}
     values["t"] = pixels.get("TimeIncrement")
@@ -313,10 +362,17 @@ def _ome(xml: dict[str, Any]) -> TiffMetadata:
     return _metadata(values, units, tuple(map(str, names)) if named else ())
 
 
-def _first_pixels(xml: dict[str, Any]) -> dict[str, Any]:
-    """Return the Pixels element of the first OME image."""
+def _ome_pixels(
+    xml: dict[str, Any], tif: tifffile.TiffFile, series: tifffile.TiffPageSeries
+) -> dict[str, Any]:
+    """Return the Pixels element of the OME image that a series is."""
     images = xml.get("OME", {}).get("Image", {})
-    pixels: dict[str, Any] = (images[0] if isinstance(images, list) else images).get("Pixels", {})
+    images = images if isinstance(images, list) else [images]
+    # An image without data in any file is no series.
+    named = [image for image in images if image.get("Name") == series.name]
+    has_all = len(images) == len(tif.series)
+    image = images[tif.series.index(series)] if has_all else [*named, *images][0]
+    pixels: dict[str, Any] = image.get("Pixels", {})
     return pixels
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
+import fsspec
 import numpy as np
 import pytest
 import tifffile
@@ -178,6 +180,56 @@ def test_a_field_of_a_plate_opens_and_the_plate_names_its_fields(tmp_path, versi
         image = open_image(plate / path / "1", channel=1)
         assert image.pixel_size == {"y": 0.5, "x": 0.25}
         assert_reads(image, pixels_of((2, 9, 12), seed=10 * i + 1)[1])
+
+
+# several images in one file
+
+
+def write_series(path, **options):
+    """Write a TIFF of two images."""
+    with tifffile.TiffWriter(path, **options) as tif:
+        tif.write(pixels_of((20, 24)))
+        tif.write(pixels_of((10, 12), seed=1))
+    return path
+
+
+@pytest.mark.parametrize("options", [{}, {"ome": True}, {"shaped": True}])
+def test_an_image_of_a_tiff_is_chosen_after_a_hash_and_all_are_listed(tmp_path, options):
+    path = write_series(tmp_path / "a.tif", **options)
+    assert list_images(path) == [f"{path}#0", f"{path}#1"]
+    assert list_images(f"{path}#1") == [f"{path}#1"]
+    first, second = (open_image(image) for image in list_images(path))
+    assert_reads(first, pixels_of((20, 24)))
+    assert_reads(second, pixels_of((10, 12), seed=1))
+    assert_reads(pickle.loads(pickle.dumps(second)), pixels_of((10, 12), seed=1))
+    assert first.fingerprint != second.fingerprint
+    assert first.notes == second.notes == ()
+    (note,) = open_image(path).notes
+    advice = re.search("such as '(.*)'", note)[1]
+    assert note.startswith(f"image 0 of 2 in '{path}' is read")
+    assert_reads(open_image(advice), pixels_of((10, 12), seed=1))
+    with pytest.raises(ImageError, match=r"no scene '2' in .*; its scenes are 0 to 1"):
+        open_image(f"{path}#2")
+
+
+def test_a_tiff_of_one_image_is_listed_as_itself(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", pixels_of((20, 24)))
+    assert list_images(tmp_path / "a.tif") == [str(tmp_path / "a.tif")]
+    assert open_image(tmp_path / "a.tif").notes == ()
+
+
+def test_an_image_of_a_remote_tiff_is_chosen_after_a_hash(tmp_path):
+    path = write_series(tmp_path / "a.tif")
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file("/series/a.tif", path.read_bytes())
+    assert_reads(open_image("memory://series/a.tif#1"), pixels_of((10, 12), seed=1))
+
+
+def test_a_file_of_one_image_has_no_other(tmp_path):
+    np.save(tmp_path / "a.npy", pixels_of((20, 24)))
+    assert_reads(open_image(f"{tmp_path}/a.npy#0"), pixels_of((20, 24)))
+    with pytest.raises(ImageError, match=r"no scene '1' in .*; its scenes are 0 to 0"):
+        open_image(f"{tmp_path}/a.npy#1")
 
 
 # several images in one group

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import dagster as dg
 import numpy as np
 import pytest
+import tifffile
+import yaml
 import zarr
 
 from patchworks_core import PlanError, tile_process
@@ -262,6 +265,18 @@ def test_an_unreadable_one_is_told_of_once_and_stops_no_other(daemon, clock, lan
         clock.now += SETTLE
     (reason,) = Quarantine(LabelStore().path() / ".quarantine").reasons().values()
     assert "a.tif" in reason
+
+
+def test_the_setting_that_a_refusal_advises_is_taken(daemon, clock, landing, home):
+    pages = np.stack([tissue(), tissue()])
+    tifffile.imwrite(landing / "a.tif", pages, metadata=None, photometric="minisblack")
+    assert land(daemon, clock) == []
+    (reason,) = Quarantine(LabelStore().path() / ".quarantine").reasons().values()
+    advice = re.search(r"in patchworks.yaml that is source: (\{.*\})", reason)[1]
+    chosen = yaml.safe_load(advice) | {"settle_seconds": SETTLE}
+    daemon.resources["source"] = AcquisitionSource(**chosen)
+    assert [request.partition_key for request in land(daemon, clock)] == ["a"]
+    assert LabelStore().folder("a").acquisition().open().axes == "zyx"
 
 
 def test_an_unreadable_one_that_is_replaced_is_taken(daemon, clock, landing):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import zarr
 from upath import UPath
 
@@ -29,6 +31,8 @@ from patchworks_pipeline.landing.arrivals import (
     why_unreadable,
 )
 from patchworks_pipeline.landing.candidates import Candidate, LandingLayout, find_candidates
+from patchworks_pipeline.landing.opening import Opening
+from patchworks_pipeline.records import Acquisition
 from tests.tissue import tissue, write_tiff
 
 SETTLE = 10
@@ -194,7 +198,7 @@ def test_every_field_of_a_plate_is_an_acquisition(folder):
     found = find_candidates(LandingLayout(str(folder)))
     assert [each.key for each in found] == ["plate1_B03_0", "plate1_B03_1", "plate1_C4_0"]
     assert found[0].url == str(folder / "plate1.ome.zarr" / "B" / "03" / "0")
-    assert why_unreadable(found[0].url) is None
+    assert why_unreadable(found[0].acquisition()) is None
 
 
 def test_wells_that_are_not_written_yet_have_no_fields_yet(folder):
@@ -208,7 +212,7 @@ def test_a_well_with_damaged_metadata_stands_for_its_fields_and_hides_no_other(f
     (folder / "p.zarr" / "A" / "1" / "zarr.json").write_text('{"zarr_format": 3, "node')
     found = find_candidates(LandingLayout(str(folder)))
     assert [each.key for each in found] == ["p_A_1", "p_B2_0"]
-    assert "cannot open" in str(why_unreadable(found[0].url))
+    assert "cannot open" in str(why_unreadable(found[0].acquisition()))
 
 
 def test_a_plate_whose_metadata_are_not_valid_is_refused_with_the_reason(folder):
@@ -216,7 +220,7 @@ def test_a_plate_whose_metadata_are_not_valid_is_refused_with_the_reason(folder)
     plate.attrs["ome"] = {"version": "0.5", "plate": {"wells": [{"path": "A/1"}]}}
     (candidate,) = find_candidates(LandingLayout(str(folder)))
     assert candidate.key == "plate"
-    assert "not a valid OME-Zarr 0.4 or 0.5 plate" in str(why_unreadable(candidate.url))
+    assert "not a valid OME-Zarr 0.4 or 0.5 plate" in str(why_unreadable(candidate.acquisition()))
 
 
 @pytest.mark.parametrize("series", [None, ["0", "1"]])
@@ -230,7 +234,7 @@ def test_every_series_that_bioformats2raw_wrote_is_an_acquisition(folder, series
         write_image_group(folder / "scan.zarr" / name)
     found = find_candidates(LandingLayout(str(folder)))
     assert [each.key for each in found] == ["scan_0", "scan_1"]
-    assert [why_unreadable(each.url) for each in found] == [None, None]
+    assert [why_unreadable(each.acquisition()) for each in found] == [None, None]
 
 
 def test_every_multiscale_of_a_group_is_an_acquisition(folder):
@@ -239,7 +243,7 @@ def test_every_multiscale_of_a_group_is_an_acquisition(folder):
     group.attrs["ome"] = {**ome, "multiscales": ome["multiscales"] * 2}
     found = find_candidates(LandingLayout(str(folder)))
     assert [(each.key, each.name) for each in found] == [("a_0", "a.zarr#0"), ("a_1", "a.zarr#1")]
-    assert [why_unreadable(each.url) for each in found] == [None, None]
+    assert [why_unreadable(each.acquisition()) for each in found] == [None, None]
     assert [signature_of(each) is not None for each in found] == [True, True]
 
 
@@ -255,7 +259,7 @@ def test_a_plate_whose_metadata_lead_out_of_it_is_no_plate(folder):
     plate.attrs["ome"] = {"plate": {"wells": [{"path": "../../etc"}]}}
     (candidate,) = find_candidates(LandingLayout(str(folder)))
     assert candidate.key == "plate"
-    assert why_unreadable(candidate.url) is not None
+    assert why_unreadable(candidate.acquisition()) is not None
 
 
 def test_a_name_of_which_no_key_can_be_made_hides_no_other(folder):
@@ -472,14 +476,96 @@ def test_a_signature_is_of_names_sizes_and_times(folder):
     assert signature_of(candidate) != first
 
 
+# How they are opened
+
+
+def write_pages(path: Path, n: int = 3) -> Path:
+    """Write a TIFF of several pages that says nothing of them."""
+    pixels = np.arange(n * 64, dtype="u1").reshape(n, 8, 8)
+    tifffile.imwrite(path, pixels, metadata=None, photometric="minisblack")
+    return path
+
+
+def openings(*entries: dict[str, object]) -> tuple[Opening, ...]:
+    return tuple(Opening.of(entry) for entry in entries)
+
+
+def test_the_first_setting_that_fits_the_name_says_how_an_image_is_opened(folder):
+    for name in ("a.tif", "b.tif", "c.tiff"):
+        write_pages(folder / name)
+    zstack = {"match": "*.TIF", "axes": "zyx", "level": 0}
+    layout = LandingLayout(
+        str(folder), openings=openings({"match": "b*", "axes": "tyx", "channel": "all"}, zstack)
+    )
+    found = [each.acquisition() for each in find_candidates(layout)]
+    assert [each.axes for each in found] == ["zyx", "tyx", None]
+    assert [each.channel for each in found] == [0, None, 0]
+    assert [why_unreadable(each) is None for each in found] == [True, True, False]
+
+
+def test_one_image_of_a_file_is_chosen_or_each(folder):
+    with tifffile.TiffWriter(folder / "a.tif") as tif:
+        tif.write(np.zeros((8, 8), "u1"))
+        tif.write(np.zeros((9, 9), "u1"))
+
+    def keys(**chosen):
+        layout = LandingLayout(str(folder), openings=openings({"match": "*", **chosen}))
+        found = find_candidates(layout)
+        assert all(why_unreadable(each.acquisition()) is None for each in found)
+        assert all(signature_of(each) is not None for each in found)
+        return [(each.key, each.url.rpartition("/")[2]) for each in found]
+
+    assert keys() == [("a", "a.tif")]
+    assert keys(series=1) == [("a", "a.tif#1")]
+    assert keys(series="all") == [("a_0", "a.tif#0"), ("a_1", "a.tif#1")]
+
+
+def test_a_setting_may_be_for_one_image_of_a_folder(folder):
+    write_plate(folder / "p.zarr", {"A/1": 2})
+    layout = LandingLayout(
+        str(folder),
+        openings=openings({"match": "p.zarr/A/1/1", "level": 1}, {"match": "*.zarr", "axes": "zx"}),
+    )
+    found = [each.acquisition() for each in find_candidates(layout)]
+    assert [(each.level, each.axes) for each in found] == [(0, "zx"), (1, None)]
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({}, "needs match"),
+        ({"match": "*", "axis": "zyx"}, "has no field 'axis'; the fields are"),
+        ({"match": "*", "axes": "zz"}, "needs one letter of 'tczyx' per axis"),
+        ({"match": "*", "level": -1}, "level"),
+        ({"match": "*", "channel": 1.5}, "needs a number, a name or 'all' for channel"),
+        ({"match": "*", "series": True}, "needs a number, a name or 'all' for series"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused(entry, words):
+    with pytest.raises(PlanError, match=words):
+        Opening.of(entry)
+
+
+def test_what_was_refused_is_tried_again_when_it_is_opened_in_another_way(folder, landing):
+    write_pages(folder / "a.tif")
+    landing.look(0)
+    (arrival,) = landing.look(SETTLE).arrivals
+    landing.quarantine.refuse(arrival, str(why_unreadable(arrival.candidate.acquisition())))
+    assert landing.arrivals(2 * SETTLE) == []
+    landing.layout = replace(landing.layout, openings=openings({"match": "*", "axes": "zyx"}))
+    landing.look(3 * SETTLE)
+    (again,) = landing.look(4 * SETTLE).arrivals
+    assert why_unreadable(again.candidate.acquisition()) is None
+
+
 # What can be read
 
 
 def test_what_can_be_opened_has_no_reason_against_it(folder):
-    assert why_unreadable(str(write_tiff(folder / "a.tif", tissue()))) is None
-    assert why_unreadable(str(write_image_group(folder / "a.zarr"))) is None
+    assert why_unreadable(Acquisition(str(write_tiff(folder / "a.tif", tissue())))) is None
+    assert why_unreadable(Acquisition(str(write_image_group(folder / "a.zarr")))) is None
     np.save(folder / "a.npy", tissue())
-    assert why_unreadable(str(folder / "a.npy")) is None
+    assert why_unreadable(Acquisition(str(folder / "a.npy"))) is None
 
 
 def test_only_the_header_of_a_picture_is_read(folder, monkeypatch):
@@ -487,10 +573,10 @@ def test_only_the_header_of_a_picture_is_read(folder, monkeypatch):
 
     path = folder / "a.png"
     iio.imwrite(path, np.zeros((4, 5), "u1"))
-    monkeypatch.setattr("patchworks_pipeline.landing.arrivals.open_image", None)
-    assert why_unreadable(str(path)) is None
+    monkeypatch.setattr("patchworks_pipeline.records.open_image", None)
+    assert why_unreadable(Acquisition(str(path))) is None
     path.write_bytes(b"not a picture")
-    assert "may be damaged" in why_unreadable(str(path))
+    assert "may be damaged" in why_unreadable(Acquisition(str(path)))
 
 
 @pytest.mark.parametrize(
@@ -499,9 +585,9 @@ def test_only_the_header_of_a_picture_is_read(folder, monkeypatch):
 )
 def test_why_a_file_cannot_be_read_is_said_in_words(folder, name, content, reason):
     (folder / name).write_bytes(content)
-    assert reason in why_unreadable(str(folder / name))
+    assert reason in why_unreadable(Acquisition(str(folder / name)))
 
 
 def test_a_file_that_is_gone_is_not_called_unreadable(folder):
     with pytest.raises(FileNotFoundError):
-        why_unreadable(str(folder / "a.png"))
+        why_unreadable(Acquisition(str(folder / "a.png")))

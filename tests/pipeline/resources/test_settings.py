@@ -94,6 +94,7 @@ OTHERS: dict[str, dict[str, Any]] = {
         "patterns": ["*.tif"],
         "template": "{well}.tif",
         "marker": "{name}.done",
+        "open": [{"match": "*.tif", "axes": "zyx", "channel": "DAPI", "series": 1}],
         "settle_seconds": 2.0,
         "max_per_tick": 3,
     },
@@ -246,6 +247,12 @@ def test_settings_that_cannot_be_are_refused_with_file_line_and_field(settings, 
         ComputeBudget().of_home()
     with pytest.raises(PlanError, match=f"(?s)patchworks.yaml.*{words}"):
         ComputeBudget(memory_fraction=0.8, workers=1, kind="threads").of_home()
+
+
+def test_a_way_of_opening_images_that_cannot_be_is_refused(settings):
+    settings("source:\n  open: [{match: '*.tif', axis: zyx}]")
+    with pytest.raises(PlanError, match=r"line 2: source.open has no field 'axis'"):
+        AcquisitionSource().of_home()
 
 
 def test_a_file_that_is_no_text_is_refused(home, settings):
