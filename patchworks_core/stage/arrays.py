@@ -69,7 +69,7 @@ def open_checked(path: UPath, layout: ArrayLayout) -> zarr.Array[Any]:
     if wrong:
         raise StageError(
             f"the stage at {path} is damaged: its array {layout.name!r} {wrong}; stage the image "
-            "again: call without resume, or plan it again"
+            "again: call with resume=False, or plan it again"
         )
     return array
 

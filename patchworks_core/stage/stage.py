@@ -346,7 +346,7 @@ class Stage:
         except DamagedError as error:
             try:
                 self.forget(block)
-                way_out = "it counts as not staged now: call again with resume=True, or run "
+                way_out = "it counts as not staged now: call again, or run "
                 way_out += "'patchworks retry' on its image"
             except Exception as fault:  # a stage that can only be read
                 way_out = f"it must be staged again, which could not be noted ({fault!r})"

@@ -158,9 +158,9 @@ def test_a_call_that_finds_damage_is_completed_by_the_next_one(tmp_path):
     shutil.rmtree(target)
     (chunk,) = stage.rglob("labels/c/0/1")
     flip_middle(chunk)
-    with pytest.raises(StageError, match="tile block 'y000x001' .* call again with resume=True"):
-        tile_process(PIXELS, label_components, resume=True, **options)
-    again = tile_process(PIXELS, label_components, resume=True, **options)
+    with pytest.raises(StageError, match="tile block 'y000x001' .* call again, or run"):
+        tile_process(PIXELS, label_components, **options)
+    again = tile_process(PIXELS, label_components, **options)
     assert (np.asarray(again) == wanted).all()
 
 
