@@ -30,6 +30,7 @@ from upath import UPath
 
 from patchworks_core.errors import PlanError, StageError
 from patchworks_core.files.records import mapping_of, read_mapping, sealed, unsealed
+from patchworks_core.files.replacing import put_back
 from patchworks_core.files.storage import remove, write_bytes, write_text
 from patchworks_core.files.tables import bytes_of_table, table_of
 from patchworks_core.images.image import Image, open_image
@@ -332,14 +333,15 @@ class ImageFolder:
 
     def provenance(self, plan: Plan) -> dict[str, Any] | None:
         """Return what the merged labels were made of; None where there are none."""
-        path = self.labels(plan).path / "provenance.json"
-        if not path.exists():
+        labels = self.labels(plan).path
+        path = labels / "provenance.json"
+        if not (put_back(labels) and path.exists()):
             return None
         record = read_mapping(path)
         if record is None:
             raise StageError(
                 f"{path} must say what the labels of image {self.key!r} were made of and is "
-                "damaged; materialize merged_labels again"
+                "damaged; materialize merged_labels again with overwrite"
             )
         return record
 

@@ -16,15 +16,13 @@ from patchworks_core.api.staging_log import Say, StagingLog, check_staged
 from patchworks_core.errors import PlanError, StageError
 from patchworks_core.files.label_arrays import create_label_array, open_label_group
 from patchworks_core.files.replacing import (
+    NEW,
     check_reads,
-    check_replaceable,
     component_path,
-    recover,
     replacing,
     work_folder,
 )
-from patchworks_core.files.storage import claimed, discard, is_local, remove
-from patchworks_core.files.written import fault_of, made_from_what, vouch
+from patchworks_core.files.storage import discard, is_local, remove
 from patchworks_core.images.image import Image
 from patchworks_core.machine.budget import granted_cores
 from patchworks_core.machine.engine import results
@@ -151,7 +149,7 @@ class Job:
             another="output_component or write_to",
             overwrite=self.overwrite,
             made_from=self._recipe(plan),
-            resume=resume is True or (resume == "auto" and not self.segmentation.unknown),
+            resume=self._may_be_done(resume),
             keeps=True,
             clear=self._clear,
         ) as working:
@@ -171,24 +169,19 @@ class Job:
 
     def write_ome(self, plan: Plan, target: LabelImage, *, resume: Resume) -> int:
         """Write the labels as an OME-Zarr label image; return how many objects there are."""
-        target.check_container()
-        work = work_folder(component_path(target.container / "labels", target.name))
-        naming: dict[str, Any] = {"what": "a label image", "another": "name or container"}
-        for written in (target.path, target.working, work):
-            check_reads(written, (self.image.source, self.image.pixels), **naming)
-        recipe = {"plan": plan.fingerprint, "merge": self.resolved(plan).to_dict()}
+        options = self.resolved(plan)
         pilot = None if self.pilot is None else self.pilot.to_dict()
-        with claimed(work, doing="writing to"):
-            recover(target.path)
-            made = made_from_what(target.path) if resume else None
-            if made is not None and made == recipe | {"n_objects": made.get("n_objects")}:
+        with target.writing(
+            reads=(self.image.source, self.image.pixels),
+            overwrite=self.overwrite,
+            made_from=self._recipe(plan),
+            resume=self._may_be_done(resume),
+            clear=self._clear,
+        ) as working:
+            if working.is_done:
                 self.say(f"{target.path} is complete and is what would be made")
-                self._clear(work)
-                return int(made["n_objects"])
-            check_replaceable(target.path, **naming, overwrite=self.overwrite)
-            if target.path.exists() and fault_of(target.path) is not None:
-                discard(target.path / "applied")  # nothing vouches for it: no block is taken over
-            with self._merged(plan, work, resume=resume) as (stage, lut, pool):
+                return target.n_objects()
+            with self._merged(plan, working.folder, resume=resume) as (stage, lut, pool):
                 done: list[str] = []
 
                 def count(key: str) -> None:
@@ -199,12 +192,11 @@ class Job:
                     stage,
                     lut,
                     target,
-                    provenance=provenance_of(plan, self.resolved(plan), lut, pilot=pilot),
+                    working,
+                    provenance=provenance_of(plan, options, lut, pilot=pilot),
                     pool=pool,
                     on_block=count,
                 )
-                vouch(target.path, recipe | {"n_objects": lut.n_objects})
-            self._clear(work)
         return lut.n_objects
 
     @contextmanager
@@ -300,6 +292,10 @@ class Job:
                 "take them up, or resume=False to begin anew"
             )
 
+    def _may_be_done(self, resume: Resume) -> bool:
+        """Tell whether labels that an earlier call made from the same are those of this call."""
+        return resume is True or (resume == "auto" and not self.segmentation.unknown)
+
     def _recipe(self, plan: Plan) -> dict[str, Any]:
         """Return what labels are made from, JSON-ready."""
         recipe = {"plan": plan.fingerprint, "merge": self.resolved(plan).to_dict()}
@@ -315,7 +311,7 @@ class Job:
         if self.stage_dir is not None and not self.keep_stage:
             discard(self.stage_dir / "stage.zarr")
         if self.keep_stage and self.stage_dir is None:
-            for name in ("merged", "applied"):
+            for name in (NEW, "merged", "applied"):
                 discard(work / name)
             return
         discard(work)

@@ -6,7 +6,8 @@
 2. It claims the target: of two calls at one time, one works and the other is told.
 3. It takes up what a killed call left (`recover`), and refuses to replace what patchworks did not
    write itself, or what was changed since, unless `overwrite` is given (`check_replaceable`).
-4. What is new is made in a folder beside the target, and vouched for when it is whole
+4. What is new is made in a folder beside the target, from nothing, from what a killed call left
+   there, or from a copy of the old one, and vouched for when it is whole
    (`patchworks_core.files.written`).
 5. The old one is renamed into that folder, the new one gets its name, and the old one is removed::
 
@@ -26,6 +27,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from upath import UPath
@@ -41,6 +43,7 @@ from patchworks_core.files.storage import (
     is_part,
     is_trash,
     remove,
+    remove_parts,
     write_text,
 )
 from patchworks_core.files.stores import Place, places_of
@@ -72,7 +75,10 @@ class Working:
     """For whatever the work needs; one of `WORK_NAMES` each."""
 
     new: UPath
-    """Where the new array, group or file is made; nothing is there yet."""
+    """Where the new array, group or file is made; nothing is there, but for what is taken up."""
+
+    old: UPath | None = None
+    """The target, where it is vouched for: what is new may begin as a copy of it."""
 
     is_done: bool = False
     """Whether the target is already what would be made; then nothing is to be done."""
@@ -89,6 +95,8 @@ def replacing(
     made_from: Mapping[str, Any] | None = None,
     resume: bool = False,
     keeps: bool = False,
+    takes_up: Callable[[UPath], bool] = lambda new: False,
+    is_ours: Callable[[UPath], bool] = lambda target: False,
     clear: Callable[[UPath], None] = discard,
 ) -> Iterator[Working]:
     """Give a place to make something new, which takes the place of `target` when it is whole.
@@ -105,13 +113,18 @@ def replacing(
     another : str
         What to name another of, for messages.
     overwrite : bool
-        Replace whatever is there.
+        Replace whatever is there, and make everything anew.
     made_from : mapping, optional
         JSON-ready, kept in the record.
     resume : bool
         Take the target for done where it is what an earlier call made from the same.
     keeps : bool
         Leave the folder of work where the block raises, for the next call to take up.
+    takes_up : callable
+        Tells whether the block can go on with what a call before left in `Working.new`; what it
+        cannot go on with is removed.
+    is_ours : callable
+        Tells of a target without a record whether patchworks wrote it before there were records.
     clear : callable
         Removes the folder of work, or part of it, when all is done.
 
@@ -135,15 +148,24 @@ def replacing(
             yield Working(work, work / NEW, is_done=True)
             clear(work)
             return
-        check_replaceable(target, what=what, another=another, overwrite=overwrite)
-        discard(work / NEW)
+        check = partial(
+            check_replaceable,
+            target,
+            what=what,
+            another=another,
+            overwrite=overwrite,
+            is_ours=is_ours,
+        )
+        check()
+        _begin(work / NEW, (lambda new: False) if overwrite else takes_up)
+        is_vouched_for = not overwrite and target.is_dir() and record_path(target).exists()
         try:
-            yield Working(work, work / NEW)
+            yield Working(work, work / NEW, target if is_vouched_for else None)
         except BaseException:
             if not keeps:
                 discard(work)
             raise
-        check_replaceable(target, what=what, another=another, overwrite=overwrite, made=work / NEW)
+        check(made=work / NEW)
         try:
             _publish(work / NEW, target, made_from)
         except BaseException:
@@ -190,13 +212,19 @@ def check_reads(target: UPath, reads: Iterable[Any], *, what: str, another: str)
 
 
 def check_replaceable(
-    target: UPath, *, what: str, another: str, overwrite: bool, made: UPath | None = None
+    target: UPath,
+    *,
+    what: str,
+    another: str,
+    overwrite: bool,
+    is_ours: Callable[[UPath], bool] = lambda target: False,
+    made: UPath | None = None,
 ) -> None:
     """Raise PlanError where something is at a target that is not ours to replace.
 
     Parameters
     ----------
-    target, what, another, overwrite
+    target, what, another, overwrite, is_ours
         As in `replacing`.
     made : UPath, optional
         What would replace it, where that is made already.
@@ -210,7 +238,7 @@ def check_replaceable(
         fault = "this process works in it"
     else:
         found = fault_of(target)
-        if found is None:
+        if found is None or (not record_path(target).exists() and is_ours(target)):
             return
         fault, way_out = found, f"{way_out}, or pass {OVERWRITE}"
     if made is not None:
@@ -252,6 +280,15 @@ def put_back(target: UPath) -> bool:
     with suppress(PlanError), claimed(work_folder(target), doing="writing to"):
         recover(target)
     return _exists(target)
+
+
+def _begin(new: UPath, takes_up: Callable[[UPath], bool]) -> None:
+    """Let the work go on with what is there, no longer vouched for, or remove it."""
+    if takes_up(new):
+        remove(record_path(new))
+        remove_parts(new)
+    else:
+        discard(new)
 
 
 def _sweep(folder: UPath, names: Iterable[str]) -> None:

@@ -255,17 +255,35 @@ def is_part(name: str, *, of: str) -> bool:
     return re.fullmatch(rf"{re.escape(of)}\.[0-9a-f]{{32}}\.part", name) is not None
 
 
-def move(source: UPath, target: UPath) -> None:
-    """Give a folder another name; on object stores this copies and then deletes.
-
-    The records at the top of the folder, which make it a Zarr node, are copied last and deleted
-    first: what a killed move leaves half there does not look whole.
-    """
-    if is_local(source):
-        os.rename(str(source), str(target))
+def remove_parts(folder: UPath) -> None:
+    """Remove what killed writers of files left in a local folder, Zarr's and `write_bytes`'s."""
+    if not is_local(folder):
         return
-    copy_objects(source, target)
-    discard(source)
+    for parent, _, names in os.walk(str(folder)):
+        for name in names:
+            if re.search(r"\.[0-9a-f]{32}\.part(ial)?$", name):
+                os.unlink(os.path.join(parent, name))
+
+
+def duplicate(source: UPath, target: UPath) -> None:
+    """Copy a folder into one that is not there yet, the files at its top last.
+
+    On a local file system the files are hard links where it has them: nothing is read, and a file
+    that is then replaced, as Zarr and `write_bytes` do, leaves that of the source as it was. On an
+    object store the store copies.
+    """
+    if not is_local(source):
+        copy_objects(source, target)
+        return
+    for parent, _, names in os.walk(str(source), topdown=False):
+        folder = os.path.normpath(os.path.join(str(target), os.path.relpath(parent, str(source))))
+        os.makedirs(folder, exist_ok=True)
+        for name in names:
+            file, copy = os.path.join(parent, name), os.path.join(folder, name)
+            try:
+                os.link(file, copy)
+            except OSError:  # no links here, or too many of one file, or not of another's files
+                shutil.copy2(file, copy)
 
 
 def copy_objects(source: UPath, target: UPath) -> None:

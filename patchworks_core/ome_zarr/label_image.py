@@ -1,17 +1,22 @@
 """OME-Zarr labels: the merged labels of an image as others read them.
 
-``<container>/labels/<name>`` is a multiscale label image (OME-NGFF 0.5 on Zarr v3, 0.4 on v2):
+``<container>/labels/<name>`` is a multiscale label image (OME-NGFF 0.5 on Zarr v3, 0.4 on v2). It
+is replaced as everything is (`patchworks_core.files.replacing`): until the new one is whole, the
+old one stays in its place.
 
-1. `LabelImage.begin` makes or takes up ``<name>.partial``, its working name.
-2. Level 0 is written there tile by tile (`patchworks_core.merge.apply`).
-3. `LabelImage.publish` writes the pyramid and the metadata, then gives the folder its own name and
-   lists it in ``labels``. A killed run leaves the working name, and the next one continues it.
+1. `LabelImage.writing` gives the folder of work, ``<name>.work``.
+2. `LabelImage.begin` starts the new one there: with what a killed call left, with a copy of the
+   published one (hard links, where the file system has them), or with nothing.
+3. Level 0 is written tile by tile, where it changed (`patchworks_core.merge.apply`).
+4. `LabelImage.finish` writes the pyramid and the metadata.
+5. The new one gets its name, and is then listed in ``labels``, so that a listed name exists.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,15 +27,18 @@ from upath import UPath
 from patchworks_core.errors import PlanError
 from patchworks_core.files.label_arrays import create_label_array
 from patchworks_core.files.records import read_mapping
+from patchworks_core.files.replacing import Working, check_reads, component_path, replacing
 from patchworks_core.files.storage import (
     ZarrFormat,
+    discard,
+    duplicate,
     group_format,
-    move,
     open_array,
     remove,
     write_text,
     zarr_store,
 )
+from patchworks_core.files.written import RECORD, record_path
 from patchworks_core.machine.engine import results
 from patchworks_core.machine.pools import Pool
 from patchworks_core.merge.apply import apply_lut, create_apply_records
@@ -48,6 +56,9 @@ from patchworks_core.tiles.regions import Region
 
 PYRAMID = "most frequent id"
 """How lower levels are made; those that were made otherwise are not mixed with these."""
+
+VOUCHED_IN = "vouched_in"
+"""Field of the provenance that names the record; labels of version 0.1.0 have neither."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +81,6 @@ class LabelImage:
     def path(self) -> UPath:
         """The published label image."""
         return self.container / "labels" / self.name
-
-    @property
-    def working(self) -> UPath:
-        """The label image while it is being written."""
-        return self.container / "labels" / f"{self.name}.partial"
 
     @property
     def zarr_format(self) -> ZarrFormat:
@@ -101,65 +107,111 @@ class LabelImage:
                 f"cannot be part of; write version {fitting!r}, or into another container"
             )
 
-    def begin(self, dtype: np.dtype[Any]) -> bool:
-        """Make the working folder, or take up what is there.
+    @contextmanager
+    def writing(
+        self,
+        *,
+        reads: Iterable[Any] = (),
+        another: str = "name or container",
+        overwrite: bool = False,
+        made_from: Mapping[str, Any] | None = None,
+        resume: bool = False,
+        clear: Callable[[UPath], None] = discard,
+    ) -> Iterator[Working]:
+        """Give the place for `write_labels`; what is whole at the end is published and listed.
 
         Parameters
         ----------
+        reads, another, overwrite, made_from, resume, clear
+            As in `patchworks_core.files.replacing.replacing`.
+
+        Yields
+        ------
+        Working
+
+        Raises
+        ------
+        PlanError
+            If the container is of another Zarr format than `version` asks for, another call is
+            writing the labels, or those that are there are not patchworks' or were changed since.
+        """
+        self.check_container()
+        target = component_path(self.container / "labels", self.name)
+        naming = {"what": "a label image", "another": another}
+        reads, left = list(reads), self._left_by_0_1_0()
+        if left is not None:
+            check_reads(left, reads, **naming)
+        with replacing(
+            target,
+            reads=reads,
+            **naming,
+            overwrite=overwrite,
+            made_from=made_from,
+            resume=resume,
+            keeps=True,
+            takes_up=lambda new: self._reusable_type(new) is not None,
+            is_ours=_is_of_0_1_0,
+            clear=clear,
+        ) as working:
+            yield working
+        self._list()
+        if left is not None:
+            discard(left)
+
+    def begin(self, working: Working, dtype: np.dtype[Any]) -> bool:
+        """Start the new labels.
+
+        Parameters
+        ----------
+        working : Working
+            Of `writing`.
         dtype : dtype
             Of the merged labels.
 
         Returns
         -------
         bool
-            True where published labels were taken up, so that the pyramid is sound outside the
-            blocks that will be rewritten.
-
-        Raises
-        ------
-        PlanError
-            If the container is of another Zarr format than `version` asks for.
+            True where it is a copy of the published labels, so that the pyramid is sound outside
+            the blocks that will be rewritten.
         """
-        self.check_container()
-        if self._fits(self.path, dtype):
-            remove(self.working)
-            self._list(add=False)
-            move(self.path, self.working)
+        new = working.new
+        if self._reusable_type(new) == dtype:
+            return False
+        discard(new)
+        if working.old is not None and self._reusable_type(working.old) == dtype:
+            duplicate(working.old, new)
+            remove(record_path(new))
             return True
-        if not self._fits(self.working, dtype):
-            remove(self.working)
-            self._open_group(self.working)
-            create_label_array(
-                self.working / "0", self.plan.grid, dtype, zarr_format=self.zarr_format
-            )
-            create_apply_records(
-                self.working / "applied", self.plan.grid, zarr_format=self.zarr_format
-            )
+        self._open_group(new)
+        create_label_array(new / "0", self.plan.grid, dtype, zarr_format=self.zarr_format)
+        create_apply_records(new / "applied", self.plan.grid, zarr_format=self.zarr_format)
         return False
 
-    def _fits(self, path: UPath, dtype: np.dtype[Any]) -> bool:
-        """Tell whether the labels at `path` have the same layout and type."""
-        record = path / "provenance.json"
-        if not (record.exists() and (path / "applied").exists()):
-            return False
-        labels, found = open_array(path / "0"), read_mapping(record)
-        return (
-            found is not None
-            and {name: found.get(name) for name in self._layout} == self._layout
-            and labels.dtype == dtype
-            and labels.metadata.zarr_format == self.zarr_format
-        )
+    def _reusable_type(self, path: UPath) -> np.dtype[Any] | None:
+        """Return the type of the labels at `path`; None where none of the same layout are there."""
+        layout = read_mapping(path / "provenance.json")
+        if layout is None or {name: layout.get(name) for name in self._layout} != self._layout:
+            return None
+        if group_format(path / "0") != self.zarr_format or group_format(path / "applied") is None:
+            return None
+        return open_array(path / "0").dtype
 
-    def record(self, provenance: Mapping[str, Any]) -> None:
-        """Write the provenance record beside the labels."""
-        content = {**self._layout, **provenance}
-        write_text(self.working / "provenance.json", json.dumps(content, indent=2) + "\n")
+    def n_objects(self) -> int:
+        """Return how many objects the published labels are, as their provenance says."""
+        return int((read_mapping(self.path / "provenance.json") or {})["n_objects"])
 
-    def publish(self, changed: Iterable[Region] | None, *, pool: Pool) -> int:
-        """Write the pyramid and the metadata, then give the labels their own name.
+    def record(self, working: Working, provenance: Mapping[str, Any]) -> None:
+        """Write the provenance record beside the new labels."""
+        content = {**self._layout, VOUCHED_IN: RECORD, **provenance}
+        write_text(working.new / "provenance.json", json.dumps(content, indent=2) + "\n")
+
+    def finish(self, working: Working, changed: Iterable[Region] | None, *, pool: Pool) -> int:
+        """Write the pyramid and the metadata; the new labels are whole then.
 
         Parameters
         ----------
+        working : Working
+            Of `writing`.
         changed : iterable of Region or None
             Regions of level 0 that were rewritten; None where all were.
         pool : Pool
@@ -172,7 +224,7 @@ class LabelImage:
         grid, image = self.plan.grid, self.plan.image
         steps = level_steps(grid.axes, grid.shape, image.pixel_size)
         n_written = write_pyramid(
-            self.working,
+            working.new,
             steps,
             changed=changed,
             axes=grid.axes,
@@ -181,24 +233,50 @@ class LabelImage:
         )
         levels = Levels(grid.axes, steps, image.pixel_size, image.unit, image.translation)
         attributes = label_attributes(levels, name=self.name, version=self.version)
-        self._open_group(self.working).attrs.update(attributes)
-        remove(self.path)
-        move(self.working, self.path)
-        self._list(add=True)
+        self._open_group(working.new).attrs.update(attributes)
         return n_written
 
     def _open_group(self, path: UPath) -> zarr.Group:
         return zarr.open_group(zarr_store(path), mode="a", zarr_format=self.zarr_format)
 
-    def _list(self, *, add: bool) -> None:
-        """Add the name to the ``labels`` of the container, or take it off."""
+    def _list(self) -> None:
+        """Add the name to the ``labels`` of the container."""
         self._open_group(self.container)
         labels = self._open_group(self.container / "labels")
-        listed: dict[str, Any] = dict(labels.attrs)
-        ome = dict(listed.get("ome", {})) if self.version == "0.5" else listed
-        names = [name for name in ome.get("labels", []) if name != self.name]
-        ome["labels"] = sorted([*names, self.name]) if add else names
-        labels.attrs.update({"ome": {**ome, "version": "0.5"}} if self.version == "0.5" else ome)
+        attributes: dict[str, Any] = dict(labels.attrs)
+        names = _listed(attributes)
+        if self.name in names:
+            return
+        if self.version == "0.5":
+            ome = {**attributes.get("ome", {}), "version": "0.5"}
+            labels.attrs.update({"ome": {**ome, "labels": sorted([*names, self.name])}})
+        else:
+            labels.attrs.update({"labels": sorted([*names, self.name])})
+
+    def _left_by_0_1_0(self) -> UPath | None:
+        """Return what a killed call of version 0.1.0 left; labels of that name are not it."""
+        labels = self.container / "labels"
+        left = labels / f"{self.name}.partial"
+        if not (left / "applied").is_dir():
+            return None
+        is_group = group_format(labels) is not None
+        return None if is_group and left.name in _listed(self._open_group(labels).attrs) else left
+
+
+def _listed(attributes: Mapping[str, Any]) -> list[str]:
+    """Return the names in the attributes of a group of label images, 0.4 or 0.5."""
+    return list(attributes.get("ome", attributes).get("labels", []))
+
+
+def _is_of_0_1_0(path: UPath) -> bool:
+    """Tell whether labels were published by version 0.1.0, which could not vouch for them."""
+    layout = read_mapping(path / "provenance.json")
+    return (
+        layout is not None
+        and {"grid", "level_steps"} <= layout.keys()
+        and VOUCHED_IN not in layout
+        and (path / "applied").is_dir()
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +292,7 @@ def write_labels(
     stage: Stage,
     lut: LookupTable,
     target: LabelImage,
+    working: Working,
     *,
     provenance: Mapping[str, Any],
     pool: Pool,
@@ -227,19 +306,21 @@ def write_labels(
     lut : LookupTable
         Of that stage.
     target : LabelImage
+    working : Working
+        Of ``target.writing()``.
     provenance : mapping
         JSON-ready; kept beside the labels.
     pool : Pool
     on_block : callable
         Told the key of each block that was written.
     """
-    was_published = target.begin(lut.dtype)
-    target.record(provenance)
+    was_published = target.begin(working, lut.dtype)
+    target.record(working, provenance)
     outcomes = apply_lut(
         stage,
         lut,
-        labels=target.working / "0",
-        records=target.working / "applied",
+        labels=working.new / "0",
+        records=working.new / "applied",
         pool=pool,
     )
     changed: list[Region] = []
@@ -247,6 +328,6 @@ def write_labels(
         key = next(results([outcome], doing="writing merged labels"))
         changed.append(outcome.item.block.core)
         on_block(key)
-    n_chunks = target.publish(changed if was_published else None, pool=pool)
+    n_chunks = target.finish(working, changed if was_published else None, pool=pool)
     n_blocks = stage.grid.n_blocks
     return WrittenLabels(len(changed), n_blocks - len(changed), n_chunks)

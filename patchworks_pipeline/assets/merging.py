@@ -14,7 +14,7 @@ from patchworks_core.files.label_arrays import output_chunks
 from patchworks_core.files.storage import open_array, write_bytes
 from patchworks_core.machine.pools import Pool
 from patchworks_core.merge.steps import ids_are_sequential, look_up, pair_tiles
-from patchworks_core.ome_zarr.label_image import WrittenLabels, write_labels
+from patchworks_core.ome_zarr.label_image import LabelImage, WrittenLabels, write_labels
 from patchworks_core.pictures.report import overlay_picture, overview_region, seam_region
 from patchworks_core.seams.judge import SeamReport, judge_seams
 from patchworks_core.seams.rules import joined_pairs, warning_of
@@ -32,6 +32,9 @@ from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore, S
 EVERY_TILE_IS_MERGED = "every_tile_is_merged"
 IDS_ARE_SEQUENTIAL = "ids_are_sequential"
 SEAMS_AGREE = "seams_agree"
+
+ANOTHER = "LabelStore.root"
+"""What to name another of, where labels are not to be replaced."""
 
 FRESHNESS = dg.FreshnessPolicy.time_window(
     fail_window=timedelta(days=7), warn_window=timedelta(days=2)
@@ -159,6 +162,16 @@ def global_lut(
     )
 
 
+class WritingConfig(dg.Config):
+    """Choices of one merge that end with the labels."""
+
+    overwrite: bool = Field(
+        default=False,
+        description="True replaces labels that were changed by hand, or that patchworks did not "
+        "write; all tiles are then written anew.",
+    )
+
+
 @dg.asset(
     partitions_def=images,
     deps=[global_lut],
@@ -189,7 +202,10 @@ def global_lut(
     ],
 )
 def merged_labels(
-    context: dg.AssetExecutionContext, store: LabelStore, budget: ComputeBudget
+    context: dg.AssetExecutionContext,
+    config: WritingConfig,
+    store: LabelStore,
+    budget: ComputeBudget,
 ) -> dg.MaterializeResult:
     """The label image: one id per object across all tiles, as OME-Zarr with a pyramid."""
     folder = store.folder(context.partition_key)
@@ -206,11 +222,15 @@ def merged_labels(
         report_progress("merge", len(done), plan.grid.n_blocks)
 
     start = time.perf_counter()
-    with Pool.open(budget.open(decision.count)) as pool:
+    with (
+        target.writing(another=ANOTHER, overwrite=config.overwrite) as working,
+        Pool.open(budget.open(decision.count)) as pool,
+    ):
         written = write_labels(
             stage,
             lut,
             target,
+            working,
             provenance={
                 **provenance_of(plan, options, lut, pilot=folder.acquisition().pilot),
                 "stage": content,
@@ -220,18 +240,8 @@ def merged_labels(
         )
     seconds = time.perf_counter() - start
     seams = seams_of(folder, stage)
-    opened = folder.acquisition().open()
-    labels = open_array(target.path / "0")
     missing = stage.missing_blocks()
-    regions = {
-        "overlay": seam_region(plan.grid, stage.counts()),
-        "overview": overview_region(plan.grid.axes, plan.grid.shape),
-    }
-    pictures = {
-        name: overlay_picture(opened, labels, plan.grid, region) for name, region in regions.items()
-    }
-    for name, png in pictures.items():
-        write_bytes(folder.report / f"{name}.png", png)
+    pictures = _pictures(folder, stage, target)
     return dg.MaterializeResult(
         metadata={
             "labels": dg.MetadataValue.path(str(target.path)),
@@ -261,6 +271,23 @@ def merged_labels(
             ),
         ],
     )
+
+
+def _pictures(folder: ImageFolder, stage: Stage, target: LabelImage) -> dict[str, bytes]:
+    """Draw the labels over the image, at a seam and as a whole, into the report."""
+    opened = folder.acquisition().open()
+    labels = open_array(target.path / "0")
+    grid = stage.grid
+    regions = {
+        "overlay": seam_region(grid, stage.counts()),
+        "overview": overview_region(grid.axes, grid.shape),
+    }
+    pictures = {
+        name: overlay_picture(opened, labels, grid, region) for name, region in regions.items()
+    }
+    for name, png in pictures.items():
+        write_bytes(folder.report / f"{name}.png", png)
+    return pictures
 
 
 def _every_tile_is_merged(missing: list[str], plan: Plan) -> dg.AssetCheckResult:

@@ -211,6 +211,9 @@ def merge(
     allow_missing_tiles: Annotated[
         bool, typer.Option(help="Merge with holes where tiles are not staged.")
     ] = False,
+    overwrite: Annotated[
+        bool, typer.Option(help="Replace labels that were changed, or that are not patchworks'.")
+    ] = False,
     home: Home = HOME,
 ) -> None:
     """Merge an image again, by another rule or with holes; nothing is segmented again."""
@@ -223,7 +226,9 @@ def merge(
         _known_image(image, home) as (instance, folder),
         progress_bars(folder.key, console),
     ):
-        result = merge_again(instance, folder, given, allow_missing=allow_missing_tiles)
+        result = merge_again(
+            instance, folder, given, allow_missing=allow_missing_tiles, overwrite=overwrite
+        )
     _say(result, home)
     raise typer.Exit(0 if result.is_complete else 1)
 

@@ -177,6 +177,7 @@ def merge_again(
     chosen: dict[str, Any],
     *,
     allow_missing: bool = False,
+    overwrite: bool = False,
 ) -> ImageRun:
     """Merge the staged labels of an image again, by another rule or with holes.
 
@@ -189,6 +190,8 @@ def merge_again(
         Fields of `MergeOptions`; they are kept for the image.
     allow_missing : bool
         Take tiles that are not staged for tiles without labels.
+    overwrite : bool
+        Replace labels that were changed, or that are not patchworks'.
 
     Raises
     ------
@@ -204,14 +207,16 @@ def merge_again(
     folder.write_acquisition(acquisition)
     has_pairs = folder.has_edges_of(stage, allow_missing=allow_missing)
     names = MERGE_ASSETS[1:] if has_pairs else MERGE_ASSETS
+    configs = {
+        "boundary_pairs": {"allow_missing_tiles": allow_missing},
+        "merged_labels": {"overwrite": overwrite},
+    }
     error = _run(
         instance,
         "merge_image",
         {},
         partition_key=folder.key,
-        ops={}
-        if has_pairs
-        else {"boundary_pairs": {"config": {"allow_missing_tiles": allow_missing}}},
+        ops={name: {"config": config} for name, config in configs.items() if name in names},
         assets=names,
     )
     return ImageRun(folder, ("merge_image",), (), error.message if error else None)

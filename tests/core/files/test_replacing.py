@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,48 +20,12 @@ from patchworks_core.files.replacing import component_path, recover, replacing, 
 from patchworks_core.files.storage import as_path, discard, is_trash
 from patchworks_core.files.written import fault_of, made_from_what
 from patchworks_core.images.image import open_image
-
-STEPS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.listdir", "os.scandir"}
-"""What the interpreter tells of before it is done to a file or folder."""
-
-
-class Killed(BaseException):
-    """The process is gone: nothing it does to files from now on is done."""
-
-
-class Faults:
-    """Interrupts the n-th thing that is done to files."""
-
-    def __init__(self) -> None:
-        self.at: int | None = None
-        self.is_final = False
-        self.seen = 0
-
-    def arm(self, at: int, *, is_final: bool) -> None:
-        self.at, self.is_final, self.seen = at, is_final, 0
-
-    def disarm(self) -> bool:
-        """Return whether the fault came."""
-        came = self.at is not None and self.seen > self.at
-        self.at = None
-        return came
-
-    def __call__(self, event: str, arguments: tuple[object, ...]) -> None:
-        if self.at is None or event not in STEPS:
-            return
-        if event == "open" and "pytest-" not in str(arguments[0]):
-            return
-        self.seen += 1
-        if self.seen == self.at + 1 or (self.is_final and self.seen > self.at):
-            raise Killed if self.is_final else KeyboardInterrupt
-
-
-FAULTS = Faults()
+from tests.core.kills import FAULTS, Killed, Store, listen
 
 
 @pytest.fixture(scope="module", autouse=True)
 def listening() -> Iterator[None]:
-    sys.addaudithook(FAULTS)
+    listen()
     yield
     FAULTS.disarm()
 
@@ -332,26 +295,6 @@ def test_a_component_may_lie_deeper():
     assert str(component_path(as_path("memory://g"), "a/b")) == "memory://g/a/b"
 
 
-class Store:
-    """An object store of which every step can be the last."""
-
-    def __init__(self, monkeypatch) -> None:
-        self.left: int | None = None
-        fs = as_path("memory://killed").fs
-        for name in ("pipe_file", "cp_file", "rm_file", "_open"):
-            monkeypatch.setattr(type(fs), name, self.counted(getattr(type(fs), name)))
-
-    def counted(self, step):
-        def run(*arguments, **options):
-            if self.left is not None:
-                if self.left == 0:
-                    raise Killed
-                self.left -= 1
-            return step(*arguments, **options)
-
-        return run
-
-
 def test_on_an_object_store_no_half_is_seen_and_a_killed_copy_is_done_again(monkeypatch):
     store = Store(monkeypatch)
     for step in count():
@@ -426,3 +369,25 @@ def test_nothing_is_read_through_the_folder_of_work(tmp_path):
     with pytest.raises(PlanError, match="never written over what it is made from"):
         write(tmp_path / "labels", "new", reads=[str(stage / "labels")])
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("can_go_on", [False, True])
+def test_work_that_a_killed_call_left_is_taken_up_where_it_can_be_and_not_vouched_for(
+    can_go_on, overwrite, tmp_path
+):
+    target = as_path(tmp_path / "labels")
+    write(target, "old")
+    new = work_folder(target) / "new"
+    shutil.copytree(target, new)  # killed when it was vouched for
+    (new / f"zarr.{'0' * 32}.partial").write_text("half")
+    options = {"what": "labels", "overwrite": overwrite, "takes_up": lambda new: can_go_on}
+    with replacing(target, **options) as working:
+        assert working.old == (None if overwrite else target)
+        left = names(working.new) if working.new.exists() else []
+        assert left == (["c", "zarr.json"] if can_go_on and not overwrite else [])
+        (working.new / "c").mkdir(parents=True, exist_ok=True)
+        for name in ("c/0", "zarr.json"):
+            (working.new / name).write_text("new")
+    assert read(target) == "new"
+    assert names(tmp_path) == ["labels"]

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from patchworks_core import merge_tile_labels, segment_to_ome_zarr, tile_process
 from patchworks_core.errors import TilesFailedError
-from patchworks_core.files.storage import as_path, move
+from patchworks_core.files.storage import as_path, copy_objects
 from patchworks_core.images.image import open_image
 from patchworks_core.images.readers.zarr_node import fields_of_plate
 from patchworks_core.ome_zarr.convert import convert_image
@@ -149,15 +149,15 @@ def test_what_one_client_writes_another_sees_at_once(place):
     assert sorted(child.name for child in path.iterdir()) == ["a", "c.txt"]
 
 
-def test_a_folder_that_is_moved_is_whole_before_its_records_are_there(place, monkeypatch):
+def test_a_folder_that_is_copied_is_whole_before_its_records_are_there(place, monkeypatch):
     fs = as_path(place).fs
     fs.pipe({f"{place}/a/zarr.json": b"{}", f"{place}/a/c/0/0": b"pixels", f"{place}/ab": b""})
     copied = []
     copy = fs.copy
     monkeypatch.setattr(fs, "copy", lambda a, b: [copied.extend(a), copy(a, b)])
-    move(as_path(f"{place}/a"), as_path(f"{place}/b"))
+    copy_objects(as_path(f"{place}/a"), as_path(f"{place}/b"))
     assert [path.rsplit("/a/")[-1] for path in copied] == ["c/0/0", "zarr.json"]
-    assert names_in(place) == ["ab", "b/c/0/0", "b/zarr.json"]
+    assert names_in(place) == ["a/c/0/0", "a/zarr.json", "ab", "b/c/0/0", "b/zarr.json"]
 
 
 def test_an_image_is_converted_from_s3_to_s3(image, mask, place):

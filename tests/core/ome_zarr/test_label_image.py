@@ -43,14 +43,15 @@ def calibrated(stage):
     return stage
 
 
-def write(stage, container, *, name="labels", version="0.5", lut=None, on_block=None):
+def write(stage, container, *, name="labels", version="0.5", lut=None, on_block=None, **options):
     """Merge a stage into an OME-Zarr; return the label image and what was written."""
     target = LabelImage(as_path(container), name, stage.plan, version)
-    with Pool.open(Workers()) as pool:
+    with target.writing(**options) as working, Pool.open(Workers()) as pool:
         written = write_labels(
             stage,
             lut if lut is not None else lut_of(stage),
             target,
+            working,
             provenance={"made": "here"},
             pool=pool,
             on_block=on_block or (lambda key: None),
@@ -63,6 +64,10 @@ def pixel_files(path) -> dict[str, bytes]:
     root = Path(str(path))
     files = (f for f in root.rglob("*") if f.is_file() and f.name != "provenance.json")
     return {str(f.relative_to(root)): f.read_bytes() for f in files}
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def by_chunks(above, step, chunks):
@@ -161,23 +166,31 @@ def test_two_label_images_in_one_container_are_both_listed(version, tmp_path):
     assert listed(container, version) == ["cells", "nuclei"]
 
 
-def test_nothing_is_called_finished_while_it_is_written(tmp_path):
+def test_while_labels_are_written_the_old_ones_stay_and_first_ones_are_not_called_finished(
+    tmp_path, small_levels
+):
     stage = stage_into(tmp_path / "stage", blobs((8, 8)))
     container = tmp_path / "a.ome.zarr"
-    seen = []
+    looks = []
 
     def look(key):
-        seen.append(key)
+        looks.append(key)
         assert not (container / "labels" / "labels").exists()
-        assert not (container / "labels" / "zarr.json").exists() or listed(container) == []
+        assert not (container / "labels" / "zarr.json").exists()
 
-    write(stage, container, on_block=look)
-    assert (container / "labels" / "labels").exists()
-    other = stage_into(tmp_path / "other", ~blobs((8, 8)))
-    write(other, container, on_block=look)
-    assert len(seen) == 8
+    target, _ = write(stage, container, on_block=look)
+    old = pixel_files(target.path)
+
+    def look_again(key):
+        looks.append(key)
+        assert pixel_files(target.path) == old
+        assert listed(container) == ["labels"]
+
+    write(stage_into(tmp_path / "other", ~blobs((8, 8))), container, on_block=look_again)
+    assert len(looks) == 8
+    assert pixel_files(target.path) != old
     assert listed(container) == ["labels"]
-    assert not (container / "labels" / "labels.partial").exists()
+    assert names(container / "labels") == ["labels", "zarr.json"]
 
 
 class Kill(Exception):

@@ -401,6 +401,44 @@ def test_the_labels_say_how_they_were_made(pipeline, tissue_path):
     assert record["stage"] == folder.stage().content()
 
 
+def test_labels_corrected_by_hand_are_merged_over_only_when_the_run_says_so(pipeline, tissue_path):
+    folder = pipeline.register(tissue_path)
+    pipeline.run_to_labels(folder)
+    path = folder.labels(folder.plan()).path
+    expected = merged(folder)
+    labels = zarr.open_array(str(path / "0"), mode="r+")
+    labels[0, 0] = 77
+    error = error_of(pipeline.merge(folder))
+    assert "a label image only replaces what patchworks wrote itself and nobody changed" in error
+    assert "name another LabelStore.root, or pass overwrite=True (--overwrite" in error
+    assert labels[0, 0] == 77
+    ops = {"merged_labels": {"config": {"overwrite": True}}}
+    keys = [dg.AssetKey("merged_labels")]
+    result = pipeline.run("merge_image", partition_key="tissue", ops=ops, asset_selection=keys)
+    assert metadata_of(result, "merged_labels")["n_tiles_written"] == 12
+    np.testing.assert_array_equal(merged(folder), expected)
+    assert folder.provenance(folder.plan())["stage"] == folder.stage().content()
+    assert pipeline.merge(folder).success
+
+
+def test_a_chunk_of_the_labels_that_was_lost_is_noticed_by_the_next_merge(pipeline, tissue_path):
+    folder = pipeline.register(tissue_path)
+    pipeline.run_to_labels(folder)
+    (folder.container / "labels" / "labels" / "0" / "c" / "0" / "0").unlink()
+    assert "one or more are missing" in error_of(pipeline.merge(folder))
+
+
+def test_labels_that_a_killed_run_was_about_to_replace_are_there_for_who_asks(
+    pipeline, tissue_path
+):
+    folder = pipeline.register(tissue_path)
+    pipeline.run_to_labels(folder)
+    path = folder.labels(folder.plan()).path
+    path.with_name("labels.work").mkdir()
+    path.rename(path.with_name("labels.work") / "old")
+    assert folder.provenance(folder.plan())["stage"] == folder.stage().content()
+
+
 def test_a_channel_is_chosen_by_its_name(pipeline, tmp_path):
     path = tmp_path / "channels.tif"
     tifffile.imwrite(

@@ -350,6 +350,22 @@ def test_another_rule_is_merged_without_staging_again_and_is_kept(patchworks, ho
     assert labels_of("tissue").max() == before[1]
 
 
+def test_labels_corrected_by_hand_are_merged_over_only_with_overwrite(
+    patchworks, home, tissue_path
+):
+    assert patchworks("run", tissue_path, *PERFECT)[0] == 0
+    path = LabelStore().folder("tissue").container / "labels" / "labels" / "0"
+    labels = zarr.open_array(str(path), mode="r+")
+    labels[0, 0] = 77
+    code, printed = patchworks("merge", "tissue", "--merge", "none")
+    assert code == 1
+    assert "changed since patchworks wrote it" in printed
+    assert "--overwrite" in printed
+    assert labels[0, 0] == 77
+    assert patchworks("merge", "tissue", "--merge", "overlap", "--overwrite")[0] == 0
+    assert_same_partition(labels_of("tissue"), tissue())
+
+
 def test_changing_the_rule_rewrites_only_tiles_whose_ids_changed(patchworks, home, tissue_path):
     assert patchworks("run", tissue_path, *PERFECT)[0] == 0
     with dg.DagsterInstance.from_config(str(home / "dagster")) as instance:

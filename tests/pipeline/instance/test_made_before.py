@@ -15,6 +15,8 @@ from filelock import FileLock
 from scipy import ndimage
 
 from patchworks_core import tile_process
+from patchworks_core.files.storage import as_path
+from patchworks_core.files.written import fault_of
 from patchworks_core.stage.plan import Plan
 from patchworks_core.stage.stage import Stage
 from tests.pipeline.conftest import call_command_line
@@ -116,6 +118,10 @@ def test_the_tiles_that_failed_before_are_staged_and_merged(home):
 
 def test_a_finished_image_of_the_version_before_may_be_merged_again_by_another_rule(home):
     assert digest(labels_of(home, "done")) == LABELS
+    labels = home / "store" / "done" / "done.ome.zarr" / "labels"
+    shutil.copytree(labels / "labels", labels / "labels.partial")  # as a killed merge left it
     code, printed = call_command_line("merge", "done", "--merge", "none", "--home", str(home))
     assert code == 0, printed
     assert labels_of(home, "done").max() > PIXELS.shape[0] // 32
+    assert sorted(path.name for path in labels.iterdir()) == ["labels", "zarr.json"]
+    assert fault_of(as_path(labels / "labels")) is None
