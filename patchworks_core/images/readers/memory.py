@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from patchworks_core.errors import ImageError
 from patchworks_core.files.locations import file_stamp, is_remote
-from patchworks_core.images.readers.opened import Opened, check_level, file_axes
+from patchworks_core.images.readers.opened import Opened, axes_notes, check_level, file_axes
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ def open_npy(url: str, level: int, axes: str | None) -> Opened:
         raise ImageError(f"cannot map {url!r} as a .npy file: {error}") from error
     letters = file_axes(None, array.shape, axes, repr(url))
     check_level(level, [array.shape], repr(url))
-    return Opened(array, letters, "NumPy file", partial(file_stamp, url))
+    notes = axes_notes(None, letters, axes, url)
+    return Opened(array, letters, "NumPy file", partial(file_stamp, url), notes=notes)
 
 
 def _content(array: npt.NDArray[np.generic]) -> Iterator[bytes]:

@@ -120,6 +120,30 @@ def file_axes(
     return letters
 
 
+def axes_notes(
+    names: Sequence[str] | None, letters: str, override: str | None, where: str
+) -> tuple[str, ...]:
+    """Say what the axes of a file were taken for, where it does not say so itself.
+
+    Examples
+    --------
+    >>> axes_notes("QYX", "zyx", "zyx", "a.tif")
+    ("axes 'QYX' of 'a.tif' are taken for 'zyx', as axes= says",)
+    >>> axes_notes(None, "zyx", None, "a.npy")
+    ("axes of 'a.npy' are taken for 'zyx', as it names none; axes= says otherwise",)
+    """
+    if names is None:
+        guessed = override is None and len(letters) > len("yx")
+        text = (
+            f"axes of {where!r} are taken for {letters!r}, as it names none; axes= says otherwise"
+        )
+        return (text,) if guessed else ()
+    said = "".join(names)
+    if override is None or said.lower().replace("s", "c") == letters:
+        return ()
+    return (f"axes {said!r} of {where!r} are taken for {letters!r}, as axes= says",)
+
+
 def are_axes(letters: object) -> bool:
     """Tell whether a text has letters of `AXES`, none twice.
 
@@ -235,6 +259,9 @@ def choose_channel(channel: int | str | None, opened: Opened, where: str) -> int
         count = "no" if channel not in names else "more than one"
         raise ImageError(f"{count} channel {channel!r} in {where}; its channels are {available}")
     number = operator.index(channel)
+    # A channel may be called by its wavelength, which settings and commands read as a number.
+    if number >= n_channels and names.count(str(number)) == 1:
+        return names.index(str(number))
     if not 0 <= number < n_channels:
         raise ImageError(f"no channel {number} in {where}; its channels are {available}")
     return number

@@ -26,6 +26,9 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP"}
 MAX_PIXELS = 2**31
 """Largest raster that is decoded: the widest a BMP or PNG side can be, and 2 to 8 GB of memory."""
 
+_INKS = {"CMYK", "YCbCr", "LAB", "HSV"}
+"""Pillow's names of colours that are not intensities."""
+
 _PILLOW_LIMIT = threading.Lock()
 
 
@@ -55,6 +58,12 @@ def _decode(url: str) -> npt.NDArray[Any]:
                 raise ImageError(
                     f"a raster image is decoded whole and may have {MAX_PIXELS} pixels, got "
                     f"{shape!r} in {url!r}; convert it to tiled TIFF or Zarr"
+                )
+            mode = file.metadata(index=0).get("mode")
+            if mode in _INKS:
+                raise ImageError(
+                    f"pixels must be intensities or RGB, got {mode} in {url!r}; save it as gray "
+                    "levels or RGB"
                 )
             return np.asarray(file.read(index=0))
     except (UnidentifiedImageError, OSError) as error:

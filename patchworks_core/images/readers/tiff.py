@@ -17,8 +17,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from math import prod
+from math import inf, prod
 from typing import Any
+from xml.etree import ElementTree
 
 import tifffile
 import zarr
@@ -26,7 +27,14 @@ from tifffile.tifffile import svs_description_metadata
 
 from patchworks_core.errors import ImageError
 from patchworks_core.files.locations import file_stamp, filesystem, is_remote, split_scene
-from patchworks_core.images.readers.opened import Opened, check_level, choose_scene, file_axes
+from patchworks_core.images.readers.opened import (
+    Opened,
+    axes_notes,
+    check_level,
+    choose_scene,
+    file_axes,
+)
+from patchworks_core.images.readers.photometric import as_shown
 from patchworks_core.tiles.grid import SPATIAL_AXES
 
 EXTENSIONS = (
@@ -91,12 +99,14 @@ def open_tiff(url: str, level: int, axes: str | None) -> Opened:
         len(tif.pages)  # follows the chain of pages to its end
         _check_silence(complaints, url)
         opened = _open_series(tif, series, file, level, axes)
+        stored = opened.pixels
+        opened = as_shown(opened, series.keyframe, series.kind, file)
         _check_silence(complaints, url)
         if scene is None:
             opened = replace(opened, notes=opened.notes + _others(tif, series, url))
-        if isinstance(opened.pixels, zarr.Array):
+        if isinstance(stored, zarr.Array):
             # The chunks are read from this file for as long as anybody holds the array.
-            weakref.finalize(opened.pixels, tif.close)
+            weakref.finalize(stored, tif.close)
         else:
             tif.close()
     return opened
@@ -219,6 +229,7 @@ def _open_series(
         unit={axis: unit for axis, unit in metadata.unit.items() if axis in letters},
         level=level,
         n_levels=len(shapes),
+        notes=axes_notes(part.axes, letters, axes, url),
     )
 
 
@@ -248,10 +259,10 @@ def _counts_said(
 ) -> Iterator[tuple[int, str]]:
     """Yield how many planes of samples a file says it has, and where it says so."""
     if series.kind == "ome" and tif.ome_metadata:
-        pixels = _ome_pixels(tifffile.xml2dict(tif.ome_metadata), tif, series)
-        names = ("SizeZ", "SizeC", "SizeT")
-        if all(isinstance(pixels.get(name), int) for name in names):
-            yield prod(int(pixels[name]) for name in names), "SizeZ x SizeC x SizeT of its OME-XML"
+        pixels = _ome_pixels(tif, series)
+        sizes = [pixels.get(name, "") for name in ("SizeZ", "SizeC", "SizeT")]
+        if all(size.isdecimal() for size in sizes):
+            yield prod(map(int, sizes)), "SizeZ x SizeC x SizeT of its OME-XML"
     if tif.imagej_metadata and "images" in tif.imagej_metadata:
         samples = dict(zip(series.axes, series.shape, strict=True)).get("S", 1)
         yield int(tif.imagej_metadata["images"]) * samples, "images= of ImageJ"
@@ -340,7 +351,7 @@ def _level_pixel_size(
 def _read_metadata(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> TiffMetadata:
     """Read the metadata of a series in the dialect tifffile recognised."""
     if series.kind == "ome" and tif.ome_metadata:
-        return _ome(_ome_pixels(tifffile.xml2dict(tif.ome_metadata), tif, series))
+        return _ome(_ome_pixels(tif, series))
     if series.kind == "imagej":
         return _imagej(tif)
     # The size is of the slide, and not of the pictures of its label and of all of it.
@@ -349,31 +360,33 @@ def _read_metadata(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> T
     return TiffMetadata()
 
 
-def _ome(pixels: dict[str, Any]) -> TiffMetadata:
+def _ome(pixels: ElementTree.Element) -> TiffMetadata:
     """Read PhysicalSize, TimeIncrement and Channel names of an OME image."""
-    values = {axis: pixels.get(f"PhysicalSize{axis.upper()}") for axis in SPATIAL_AXES}
+    values: dict[str, Any] = {
+        axis: pixels.get(f"PhysicalSize{axis.upper()}") for axis in SPATIAL_AXES
+    }
     units = {axis: pixels.get(f"PhysicalSize{axis.upper()}Unit", "µm") for axis in SPATIAL_AXES}
     values["t"] = pixels.get("TimeIncrement")
     units["t"] = pixels.get("TimeIncrementUnit", "s")
-    channels = pixels.get("Channel", [])
-    channels = channels if isinstance(channels, list) else [channels]
-    names = [c.get("Name") if isinstance(c, dict) else None for c in channels]
-    named = all(name is not None for name in names)
-    return _metadata(values, units, tuple(map(str, names)) if named else ())
+    # As text: a channel may be called 0405 or true.
+    names = [channel.get("Name") for channel in _children(pixels, "Channel")]
+    named = tuple(name for name in names if name is not None)
+    return _metadata(values, units, named if len(named) == len(names) else ())
 
 
-def _ome_pixels(
-    xml: dict[str, Any], tif: tifffile.TiffFile, series: tifffile.TiffPageSeries
-) -> dict[str, Any]:
+def _ome_pixels(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> ElementTree.Element:
     """Return the Pixels element of the OME image that a series is."""
-    images = xml.get("OME", {}).get("Image", {})
-    images = images if isinstance(images, list) else [images]
+    images = _children(ElementTree.fromstring(tif.ome_metadata or ""), "Image")
     # An image without data in any file is no series.
     named = [image for image in images if image.get("Name") == series.name]
     has_all = len(images) == len(tif.series)
     image = images[tif.series.index(series)] if has_all else [*named, *images][0]
-    pixels: dict[str, Any] = image.get("Pixels", {})
-    return pixels
+    return _children(image, "Pixels")[0]
+
+
+def _children(element: ElementTree.Element, name: str) -> list[ElementTree.Element]:
+    """Return the children of a name, in whatever namespace."""
+    return [child for child in element if str(child.tag).rpartition("}")[2] == name]
 
 
 def _imagej(tif: tifffile.TiffFile) -> TiffMetadata:
@@ -401,10 +414,15 @@ def _metadata(
     values: dict[str, Any], units: dict[str, str], names: tuple[str, ...] = ()
 ) -> TiffMetadata:
     """Keep the axes that have a size greater than 0, with OME-NGFF words for units."""
-    sizes = {
-        axis: float(value)
-        for axis, value in values.items()
-        if isinstance(value, (int, float)) and value > 0
-    }
+    sizes = {axis: size for axis, value in values.items() if (size := _size(value)) is not None}
     kept = {a: _NGFF_UNITS.get(units[a], units[a]) for a in sizes if units[a] not in _NOT_UNITS}
     return TiffMetadata(sizes, kept, names)
+
+
+def _size(value: Any) -> float | None:
+    """Return a size greater than 0, of a number or a text."""
+    try:
+        size = float(value)
+    except (TypeError, ValueError):
+        return None
+    return size if 0 < size < inf else None

@@ -43,7 +43,13 @@ from patchworks_core.images.readers.ngff import (
     ome_attributes,
 )
 from patchworks_core.images.readers.ome_zarr import open_multiscale
-from patchworks_core.images.readers.opened import Opened, check_level, choose_scene, file_axes
+from patchworks_core.images.readers.opened import (
+    Opened,
+    axes_notes,
+    check_level,
+    choose_scene,
+    file_axes,
+)
 from patchworks_core.tiles.grid import AXES
 
 METADATA_FILES = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
@@ -203,7 +209,8 @@ def _listed(names: Sequence[str]) -> str:
 
 def _open_array(array: zarr.Array[Any], level: int, axes: str | None, where: str) -> Opened:
     """Open an array without OME-Zarr metadata of its own."""
-    letters = file_axes(_dimension_names(array), array.shape, axes, where)
+    names = _dimension_names(array)
+    letters = file_axes(names, array.shape, axes, where)
     check_level(level, [array.shape], where)
     return Opened(
         pixels=array,
@@ -211,6 +218,7 @@ def _open_array(array: zarr.Array[Any], level: int, axes: str | None, where: str
         format=f"Zarr v{array.metadata.zarr_format}",
         stamp=partial(zarr_stamp, array),
         chunks=tuple(array.chunks),
+        notes=axes_notes(names, letters, axes, where.strip("'")),
     )
 
 

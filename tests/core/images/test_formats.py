@@ -11,6 +11,7 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 import fsspec
 import numpy as np
+import PIL.Image
 import pytest
 import tifffile
 import zarr
@@ -180,6 +181,190 @@ def test_a_field_of_a_plate_opens_and_the_plate_names_its_fields(tmp_path, versi
         image = open_image(plate / path / "1", channel=1)
         assert image.pixel_size == {"y": 0.5, "x": 0.25}
         assert_reads(image, pixels_of((2, 9, 12), seed=10 * i + 1)[1])
+
+
+# what the values mean
+
+
+GREEN = np.stack([np.zeros(256), np.arange(256) * 257, np.zeros(256)]).astype("u2")
+MIXED = np.random.default_rng(1).integers(0, 65536, (3, 256)).astype("u2")
+PLAIN = {"metadata": None}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options", "white"),
+    [
+        ("u1", {}, 255),
+        ("u2", {"compression": "zlib", "tile": (16, 16)}, 65535),
+        ("u2", {"bitspersample": 12}, 4095),
+        ("bool", {}, 1),
+    ],
+)
+def test_where_0_is_white_values_are_inverted_and_that_is_said(tmp_path, dtype, options, white):
+    pixels = (pixels_of((20, 24)) % min(white + 1, 4000)).astype(dtype)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="miniswhite", **PLAIN, **options)
+    image = open_image(tmp_path / "a.tif")
+    assert_reads(image, (white - pixels.astype("i8")).astype(dtype))
+    assert_reads(pickle.loads(pickle.dumps(image)), (white - pixels.astype("i8")).astype(dtype))
+    assert image.notes == (
+        f"0 is white in '{tmp_path / 'a.tif'}'; its values are read inverted, so that bright is "
+        "high",
+    )
+
+
+@pytest.mark.parametrize("options", [{"imagej": True}, {"ome": True}, {}])
+def test_values_that_are_data_are_read_as_they_are_stored(tmp_path, options):
+    pixels = pixels_of((20, 24)).astype("u1")
+    for name, shown in (
+        ("a", {"photometric": "miniswhite"}),
+        ("b", {"photometric": "palette", "colormap": MIXED}),
+    ):
+        if name == "b" and "imagej" in options:
+            shown = {"colormap": MIXED}
+        tifffile.imwrite(tmp_path / f"{name}.ome.tif", pixels, **shown, **options)
+        image = open_image(tmp_path / f"{name}.ome.tif")
+        assert_reads(image, pixels)
+        assert "its values are read" in image.notes[0]
+
+
+def test_a_mask_that_tifffile_wrote_is_not_turned_inside_out(tmp_path):
+    mask = pixels_of((20, 24)) > 2000
+    tifffile.imwrite(tmp_path / "a.tif", mask)
+    assert_reads(open_image(tmp_path / "a.tif"), mask)
+
+
+def test_a_table_of_colours_is_read_only_where_it_goes_from_dark_to_bright(tmp_path):
+    pixels = pixels_of((20, 24)).astype("u1")
+    for name, table in (("green", GREEN), ("mixed", MIXED)):
+        options = {"photometric": "palette", "colormap": table, **PLAIN}
+        tifffile.imwrite(tmp_path / f"{name}.tif", pixels, **options)
+    assert_reads(open_image(tmp_path / "green.tif"), pixels)
+    with pytest.raises(ImageError, match=r"numbers of colours in a table .*gray levels or RGB$"):
+        open_image(tmp_path / "mixed.tif")
+    # the advice
+    rgb = (MIXED.T[pixels] >> 8).astype("u1")
+    tifffile.imwrite(tmp_path / "mixed.tif", rgb, photometric="rgb", **PLAIN)
+    assert open_image(tmp_path / "mixed.tif", channel=None).shape == (3, 20, 24)
+
+
+@pytest.mark.parametrize(
+    ("photometric", "n_samples", "words"),
+    [
+        ("cielab", 3, r"CIE L\*a\*b\*"),
+        ("separated", 4, "CMYK"),
+        ("ycbcr", 3, "YCbCr"),
+        ("cfa", 1, "Bayer"),
+    ],
+)
+def test_colours_that_are_no_intensities_are_refused(tmp_path, photometric, n_samples, words):
+    pixels = np.squeeze(np.stack([pixels_of((20, 24)).astype("u1")] * n_samples, axis=-1))
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric=photometric, **PLAIN)
+    with pytest.raises(ImageError, match=rf"{words}.* in .*a\.tif'; save it as gray levels or RGB"):
+        open_image(tmp_path / "a.tif")
+
+
+def test_jpeg_gives_rgb_whatever_it_stores(tmp_path):
+    pixels = np.stack([pixels_of((32, 32)).astype("u1")] * 3, axis=-1)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="ycbcr", compression="jpeg", **PLAIN)
+    assert open_image(tmp_path / "a.tif", channel=None).shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        ("f2", {}),
+        ("f2", {"compression": "zlib", "predictor": True}),
+        ("u2", {"bitspersample": 12}),
+        ("u1", {"bitspersample": 4}),
+        ("i1", {}),
+        ("i8", {}),
+        ("u8", {}),
+        (">u2", {"byteorder": ">"}),
+        ("bool", {"photometric": "minisblack"}),
+    ],
+)
+def test_unusual_types_of_pixels_are_read_and_tiled(tmp_path, dtype, options):
+    pixels = (pixels_of((20, 24)) % 16).astype(dtype)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, **PLAIN, **options)
+    assert_reads(open_image(tmp_path / "a.tif"), pixels.astype(pixels.dtype.newbyteorder("=")))
+    bright = tile_process(
+        tmp_path / "a.tif", lambda tile: (tile > 0).astype("i4"), tile_shape=12, max_workers=1
+    )
+    assert_same_foreground(np.asarray(bright), pixels)
+
+
+def assert_same_foreground(labels, pixels):
+    np.testing.assert_array_equal(labels > 0, pixels > 0)
+
+
+@pytest.mark.parametrize("dtype", ["c8", "c16"])
+def test_complex_numbers_are_refused(tmp_path, dtype):
+    tifffile.imwrite(tmp_path / "a.tif", pixels_of((20, 24)).astype(dtype))
+    with pytest.raises(ImageError, match=r"pixels must be bool, integers or floats, got 'complex"):
+        open_image(tmp_path / "a.tif")
+
+
+def test_a_picture_of_inks_is_refused(tmp_path):
+    PIL.Image.new("CMYK", (20, 24)).save(tmp_path / "a.jpg")
+    with pytest.raises(ImageError, match=r"intensities or RGB, got CMYK in .*a\.jpg'"):
+        open_image(tmp_path / "a.jpg")
+
+
+# what axes are taken for
+
+
+@pytest.mark.parametrize("axes", ["zyx", "tyx"])
+def test_pages_of_a_plain_tiff_are_what_axes_say_and_that_is_said(tmp_path, axes):
+    path = tmp_path / "a.tif"
+    pixels = pixels_of((3, 20, 24))
+    tifffile.imwrite(path, pixels, photometric="minisblack", **PLAIN)
+    with pytest.raises(ImageError, match=r"got \['I'\] among axes .*; pass axes="):
+        open_image(path)
+    image = open_image(path, axes=axes)
+    assert_reads(image, pixels)
+    assert image.notes == (f"axes 'IYX' of '{path}' are taken for '{axes}', as axes= says",)
+
+
+def test_axes_that_are_a_guess_are_said(tmp_path):
+    np.save(tmp_path / "a.npy", pixels_of((3, 20, 24)))
+    zarr.create_array(str(tmp_path / "a.zarr"), data=pixels_of((3, 20, 24)))
+    for path in (tmp_path / "a.npy", tmp_path / "a.zarr"):
+        (note,) = open_image(path).notes
+        assert (
+            note == f"axes of '{path}' are taken for 'zyx', as it names none; axes= says otherwise"
+        )
+        assert open_image(path, axes="tyx").notes == ()
+
+
+def test_what_was_assumed_is_said_once_where_it_is_segmented(tmp_path, caplog):
+    np.save(tmp_path / "a.npy", pixels_of((3, 20, 24)))
+    with caplog.at_level("INFO"):
+        tile_process(
+            tmp_path / "a.npy",
+            lambda tile: np.zeros(tile.shape, "i4"),
+            tile_shape=12,
+            max_workers=1,
+        )
+    assert caplog.text.count("are taken for 'zyx'") == 1
+
+
+@pytest.mark.parametrize("names", [["0405", "true", "1e3"], ["405", "488", "0"]])
+def test_names_of_channels_stay_text(tmp_path, names):
+    path = tmp_path / "a.ome.tif"
+    metadata = {"axes": "CYX", "Channel": {"Name": names}}
+    tifffile.imwrite(path, pixels_of((3, 20, 24)), metadata=metadata)
+    assert open_image(path).channel_names == tuple(names)
+    for i, name in enumerate(names):
+        assert open_image(path, channel=name).channel == i
+
+
+def test_a_number_beyond_the_channels_is_a_name(tmp_path):
+    path = tmp_path / "a.ome.tif"
+    metadata = {"axes": "CYX", "Channel": {"Name": ["405", "1", "0"]}}
+    tifffile.imwrite(path, pixels_of((3, 20, 24)), metadata=metadata)
+    assert [open_image(path, channel=n).channel for n in (405, 1, 0)] == [0, 1, 0]
+    with pytest.raises(ImageError, match=r"no channel 406 in"):
+        open_image(path, channel=406)
 
 
 # several images in one file
