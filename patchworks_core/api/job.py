@@ -38,6 +38,7 @@ from patchworks_core.seams.rules import MergeOptions, warning_of
 from patchworks_core.stage.plan import CHANGING, Plan, as_recorded, make_plan
 from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.staging import Staging, other_channels_of, stage_all
+from patchworks_core.stage.unchanged import check_image, check_tiles
 from patchworks_core.statistics.empty_tiles import EmptyTiles, find_empty_tiles
 from patchworks_core.statistics.measuring import measure
 from patchworks_core.statistics.statistics import ImageStatistics
@@ -220,9 +221,13 @@ class Job:
             self.empty.empty_tiles if self.empty else frozenset(),
             other_channels_of(self.segmentation, image),
         )
-        log = StagingLog(self.progress, self.say)
-        with stage_all(staging, missing, self.compute, log) as (pool, count):
+        if len(missing) < plan.grid.n_blocks:  # what an earlier call left
+            with self._readers().open(plan.grid, image.dtype) as readers:
+                check_tiles(staging, pool=readers)
+        listener = StagingLog(self.progress, self.say)
+        with stage_all(staging, missing, self.compute, listener) as (pool, count):
             check_staged(count, plan.grid.n_blocks, way_out=self._way_out(work))
+            check_image(staging, pool=pool)
             edges = pair_tiles(stage, pool=pool)
             self.progress("pair", 1, 1)
             lut = look_up(stage, edges, options)

@@ -20,6 +20,9 @@ from patchworks_core.files.tables import DamagedError
 from patchworks_core.seams.strips import slot_shape, strip_axes
 from patchworks_core.tiles.grid import TileGrid
 
+PIXELS = "pixels"
+"""Array of checksums of what each tile read; 0 where it read nothing. Version 0.1.0 had none."""
+
 NOT_STAGED = -1
 """Count of a tile that has no commit record."""
 
@@ -51,6 +54,7 @@ def layouts_of(grid: TileGrid) -> Iterator[ArrayLayout]:
             np.int32,
         )
     yield ArrayLayout("digests", grid.grid_shape, tuple(blocks), np.uint64)
+    yield ArrayLayout(PIXELS, grid.grid_shape, tuple(blocks), np.uint64)
     yield ArrayLayout("counts", grid.grid_shape, tuple(blocks), np.int64, NOT_STAGED)
 
 

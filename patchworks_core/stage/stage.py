@@ -6,6 +6,7 @@ Layout under one folder::
     strips/<axis>/    both strips of every tile, low side then high side
     objects/<block>   object sums of a block's tiles, Parquet
     digests/          of each tile's labels
+    pixels/           checksum of what each tile read
     counts/           labels of each tile; -1 where the tile was not staged
 
 The count is written last: it is the commit record of the tile. A tile without it was not staged,
@@ -40,7 +41,7 @@ from patchworks_core.files.storage import (
 )
 from patchworks_core.files.tables import DamagedError, bytes_of_table, table_of
 from patchworks_core.seams.strips import HIGH, LOW, Side, cut_strip, slot_shape, strip_axes
-from patchworks_core.stage.arrays import NOT_STAGED, layouts_of, open_checked, pixels_of
+from patchworks_core.stage.arrays import NOT_STAGED, PIXELS, layouts_of, open_checked, pixels_of
 from patchworks_core.stage.object_sums import ObjectSums
 from patchworks_core.stage.plan import Plan
 from patchworks_core.stage.tile_labels import NumberedLabels
@@ -50,7 +51,9 @@ _STORED_STRIPS = b"strips"
 """Key in the metadata of object sums: the strips of the block that are not empty. Strips that are
 lost read as empty ones; version 0.1.0 did not record this."""
 
-PARTS = frozenset({"labels", "strips", "objects", "digests", "counts", "plan.json", "image.npy"})
+PARTS = frozenset(
+    {"labels", "strips", "objects", "digests", PIXELS, "counts", "plan.json", "image.npy"}
+)
 """What a stage consists of; a folder that holds anything else is not replaced by one."""
 
 
@@ -61,6 +64,9 @@ class StagedTile:
     tile: Tile
     labels: NumberedLabels
     objects: ObjectSums
+
+    pixels: int = 0
+    """Checksum of the pixels that it read; 0 where it read none."""
 
 
 class Stage:
@@ -74,7 +80,12 @@ class Stage:
         self.path = as_path(location)
         self.plan = plan
         self.grid: TileGrid = plan.grid
-        arrays = {layout.name: open_checked(self.path, layout) for layout in layouts_of(self.grid)}
+        arrays = {
+            layout.name: open_checked(self.path, layout)
+            for layout in layouts_of(self.grid)
+            if layout.name != PIXELS or (self.path / PIXELS).exists()
+        }
+        self._pixels = arrays.get(PIXELS)
         self._labels, self._counts = arrays["labels"], arrays["counts"]
         self._digests = arrays["digests"]
         self._strips = {
@@ -157,6 +168,7 @@ class Stage:
         labels = np.zeros(block.core.shape, dtype=np.int32)
         counts = np.zeros(self._tile_box(block), dtype=np.int64)
         digests = np.zeros(counts.shape, dtype=np.uint64)
+        pixels = np.zeros(counts.shape, dtype=np.uint64)
         for staged in tiles:
             tile = staged.tile
             core = staged.labels.pixels[tile.core.relative_to(tile.read.start).slices]
@@ -164,11 +176,14 @@ class Stage:
             place = self._place(block, tile)
             counts[place] = staged.labels.n_core
             digests[place] = digest_of_labels(core)
+            pixels[place] = staged.pixels
         self._labels[block.core.slices] = labels
         stored = [name for axis in self._strips for name in self._write_strips(block, tiles, axis)]
         sums = pa.concat_tables([staged.objects.to_table() for staged in tiles])
         self._write_objects(block, sums, stored)
         self._digests[self._tile_slices(block)] = digests
+        if self._pixels is not None:
+            self._pixels[self._tile_slices(block)] = pixels
         self._counts[self._tile_slices(block)] = counts
 
     def _write_strips(
@@ -225,6 +240,27 @@ class Stage:
                 with self._reading("the digests", block):
                     pixels_of(self._digests, self._tile_slices(block))
             raise
+
+    def pixel_checksums(self, block: TileBlock | None = None) -> np.ndarray[Any, Any]:
+        """Return the checksum of what each tile read, 0 where nobody knows.
+
+        Returns
+        -------
+        ndarray of uint64
+            Shape ``grid_shape``; of a block one per tile, in their order.
+        """
+        if self._pixels is None:
+            checksums = np.zeros(self.grid.grid_shape, dtype=np.uint64)
+            return checksums if block is None else checksums[self._tile_slices(block)].ravel()
+        try:
+            if block is None:
+                return pixels_of(self._pixels, ...)
+            return pixels_of(self._pixels, self._tile_slices(block)).ravel()
+        except DamagedError as error:
+            raise StageError(
+                f"the checksums of pixels at {self.path} are damaged ({error}); stage the image "
+                "again: call with resume=False, or plan it again"
+            ) from error
 
     def content(self) -> str:
         """Return a digest of all staged labels; it changes when any tile is staged otherwise."""

@@ -20,8 +20,11 @@ from patchworks_core.seams.judge import SeamReport, judge_seams
 from patchworks_core.seams.rules import joined_pairs, warning_of
 from patchworks_core.stage.plan import Plan
 from patchworks_core.stage.stage import Stage
+from patchworks_core.stage.staging import Staging, other_channels_of
+from patchworks_core.stage.unchanged import check_tiles
 from patchworks_pipeline.assets.acquiring import OWNERS
 from patchworks_pipeline.assets.metadata import picture, shape_text
+from patchworks_pipeline.assets.planned import planned_function
 from patchworks_pipeline.assets.stage_reading import read_once
 from patchworks_pipeline.assets.staging import staged_labels
 from patchworks_pipeline.partitions import NOT_BY_KEY, images
@@ -72,7 +75,11 @@ def boundary_pairs(
     stage = read_once(folder.stage(plan))
     content = stage.content()
     allow_missing = config.allow_missing_tiles
+    opened = folder.acquisition().open()
     with Pool.open(budget.open(budget.decide(plan).count)) as pool:
+        if opened.fingerprint != plan.image.fingerprint:
+            others = other_channels_of(planned_function(plan), opened)
+            check_tiles(Staging(opened, stage, np.asarray, other_channels=others), pool=pool)
         edges = pair_tiles(stage, pool=pool, allow_missing=allow_missing)
     folder.write_edges(edges, content, allow_missing=allow_missing)
     counts = stage.settled_counts(allow_missing=allow_missing)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from patchworks_core.errors import ImageError
 from patchworks_core.files.locations import file_stamp, is_remote
+from patchworks_core.images.readers.file_array import FileArray
 from patchworks_core.images.readers.opened import Opened, axes_notes, check_level, file_axes
 
 
@@ -78,16 +79,15 @@ def open_dask(array: dask.array.Array, level: int, axes: str | None) -> Opened:
 
 
 def open_npy(url: str, level: int, axes: str | None) -> Opened:
-    """Map a ``.npy`` file into memory; pixels are read when sliced."""
+    """Open a ``.npy`` file; pixels are read when sliced."""
     if is_remote(url):
         raise ImageError(
-            f"a .npy file is mapped, so it must be on a local disk, got {url!r}; "
-            "copy it here, or write it as Zarr"
+            f"a .npy file must be on a local disk, got {url!r}; copy it here, or write it as Zarr"
         )
     try:
-        array = np.load(url, mmap_mode="r", allow_pickle=False)
+        array = FileArray.of(np.load(url, mmap_mode="r", allow_pickle=False))
     except ValueError as error:
-        raise ImageError(f"cannot map {url!r} as a .npy file: {error}") from error
+        raise ImageError(f"cannot read {url!r} as a .npy file: {error}") from error
     letters = file_axes(None, array.shape, axes, repr(url))
     check_level(level, [array.shape], repr(url))
     notes = axes_notes(None, letters, axes, url)

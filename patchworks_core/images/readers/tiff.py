@@ -27,6 +27,7 @@ from tifffile.tifffile import svs_description_metadata
 
 from patchworks_core.errors import ImageError
 from patchworks_core.files.locations import file_stamp, filesystem, is_remote, split_scene
+from patchworks_core.images.readers.file_array import FileArray
 from patchworks_core.images.readers.opened import (
     Opened,
     axes_notes,
@@ -328,12 +329,12 @@ def _letters(part: tifffile.TiffPageSeries, axes: str | None, url: str) -> str:
 
 
 def _pixels(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, level: int, url: str) -> Any:
-    """Return the pixels as a memory map where they lie in one piece, else as a Zarr array."""
+    """Return the pixels as one array in the file where they lie in one piece, else as Zarr."""
     part = series.levels[level]
     offset = part.dataoffset if _has_pages_of(part, tif) else None
     if offset is not None and not is_remote(url) and part.size:
         dtype = part.dtype.newbyteorder(tif.byteorder)
-        return tif.filehandle.memmap_array(dtype, part.shape, offset, mode="r")
+        return FileArray(tif.filehandle.path, dtype, part.shape, offset)
     return zarr.open_array(series.aszarr(level=level, read_only=True), mode="r")
 
 
