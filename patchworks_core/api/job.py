@@ -208,6 +208,11 @@ class Job:
         options = self.resolved(plan)
         for note in self.image.notes:
             self.say(note)
+        if (gaps := self.image.gaps) is not None:
+            if gaps.is_suspicious:
+                warnings.warn(gaps.text, stacklevel=6)
+            else:
+                self.say(gaps.text)
         if (warning := warning_of(plan.grid, options)) is not None:
             warnings.warn(warning, stacklevel=6)
         stage = self._open_stage(plan, work, resume=resume)

@@ -19,7 +19,13 @@ import zarr
 from patchworks_core.errors import ImageError
 from patchworks_core.files.locations import changed_at
 from patchworks_core.images.readers.memory import MappedArray
-from patchworks_core.images.readers.opened import Opened, check_dtype, choose_channel
+from patchworks_core.images.readers.opened import (
+    Gaps,
+    Opened,
+    check_dtype,
+    choose_channel,
+    complete,
+)
 from patchworks_core.images.readers.sources import open_source, source_url
 from patchworks_core.tiles.grid import AXES
 from patchworks_core.tiles.regions import Region
@@ -101,6 +107,9 @@ class Image:
 
     notes: tuple[str, ...] = field(default=(), repr=False)
     """What was assumed where the file leaves a choice, in words."""
+
+    count_gaps: Callable[[], Gaps | None] = field(default=complete, repr=False)
+    """Counts the chunks that are not stored, for `gaps`."""
 
     @cached_property
     def _order(self) -> tuple[int, ...]:
@@ -201,6 +210,14 @@ class Image:
             digest.update(len(part).to_bytes(8, "little"))
             digest.update(part)
         return digest.hexdigest()
+
+    @cached_property
+    def gaps(self) -> Gaps | None:
+        """Chunks that are not stored, and so are read as a fill value; None where all are.
+
+        Lists every chunk, once; None too where they are too many for that, or cannot be listed.
+        """
+        return self.count_gaps()
 
     def other_channel(self, channel: int | str) -> Image:
         """Return another channel of the same image.
@@ -343,6 +360,7 @@ def open_image(
         stamp=opened.stamp,
         is_label_image=opened.is_label_image,
         notes=opened.notes,
+        count_gaps=opened.gaps,
     )
 
 

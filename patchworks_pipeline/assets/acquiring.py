@@ -48,8 +48,12 @@ def image(
     acquisition = folder.acquisition()
     opened = acquisition.open()
     check_axes(opened.axes)
-    for note in opened.notes:
+    notes = list(opened.notes)
+    for note in notes:
         context.log.info(note)
+    if (gaps := opened.gaps) is not None:
+        notes.append(gaps.text)
+        (context.log.warning if gaps.is_suspicious else context.log.info)(gaps.text)
     plan = segmentation.plan_of(acquisition, opened, folder)
     decision = budget.decide(plan)
     n_new, n_retired = _take_up(context, folder, plan)
@@ -73,7 +77,7 @@ def image(
             "segmentation": dg.MetadataValue.json(plan.segmentation),
             "workers": decision.reason,
             "fingerprint": plan.fingerprint,
-            "notes": "; ".join(opened.notes) or "none",
+            "notes": "; ".join(notes) or "none",
             "thumbnail": picture(image_picture(opened), context.partition_key),
         }
     )

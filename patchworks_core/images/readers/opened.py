@@ -24,6 +24,21 @@ _RULE = {1: "x", 2: "yx", 3: "zyx"}
 
 
 @dataclass(frozen=True, slots=True)
+class Gaps:
+    """Chunks of an image that are not stored."""
+
+    text: str
+    """How many, in words."""
+
+    is_suspicious: bool
+    """Whether all are, or some among stored ones; a writer leaves out what is empty."""
+
+
+def complete() -> None:
+    """Say that nothing is missing: of a source without chunks that may be."""
+
+
+@dataclass(frozen=True, slots=True)
 class Opened:
     """An image as its file stores it: every channel, axes in file order."""
 
@@ -65,6 +80,9 @@ class Opened:
 
     notes: tuple[str, ...] = ()
     """What was assumed where the file leaves a choice, in words."""
+
+    gaps: Callable[[], Gaps | None] = complete
+    """Counts the chunks that are not stored; None where all are."""
 
 
 def file_axes(

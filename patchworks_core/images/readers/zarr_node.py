@@ -50,6 +50,7 @@ from patchworks_core.images.readers.opened import (
     choose_scene,
     file_axes,
 )
+from patchworks_core.images.readers.zarr_chunks import blocking, check_chunks, find_gaps
 from patchworks_core.tiles.grid import AXES
 
 METADATA_FILES = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
@@ -162,9 +163,11 @@ def open_node(
         raise _no_image(node, where)
     if describes(node, MULTISCALES):
         number = 0 if scene is None else choose_scene(scene, _multiscale_names(node), where)
-        return open_multiscale(
+        opened = open_multiscale(
             node, level, axes, where, lambda array: partial(zarr_stamp, array), number
         )
+        check_chunks(opened.pixels, where)
+        return replace(opened, gaps=partial(find_gaps, opened.pixels, where))
     paths = [image[1:] for image in images]
     if scene is None:
         check_one_image(node, images, where)
@@ -212,6 +215,7 @@ def _open_array(array: zarr.Array[Any], level: int, axes: str | None, where: str
     names = _dimension_names(array)
     letters = file_axes(names, array.shape, axes, where)
     check_level(level, [array.shape], where)
+    check_chunks(array, where)
     return Opened(
         pixels=array,
         axes=letters,
@@ -219,6 +223,7 @@ def _open_array(array: zarr.Array[Any], level: int, axes: str | None, where: str
         stamp=partial(zarr_stamp, array),
         chunks=tuple(array.chunks),
         notes=axes_notes(names, letters, axes, where.strip("'")),
+        gaps=partial(find_gaps, array, where),
     )
 
 
@@ -246,16 +251,9 @@ def zarr_stamp(array: zarr.Array[Any]) -> Iterator[bytes]:
         yield array.path.encode()
     elif isinstance(store, FsspecStore):
         folder = "/".join(part for part in (store.path.rstrip("/"), array.path) if part)
-        yield from remote_folder_stamp(_blocking(store.fs), folder, METADATA_FILES)
+        yield from remote_folder_stamp(blocking(store.fs), folder, METADATA_FILES)
     else:
         starts = (range(0, n, c) for n, c in zip(array.shape, array.chunks, strict=True))
         for corner in product(*starts):
             box = tuple(slice(a, a + c) for a, c in zip(corner, array.chunks, strict=True))
             yield np.ascontiguousarray(array[box]).tobytes()
-
-
-def _blocking(fs: Any) -> Any:
-    """Return the blocking twin of a filesystem that Zarr uses through its event loop."""
-    if hasattr(fs, "sync_fs"):
-        return fs.sync_fs
-    return type(fs)(*fs.storage_args, **{**fs.storage_options, "asynchronous": False})

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
 
 import dask.array as da
+import fsspec
 import numpy as np
 import pytest
 import tifffile
 import zarr
 
-from patchworks_core import ImageError, convert_image, open_image
+from patchworks_core import ImageError, convert_image, open_image, tile_process
+from patchworks_core.images.readers import zarr_chunks
 from patchworks_core.tiles.regions import Region
 
 STACK = np.random.default_rng(0).integers(0, 3000, (20, 64, 64)).astype("u2")
@@ -184,3 +187,92 @@ def test_a_lazy_array_must_compute_the_type_that_it_declares():
     lying = pixels.map_blocks(lambda block: block / 3000, dtype=pixels.dtype)
     with pytest.raises(ImageError, match=r"declares, uint16, got float64 at .* in a Dask array"):
         open_image(lying).read(Region((0, 0), (8, 8)))
+
+
+# chunks
+
+
+def write_array(path, zarr_format=3, **options):
+    return zarr.create_array(
+        str(path), data=STACK[0] + 1, chunks=(16, 16), zarr_format=zarr_format, **options
+    )
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("separator", ["/", "."])
+def test_files_of_which_none_is_a_chunk_are_no_image(tmp_path, zarr_format, separator):
+    encoding = {"name": {2: "v2", 3: "default"}[zarr_format], "separator": separator}
+    write_array(tmp_path / "a.zarr", zarr_format, chunk_key_encoding=encoding)
+    assert open_image(tmp_path / "a.zarr").gaps is None
+    metadata = tmp_path / "a.zarr" / {2: ".zarray", 3: "zarr.json"}[zarr_format]
+    other = {"/": ".", ".": "/"}[separator]
+    name = {2: "dimension_separator", 3: "separator"}[zarr_format]
+    text = metadata.read_text().replace(f'"{name}": "{separator}"', f'"{name}": "{other}"')
+    metadata.write_text(text)
+    with pytest.raises(ImageError, match=r"must be chunks of its own, such as .* no chunk in .*a"):
+        open_image(tmp_path / "a.zarr")
+    metadata.write_text(text.replace(f'"{name}": "{other}"', f'"{name}": "{separator}"'))
+    np.testing.assert_array_equal(
+        open_image(tmp_path / "a.zarr").read(Region((0, 0), (64, 64))), STACK[0] + 1
+    )
+
+
+def test_few_files_are_looked_at_where_the_first_is_a_chunk(tmp_path, monkeypatch):
+    write_array(tmp_path / "a.zarr")
+    n_asked = []
+    is_own = zarr_chunks._is_own
+    monkeypatch.setattr(zarr_chunks, "_is_own", lambda name: n_asked.append(1) or is_own(name))
+    open_image(tmp_path / "a.zarr")
+    assert len(n_asked) <= 5  # folders and files on the way to the first chunk
+
+
+@pytest.mark.parametrize(
+    ("lost", "words", "is_suspicious"),
+    [
+        (["1/1"], "1 of 16 chunks of .*a.zarr' are not stored, 1 of them among stored ones", True),
+        (["0/0", "0/1", "1/0", "1/1"], "4 of 16 chunks of .*a.zarr' are not stored; they", False),
+        (["0/0"], "1 of 16 chunks of .* are not stored, 1 of them among", True),
+        (None, "16 of 16 chunks of .* are not stored; they are read as .*0", True),
+    ],
+)
+def test_chunks_that_are_not_stored_are_told_of_with_their_number(
+    tmp_path, lost, words, is_suspicious
+):
+    write_array(tmp_path / "a.zarr")
+    for path in [p for p in (tmp_path / "a.zarr" / "c").rglob("*") if p.is_file()]:
+        if lost is None or path.relative_to(tmp_path / "a.zarr" / "c").as_posix() in lost:
+            path.unlink()
+    gaps = open_image(tmp_path / "a.zarr").gaps
+    assert re.search(words, gaps.text)
+    assert gaps.is_suspicious == is_suspicious
+
+
+def test_holes_are_told_of_once_where_an_image_is_segmented(tmp_path):
+    write_array(tmp_path / "a.zarr")
+    (tmp_path / "a.zarr" / "c" / "1" / "1").unlink()
+    with pytest.warns(UserWarning, match="1 of 16 chunks of .* are not stored") as told:
+        tile_process(
+            tmp_path / "a.zarr",
+            lambda tile: np.zeros(tile.shape, "i4"),
+            tile_shape=32,
+            max_workers=1,
+        )
+    assert len(told) == 1
+
+
+def test_shards_are_counted_as_stored_objects_and_also_in_a_remote_store(tmp_path):
+    array = write_array(tmp_path / "a.zarr", shards=(32, 32))
+    assert array.shards == (32, 32)
+    assert open_image(tmp_path / "a.zarr").gaps is None
+    fs = fsspec.filesystem("memory")
+    for path in (tmp_path / "a.zarr").rglob("*"):
+        if path.is_file() and path.as_posix()[-3:] != "1/1":
+            fs.pipe_file(f"/gaps/{path.relative_to(tmp_path)}", path.read_bytes())
+    assert "1 of 4 chunks" in open_image("memory://gaps/a.zarr").gaps.text
+
+
+def test_more_chunks_than_can_be_listed_in_time_are_not_counted(tmp_path):
+    shape = (1_100_000,)
+    array = zarr.create_array(str(tmp_path / "a.zarr"), shape=shape, chunks=(1,), dtype="u1")
+    array[0] = 1
+    assert open_image(tmp_path / "a.zarr").gaps is None
