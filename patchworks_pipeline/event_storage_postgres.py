@@ -21,8 +21,8 @@ class PostgresEvents(EventsTogether, PostgresEventLogStorage):
         # each other unseen, or whoever reads by id would go past them.
         insert = SqlEventLogStorageTable.insert().values(rows)
         with self.index_connection() as connection:
-            found = connection.execute(insert.returning(SqlEventLogStorageTable.c.id))
-            ids = [int(row[0]) for row in found.fetchall()]
+            answer = connection.execute(insert.returning(SqlEventLogStorageTable.c.id))
+            ids = [int(row[0]) for row in answer.fetchall()]
         with self.index_transaction() as connection:
             self._enter_assets(connection, events, ids)
 

@@ -87,10 +87,10 @@ def has_gpu(wanted: bool) -> bool:
     """Return whether a GPU is wanted and there is one; say so once where there is none."""
     if not wanted:
         return False
-    found = bool(granted_devices())
-    if not found:
+    is_there = bool(granted_devices())
+    if not is_there:
         warnings.warn("no GPU found; the function runs on the CPU", stacklevel=3)
-    return found
+    return is_there
 
 
 @contextmanager

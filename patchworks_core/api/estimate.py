@@ -81,10 +81,10 @@ def estimate(job: Job, plan: Plan) -> Estimate:
     peak = max([s.peak_bytes for s in staged], default=0)
     with job.compute.open(grid, job.image.dtype, measured_bytes=peak) as pool:
         n_workers, reason = pool.n_workers, pool.reason
-    each = np.array(
+    timings = np.array(
         [(s.seconds_reading, s.seconds_segmenting, s.seconds_writing) for s in staged]
     ).reshape(-1, 3)
-    reading, segmenting, writing = each.mean(axis=0) if len(each) else np.zeros(3)
+    reading, segmenting, writing = timings.mean(axis=0) if len(timings) else np.zeros(3)
     # Merging reads the staged labels once and writes them once: what staging wrote, twice over.
     seconds = len(full) * (reading + segmenting + 3 * writing) / n_workers
     n_pixels = sum(block.read.size for block in full)

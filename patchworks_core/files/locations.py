@@ -177,14 +177,14 @@ def remote_folder_stamp(
     protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
     if {"http", "https"} & set(protocols):
         paths = [f"{folder}/{name}" for name in names]
-        found = {path: fs.info(path) for path in paths if fs.exists(path)}
+        infos = {path: fs.info(path) for path in paths if fs.exists(path)}
     else:
-        found = fs.find(folder, detail=True)
+        infos = fs.find(folder, detail=True)
     start = fs._strip_protocol(folder).rstrip("/") + "/"
-    for path in sorted(found):
+    for path in sorted(infos):
         if is_content(path.removeprefix(start)):
             yield path.encode()
-            yield from info_stamp(found[path])
+            yield from info_stamp(infos[path])
 
 
 def info_stamp(info: dict[str, Any]) -> Iterator[bytes]:

@@ -237,10 +237,10 @@ def check_replaceable(
             return
         fault = "this process works in it"
     else:
-        found = fault_of(target)
-        if found is None or (not record_path(target).exists() and is_ours(target)):
+        changed = fault_of(target)
+        if changed is None or (not record_path(target).exists() and is_ours(target)):
             return
-        fault, way_out = found, f"{way_out}, or pass {OVERWRITE}"
+        fault, way_out = changed, f"{way_out}, or pass {OVERWRITE}"
     if made is not None:
         way_out = f"the new one is at {made} until the next call; {way_out}"
     raise PlanError(

@@ -232,9 +232,9 @@ def discard(path: UPath) -> None:
                     remove(path.parent / name)
         return
     fs, start = path.fs, path.path.rstrip("/")
-    found = [name for name in fs.find(start) if name.rpartition("/")[2] in _RECORDS]
-    if found:
-        fs.rm(found)
+    records = [name for name in fs.find(start) if name.rpartition("/")[2] in _RECORDS]
+    if records:
+        fs.rm(records)
     if fs.exists(start):
         fs.rm(start, recursive=True)
 

@@ -115,15 +115,15 @@ def places_of(read: Any) -> list[Place]:
         ``from_array``, a function that was mapped over it, or a task written by hand. Arrays in
         memory have no place.
     """
-    found: dict[Place, None] = {}
+    places: dict[Place, None] = {}
     for place in _walk(read, set()):
-        found.setdefault(place)
-    return list(found)
+        places.setdefault(place)
+    return list(places)
 
 
 def _protocols(fs: AbstractFileSystem) -> frozenset[str]:
-    found = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
-    return frozenset("s3" if name == "s3a" else name for name in found)
+    names = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
+    return frozenset("s3" if name == "s3a" else name for name in names)
 
 
 def _steps(place: Place) -> list[frozenset[Any]]:
@@ -147,15 +147,15 @@ def _number_of(path: str) -> Iterator[tuple[int, int]]:
     yield status.st_dev, status.st_ino
 
 
-def _walk(value: Any, seen: set[int]) -> Iterator[Place]:
+def _walk(value: Any, visited: set[int]) -> Iterator[Place]:
     """Yield the places behind a value, and behind all it is made of."""
     waiting = [value]
     kept = []  # an object that went away would lend its id to another
     while waiting:
         value = waiting.pop()
-        if value is None or isinstance(value, _PLAIN) or id(value) in seen:
+        if value is None or isinstance(value, _PLAIN) or id(value) in visited:
             continue
-        seen.add(id(value))
+        visited.add(id(value))
         kept.append(value)
         if isinstance(value, str | os.PathLike | UPath):
             yield from _named(value, whole=len(kept) == 1)

@@ -84,8 +84,8 @@ def made_from_what(path: UPath) -> dict[str, Any] | None:
     """Return what the thing at `path` was made from; None where it is not what was written."""
     if not path.exists() or fault_of(path) is not None:
         return None
-    found = (read_mapping(record_path(path)) or {}).get("made_from")
-    return found if isinstance(found, dict) else None
+    recipe = (read_mapping(record_path(path)) or {}).get("made_from")
+    return recipe if isinstance(recipe, dict) else None
 
 
 def digest_of(path: UPath) -> str:
@@ -133,12 +133,12 @@ def _remote_parts(path: UPath) -> Iterator[bytes]:
     if path.fs.isfile(start):
         yield path.fs.cat_file(start)
         return
-    found = path.fs.find(start, detail=True)
-    for file in sorted(found):
+    files = path.fs.find(start, detail=True)
+    for file in sorted(files):
         inner = file[len(start) :].strip("/")
         if _counts(inner):
             yield inner.encode()
-            yield from info_stamp(found[file])
+            yield from info_stamp(files[file])
 
 
 def _newest(path: UPath) -> str:

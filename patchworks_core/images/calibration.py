@@ -39,8 +39,8 @@ def pixel_size_um(
     names: Sequence[str], pixel_size: Mapping[str, float], unit: Mapping[str, str]
 ) -> list[float]:
     """Return the pixel size per axis in micrometres, or nothing unless all are known lengths."""
-    known = all(pixel_size.get(name) and unit.get(name) in MICROMETERS for name in names)
-    return [pixel_size[name] * MICROMETERS[unit[name]] for name in names] if known else []
+    has_sizes = all(pixel_size.get(name) and unit.get(name) in MICROMETERS for name in names)
+    return [pixel_size[name] * MICROMETERS[unit[name]] for name in names] if has_sizes else []
 
 
 def sizes_um(image: Image) -> list[float]:

@@ -106,8 +106,8 @@ class Slices:
             for part, n in zip(index, self.shape, strict=True)
         ]
         # The box that holds what is asked for, then whatever steps there are in it.
-        start = tuple(min(r) if (r := range(*found)) else 0 for found in ranges)
-        stop = tuple(max(r) + 1 if (r := range(*found)) else 0 for found in ranges)
+        start = tuple(min(r) if (r := range(*bounds)) else 0 for bounds in ranges)
+        stop = tuple(max(r) + 1 if (r := range(*bounds)) else 0 for bounds in ranges)
         steps = tuple(
             slice(None, None, part.step) if isinstance(part, slice) else 0 for part in index
         )

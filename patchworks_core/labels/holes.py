@@ -123,13 +123,13 @@ def _evidence(
     source: LabelSource, stage: Stage, lut: LookupTable, pool: Pool
 ) -> tuple[HoleEvidence, int]:
     """Add up the evidence of all tiles; also return the largest id."""
-    found, largest = HoleEvidence.none(lut.n_objects), 0
+    total, largest = HoleEvidence.none(lut.n_objects), 0
     task = _EvidenceTask(source, stage)
     tiles = pool.map(task, stage.grid.blocks(), step="find holes", n=stage.grid.n_blocks)
     for number, evidence, top in tiles:
-        found.add(evidence, lut.of_tile(number)[1:] - 1)
+        total.add(evidence, lut.of_tile(number)[1:] - 1)
         largest = max(largest, top)
-    return found, largest
+    return total, largest
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,8 +227,8 @@ def hole_evidence(
     n : int
         Number of components.
     """
-    found = HoleEvidence.none(n)
-    found.size[:] = np.bincount(background.reshape(-1), minlength=n + 1)[1:]
+    evidence = HoleEvidence.none(n)
+    evidence.size[:] = np.bincount(background.reshape(-1), minlength=n + 1)[1:]
     # Where the core is at the border there is no pixel around it; nothing is there to be beside.
     around = [
         (int(i in axes and core.start[i] == 0), int(i in axes and core.stop[i] == shape[i]))
@@ -239,13 +239,13 @@ def hole_evidence(
         for side, is_border in enumerate(around[axis]):
             if is_border and shape[axis] > 1:
                 plane = background.take(-side, axis=axis)
-                found.touches_border[plane[plane > 0] - 1] = True
+                evidence.touches_border[plane[plane > 0] - 1] = True
             beside = padded[_beside(background.shape, axes, axis, side)]
             met = (background > 0) & (beside > 0)
             rows, ids = background[met] - 1, beside[met].astype(np.int64)
-            np.minimum.at(found.lowest, rows, ids)
-            np.maximum.at(found.highest, rows, ids)
-    return found
+            np.minimum.at(evidence.lowest, rows, ids)
+            np.maximum.at(evidence.highest, rows, ids)
+    return evidence
 
 
 def _beside(shape: Sequence[int], axes: Sequence[int], axis: int, side: int) -> tuple[slice, ...]:

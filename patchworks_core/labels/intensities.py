@@ -106,15 +106,15 @@ class IntensitySums:
         suffix : str
             Put behind the name of each column.
         """
-        found = {
+        by_name = {
             "mean": self.total / area,
             "sum": self.total,
             "min": self.lowest,
             "max": self.highest,
         }
         if self.squares is not None:
-            found["std"] = self._deviation(area)
-        return {f"intensity_{name}{suffix}": values for name, values in found.items()}
+            by_name["std"] = self._deviation(area)
+        return {f"intensity_{name}{suffix}": values for name, values in by_name.items()}
 
     def _deviation(self, area: Array) -> Array:
         """Return the standard deviation over the pixels, from whole numbers without rounding."""

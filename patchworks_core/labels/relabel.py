@@ -60,8 +60,8 @@ def relabel_sequential_array(labels: Any) -> Any:
 
     _check_dtype(labels, "labels")
     if not isinstance(labels, da.Array):
-        found = np.asarray(labels)
-        return _ranked(found, ids_of(found))
+        pixels = np.asarray(labels)
+        return _ranked(pixels, ids_of(pixels))
     pieces = [delayed(ids_of)(block) for block in labels.to_delayed().ravel()]
     ids = _union(compute(*pieces))
     ranked: Any = _ranked
@@ -154,12 +154,12 @@ def ids_of(labels: Array) -> npt.NDArray[np.int64]:
     ImageError
         If an id is negative.
     """
-    found = np.unique(labels).astype(np.int64)
-    if len(found) and found[0] < 0:
+    ids = np.unique(labels).astype(np.int64)
+    if len(ids) and ids[0] < 0:
         raise ImageError(
-            f"labels must be 0 or more, got {int(found[0])}; an id beyond 2**63 - 1 wraps as well"
+            f"labels must be 0 or more, got {int(ids[0])}; an id beyond 2**63 - 1 wraps as well"
         )
-    return found[found > 0]
+    return ids[ids > 0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +177,9 @@ class _WriteRanks:
     ids: npt.NDArray[np.int64]
 
     def __call__(self, chunk: Region) -> None:
-        found = np.asarray(open_array(self.source)[chunk.slices])
-        if found.any():
-            open_array(self.target, mode="r+")[chunk.slices] = _ranked(found, self.ids)
+        pixels = np.asarray(open_array(self.source)[chunk.slices])
+        if pixels.any():
+            open_array(self.target, mode="r+")[chunk.slices] = _ranked(pixels, self.ids)
 
 
 def _ranked(labels: Array, ids: npt.NDArray[np.int64]) -> Array:

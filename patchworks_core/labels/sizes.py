@@ -90,10 +90,10 @@ def _look_up(
         planes.setdefault(source.plane(tile), []).append(tile.number)
     kept: list[Array] = [np.zeros(0, np.int64)] * len(ids)
     for numbers in planes.values():
-        found, rows = np.unique(np.concatenate([ids[n] for n in numbers]), return_inverse=True)
-        total = np.zeros(len(found), np.int64)
+        all_ids, rows = np.unique(np.concatenate([ids[n] for n in numbers]), return_inverse=True)
+        total = np.zeros(len(all_ids), np.int64)
         np.add.at(total, rows, np.concatenate([sizes[n] for n in numbers]))
-        stays = found[limits.keep(total)]
+        stays = all_ids[limits.keep(total)]
         for n in numbers:
             kept[n] = np.where(np.isin(ids[n], stays), ids[n], 0)
     left = np.unique(np.concatenate([np.zeros(1, np.int64), *kept]))

@@ -159,12 +159,12 @@ def spacing_of(
     if spacing is None:
         return tuple(sizes_um(source.image)) if unit == "micrometers" else (1.0,) * len(names)
     sizes = [spacing] * len(names) if np.ndim(spacing) == 0 else spacing
-    given = [finite_number("spacing", size) for size in sizes]  # type: ignore[union-attr]
-    if len(given) != len(names) or not all(size > 0 for size in given):
+    lengths = [finite_number("spacing", size) for size in sizes]  # type: ignore[union-attr]
+    if len(lengths) != len(names) or not all(size > 0 for size in lengths):
         raise PlanError(
             f"spacing needs one size above 0 per axis of {''.join(names)!r}, got {spacing!r}"
         )
-    return tuple(given)
+    return tuple(lengths)
 
 
 def check_same_pixels(a: Image, b: Image) -> None:

@@ -92,11 +92,11 @@ class _FilterTask:
     def __call__(self, tile: Tile) -> None:
         grid = self.source.grid
         read = tile.core.grow(self.source.halo(self.reach), within=grid.shape)
-        seen = self.source.read(read)
-        if not seen.any():
+        labels = self.source.read(read)
+        if not labels.any():
             return  # what is not written is background
-        spatial = seen.reshape([seen.shape[i] for i in grid.spatial])
-        filtered = self.function(spatial).reshape(seen.shape)
+        spatial = labels.reshape([labels.shape[i] for i in grid.spatial])
+        filtered = self.function(spatial).reshape(labels.shape)
         core = tile.core.relative_to(read.start).slices
         target = open_array(self.target, mode="r+")
         target[tile.core.slices] = filtered[core].astype(target.dtype, copy=False)

@@ -107,8 +107,8 @@ def _memory_limits(environ: Mapping[str, str], cgroup: Path, process: Path) -> I
 def _reclaimable(folder: Path) -> int:
     """Return the bytes of a control group that only cache files; the kernel gives them up first."""
     lines = (line.partition(" ") for line in _content(folder / "memory.stat").splitlines())
-    known = {name: int(value) for name, _, value in lines if value.isdigit()}
-    return known.get("total_inactive_file", known.get("inactive_file", 0))
+    figures = {name: int(value) for name, _, value in lines if value.isdigit()}
+    return figures.get("total_inactive_file", figures.get("inactive_file", 0))
 
 
 def address_space_limit() -> int | None:

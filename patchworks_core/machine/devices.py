@@ -62,10 +62,10 @@ def granted_devices(
     except library.NVMLError:  # no driver or no device: there is nothing to list
         return ()
     try:
-        found = [_device(library, index) for index in range(library.nvmlDeviceGetCount())]
+        devices = [_device(library, index) for index in range(library.nvmlDeviceGetCount())]
     finally:
         library.nvmlShutdown()
-    return visible(found, (os.environ if environ is None else environ).get(VISIBLE_DEVICES))
+    return visible(devices, (os.environ if environ is None else environ).get(VISIBLE_DEVICES))
 
 
 def _device(nvml: Any, index: int) -> Device:
@@ -99,12 +99,12 @@ def visible(devices: Sequence[Device], setting: str | None) -> tuple[Device, ...
     for entry in setting.split(","):
         name = entry.strip()
         if name.isdigit():
-            found = [device for device in devices if device.index == int(name)]
+            matching = [device for device in devices if device.index == int(name)]
         else:
-            found = [device for device in devices if name and device.uuid.startswith(name)]
-        if len(found) != 1:
+            matching = [device for device in devices if name and device.uuid.startswith(name)]
+        if len(matching) != 1:
             break
-        chosen.append(found[0])
+        chosen.append(matching[0])
     return tuple(chosen)
 
 

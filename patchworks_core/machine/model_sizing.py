@@ -94,8 +94,8 @@ def auto_tile_shape_cellpose(
     tile = auto_tile_shape(flat, dtype, n_workers=workers, memory_bytes=memory_bytes, **options)
     if not use_gpu:
         return tile
-    known = [device.free_bytes for device in devices]
-    free = min(known, default=UNKNOWN_VRAM_BYTES) if vram_bytes is None else vram_bytes
+    free_bytes = [device.free_bytes for device in devices]
+    free = min(free_bytes, default=UNKNOWN_VRAM_BYTES) if vram_bytes is None else vram_bytes
     on_device = auto_tile_shape(
         flat, dtype, n_workers=1, memory_bytes=int(MEMORY_FRACTION * free), **options
     )

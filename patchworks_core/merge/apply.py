@@ -111,9 +111,9 @@ def _outdated(
     for block in stage.grid.blocks():
         luts = tuple(lut.of_tile(tile.number) for tile in block.tiles)
         record = _record(digests[[tile.number for tile in block.tiles]], luts)
-        found = records[block.index]
-        if found != record:
-            yield _BlockToApply(block, luts, record, bool(found != NOT_WRITTEN))
+        digest = records[block.index]
+        if digest != record:
+            yield _BlockToApply(block, luts, record, bool(digest != NOT_WRITTEN))
 
 
 def _record(digests: np.ndarray[Any, Any], luts: tuple[np.ndarray[Any, Any], ...]) -> np.uint64:

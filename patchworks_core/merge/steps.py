@@ -127,10 +127,10 @@ def add_up_objects(stage: Stage, lut: LookupTable) -> ObjectSums:
 
 def ids_are_sequential(lut: LookupTable) -> bool:
     """Tell whether the merged ids of all tiles together are exactly 1..n_objects."""
-    seen = np.zeros(lut.n_objects + 1, dtype=bool)
+    is_used = np.zeros(lut.n_objects + 1, dtype=bool)
     for number in range(len(lut.offsets) - 1):
         ids = lut.of_tile(number)
         if ids.max() > lut.n_objects:
             return False
-        seen[ids] = True
-    return bool(seen[1:].all())
+        is_used[ids] = True
+    return bool(is_used[1:].all())

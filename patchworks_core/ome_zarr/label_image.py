@@ -99,11 +99,11 @@ class LabelImage:
 
         Metadata of one format written into the other would hide the image from its readers.
         """
-        found = group_format(self.container)
-        if found not in (None, self.zarr_format):
-            fitting = next(v for v, zarr_format in ZARR_FORMATS.items() if zarr_format == found)
+        actual = group_format(self.container)
+        if actual not in (None, self.zarr_format):
+            fitting = next(v for v, zarr_format in ZARR_FORMATS.items() if zarr_format == actual)
             raise PlanError(
-                f"{self.container} is Zarr v{found}, which labels of OME-NGFF {self.version!r} "
+                f"{self.container} is Zarr v{actual}, which labels of OME-NGFF {self.version!r} "
                 f"cannot be part of; write version {fitting!r}, or into another container"
             )
 

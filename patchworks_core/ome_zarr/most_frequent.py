@@ -141,7 +141,7 @@ def _rescue(losers: Array, boxes: Array, owner: Array, n_boxes: Array) -> None:
         starts = np.flatnonzero(np.diff(givers[order], prepend=-1))
         sizes = np.diff(starts, append=len(order))
         rank = np.arange(len(order)) - np.repeat(starts, sizes)
-        given = order[rank < n_boxes[givers[order]] - 1]
-        owner[wanted[given]] = takers[given]
-        n_boxes[takers[given]] += 1
-        np.subtract.at(n_boxes, givers[given], 1)
+        changes = order[rank < n_boxes[givers[order]] - 1]
+        owner[wanted[changes]] = takers[changes]
+        n_boxes[takers[changes]] += 1
+        np.subtract.at(n_boxes, givers[changes], 1)

@@ -29,7 +29,7 @@ class Agreement:
 
 
 def compare_objects(
-    truth: np.ndarray[Any, Any], found: np.ndarray[Any, Any], *, min_iou: float = 0.5
+    truth: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], *, min_iou: float = 0.5
 ) -> Agreement:
     """Match the objects of two label images by intersection over union.
 
@@ -55,11 +55,11 @@ def compare_objects(
     """
     from skimage.metrics import contingency_table
 
-    common = contingency_table(truth, found).tocoo()
+    common = contingency_table(truth, labels).tocoo()
     inside = (common.row > 0) & (common.col > 0)
     rows, columns, intersection = common.row[inside], common.col[inside], common.data[inside]
     area_truth = np.bincount(np.asarray(truth).ravel())
-    area_found = np.bincount(np.asarray(found).ravel())
+    area_found = np.bincount(np.asarray(labels).ravel())
     iou = intersection / (area_truth[rows] + area_found[columns] - intersection)
     return Agreement(
         n_truth=int(np.count_nonzero(area_truth[1:])),

@@ -61,11 +61,11 @@ class TilesInMemory:
             pixels = image[tile.read.slices]
             shape = tuple(pixels.shape[axis] for axis in grid.spatial)
             # A copy, because a function may write into its input and the next tile shares pixels.
-            seen = check_labels(
+            checked = check_labels(
                 function(pixels.reshape(shape).copy(), tile), shape=shape, where=name
             )
             core = tile.core.relative_to(tile.read.start)
-            labels[tile.index] = number_labels(seen.reshape(pixels.shape), core, where=name)
+            labels[tile.index] = number_labels(checked.reshape(pixels.shape), core, where=name)
 
         def strip(index: tuple[int, ...], axis: int, side: Side) -> np.ndarray[Any, Any]:
             return cut_strip(grid, grid.tile(index), labels[index].pixels, axis, side)

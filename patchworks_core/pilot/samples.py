@@ -74,11 +74,11 @@ class Sample:
 
 def _ids_at_seams(labels: Array, tile_shape: tuple[int, ...]) -> Array:
     """Return the ids that have a pixel on either side of a face."""
-    found = [np.zeros(0, dtype=labels.dtype)]
+    at_faces = [np.zeros(0, dtype=labels.dtype)]
     for axis, (size, tile) in enumerate(zip(labels.shape, tile_shape, strict=True)):
         for face in range(tile, size, tile):
-            found.append(np.unique(np.take(labels, [face - 1, face], axis=axis)))
-    ids = np.unique(np.concatenate(found))
+            at_faces.append(np.unique(np.take(labels, [face - 1, face], axis=axis)))
+    ids = np.unique(np.concatenate(at_faces))
     return ids[ids > 0]
 
 

@@ -106,13 +106,13 @@ class PilotReport:
     @property
     def confidence(self) -> str:
         """How sure the recommendation is, in words."""
-        seen = f"{self.n_at_seams} objects at seams in {self.where}"
+        evidence = f"{self.n_at_seams} objects at seams in {self.where}"
         if self.recommended is None:
-            return f"no recommendation: {seen}; try more regions, or smaller tiles"
+            return f"no recommendation: {evidence}; try more regions, or smaller tiles"
         if not self.recommended.is_enough:
             return (
-                f"not good enough: the best that was tried, over {seen}; try larger overlaps, and "
-                "a function that takes global statistics"
+                f"not good enough: the best that was tried, over {evidence}; try larger overlaps, "
+                "and a function that takes global statistics"
             )
         # Rule of three: what n objects without an error leave open at 95 %.
         share = min(1.0, 1 - self.recommended.seam_f1 + 3 / self.n_at_seams)
@@ -120,7 +120,7 @@ class PilotReport:
             how = "sure"
         else:
             how = "fairly sure" if self.n_at_seams >= FAIRLY_SURE else "not sure, few objects"
-        return f"{how}: {seen}; up to {share:.0%} of all objects at seams may still be wrong"
+        return f"{how}: {evidence}; up to {share:.0%} of all objects at seams may still be wrong"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON-ready values."""
@@ -188,17 +188,17 @@ def pilot(
     """
     start = time.perf_counter()
     opened = open_image(image)
-    found = segmentation_of(segmentation)
-    if found.other_channels:
+    labeller = segmentation_of(segmentation)
+    if labeller.other_channels:
         raise PlanError(
-            f"a pilot tries one channel, not {found.other_channels!r} too; give overlap"
+            f"a pilot tries one channel, not {labeller.other_channels!r} too; give overlap"
         )
     grid = pilot_grid(opened, tile_shape, max_pixels)
     regions, probes = sample_regions(opened, grid, n_regions, seed)
-    if found.wants_statistics and statistics is None:
+    if labeller.wants_statistics and statistics is None:
         places = [t.core for t in grid.tiles()] if prod(opened.shape) <= 8 * max_pixels else probes
         statistics = measure(opened, places)
-    function = found.bind(statistics)
+    function = labeller.bind(statistics)
     samples = []
     for region in regions:
         samples.append(Sample.of(opened, function, region, grid))
@@ -209,7 +209,7 @@ def pilot(
     trials: list[Trial] = []
     for n, halo in enumerate(halos, start=1):
         full = plan_grid(opened.axes, opened.shape, tile_shape=tile_shape, overlap=halo)
-        trials += _try_halo(samples, found, function, halo, options or MergeOptions(), full)
+        trials += _try_halo(samples, labeller, function, halo, options or MergeOptions(), full)
         progress("halos", n, len(halos))
     return PilotReport(
         axes=grid.axes,
@@ -219,7 +219,7 @@ def pilot(
         n_objects=sum(int(s.untiled.max()) for s in samples),
         n_at_seams=n_at_seams,
         trials=tuple(trials),
-        recommended=_recommend(trials, found.merge),
+        recommended=_recommend(trials, labeller.merge),
         seconds=time.perf_counter() - start,
     )
 
@@ -330,12 +330,12 @@ def _try_halo(
         Trial(
             overlap=halo,
             rule=rule,
-            f1=_sum([all_objects for all_objects, _ in found]).f1,
-            seam_f1=_sum([at_seams for _, at_seams in found]).f1,
+            f1=_sum([all_objects for all_objects, _ in score]).f1,
+            seam_f1=_sum([at_seams for _, at_seams in score]).f1,
             seconds=seconds,
             read_factor=full.read_factor,
         )
-        for rule, found in scores.items()
+        for rule, score in scores.items()
     ]
 
 

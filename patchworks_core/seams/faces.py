@@ -104,13 +104,14 @@ def measure_faces(
     min_iou : float
         A label whose best partner is below it is an orphan.
     """
-    seen = _Seen.of(edges, joined, grid)
+    overlaps = _Seen.of(edges, joined, grid)
     limits = {
-        int(a): _limit(seen.iou[(seen.axis == a) & (seen.iou > 0)]) for a in np.unique(seen.axis)
+        int(a): _limit(overlaps.iou[(overlaps.axis == a) & (overlaps.iou > 0)])
+        for a in np.unique(overlaps.axis)
     }
-    disagrees = seen.iou < np.array([limits[int(a)] for a in seen.axis])
-    faces = _faces(seen, disagrees, min_iou)
-    return tuple(_axis(grid, a, limit, seen, faces) for a, limit in limits.items()), faces
+    disagrees = overlaps.iou < np.array([limits[int(a)] for a in overlaps.axis])
+    faces = _faces(overlaps, disagrees, min_iou)
+    return tuple(_axis(grid, a, limit, overlaps, faces) for a, limit in limits.items()), faces
 
 
 def count_contested(edges: EdgeTable, joined: Array) -> int:
@@ -197,27 +198,27 @@ def _limit(iou: Array) -> float:
     return AGREES * min(1.0, float(np.median(iou))) if len(iou) else AGREES
 
 
-def _faces(seen: _Seen, disagrees: Array, min_iou: float) -> SeamFaces:
-    n = len(seen.tile_a)
-    n_objects = np.bincount(seen.face, minlength=n)
-    total = np.bincount(seen.face, seen.iou, minlength=n)
+def _faces(overlaps: _Seen, disagrees: Array, min_iou: float) -> SeamFaces:
+    n = len(overlaps.tile_a)
+    n_objects = np.bincount(overlaps.face, minlength=n)
+    total = np.bincount(overlaps.face, overlaps.iou, minlength=n)
     kept = n_objects > 0
     columns = (
-        seen.tile_a,
-        seen.tile_b,
-        seen.axis_of_face,
+        overlaps.tile_a,
+        overlaps.tile_b,
+        overlaps.axis_of_face,
         n_objects,
-        np.bincount(seen.face[disagrees], minlength=n),
-        np.bincount(seen.face[seen.iou >= FOUND], minlength=n),
+        np.bincount(overlaps.face[disagrees], minlength=n),
+        np.bincount(overlaps.face[overlaps.iou >= FOUND], minlength=n),
         total / np.maximum(n_objects, 1),
-        np.bincount(seen.label_face[seen.label_iou < min_iou], minlength=n),
-        np.bincount(seen.label_face[seen.label_is_cut], minlength=n),
+        np.bincount(overlaps.label_face[overlaps.label_iou < min_iou], minlength=n),
+        np.bincount(overlaps.label_face[overlaps.label_is_cut], minlength=n),
     )
     return SeamFaces(*(column[kept] for column in columns))
 
 
-def _axis(grid: TileGrid, axis: int, limit: float, seen: _Seen, faces: SeamFaces) -> AxisSeams:
-    iou, here = seen.iou[seen.axis == axis], faces.axis == axis
+def _axis(grid: TileGrid, axis: int, limit: float, overlaps: _Seen, faces: SeamFaces) -> AxisSeams:
+    iou, here = overlaps.iou[overlaps.axis == axis], faces.axis == axis
     low, median = np.percentile(iou[iou > 0], [10, 50]) if (iou > 0).any() else (0.0, 0.0)
     return AxisSeams(
         axis=grid.axes[axis],

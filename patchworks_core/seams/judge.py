@@ -104,24 +104,24 @@ class SeamReport:
 
     def problems(self) -> list[str]:
         """Say what is wrong, worst first, each with what may help."""
-        found = [
+        words = [
             f"{fault.where}: {fault.n_disagree} of {fault.n_objects} objects at its seams disagree "
             f"(elsewhere {fault.expected:.0%}); look at {', '.join(fault.faces)}"
             for fault in self.faults
         ]
         for axis in self.axes:
             if axis.axis in self.poor_axes:
-                found.append(
+                words.append(
                     f"axis {axis.axis}: only {axis.share_found:.0%} of {axis.n_objects} objects at "
                     "seams are found again by the neighbour; use a larger overlap, or a function "
                     "with global thresholds"
                 )
         if _exceeds(self.n_contested, self.n_joined, EXPECTED, 1):
-            found.append(
+            words.append(
                 f"{self.n_contested} of {self.n_joined} joins at seams are of labels that the two "
                 "tiles saw as different objects; merge by 'overlap'"
             )
-        return found
+        return words
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as JSON-ready values; of the faces, only those of faults."""
@@ -192,8 +192,8 @@ def _is_poor(grid: TileGrid, axis: str, faces: SeamFaces, ordinary: Array) -> bo
     """Tell whether the faces across an axis are poor, those of faults apart."""
     number = grid.axes.index(axis)
     here = ordinary & (faces.axis == number)
-    n, found = int(faces.n_objects[here].sum()), int(faces.n_found[here].sum())
-    return grid.halo[number] > 0 and _exceeds(n - found, n, POOR, len(grid.spatial))
+    n, n_matched = int(faces.n_objects[here].sum()), int(faces.n_found[here].sum())
+    return grid.halo[number] > 0 and _exceeds(n - n_matched, n, POOR, len(grid.spatial))
 
 
 def tile_key(grid: TileGrid, number: int) -> str:
@@ -281,11 +281,11 @@ def _chance(n: Array, k: Array, n_all: Array, k_all: Array) -> tuple[Array, Arra
         Those of the image; what remains without the row is what it is held against.
     """
     rest = (k_all - k) / np.maximum(n_all - n, 1)
-    total, found = n.sum(axis=1), k.sum(axis=1)
+    total, matched = n.sum(axis=1), k.sum(axis=1)
     expected = np.maximum(EXPECTED, (n * rest).sum(axis=1) / np.maximum(total, 1))
     chance = np.where(
-        (total >= MIN_OBJECTS) & (found >= EXCESS * expected * total),
-        binom.sf(found - 1, total, expected),
+        (total >= MIN_OBJECTS) & (matched >= EXCESS * expected * total),
+        binom.sf(matched - 1, total, expected),
         1.0,
     )
     return chance, expected

@@ -141,9 +141,9 @@ def _contact(
     for region_a, region_b, order in _abutting_regions(grid, face):
         a, b = views(region_a, region_b)
         touching = (a != 0) & (b != 0)
-        found = _pack(a[touching], b[touching], width)
-        keys.append(found)
-        orders.append(np.full(len(found), order, dtype=np.int8))
+        packed = _pack(a[touching], b[touching], width)
+        keys.append(packed)
+        orders.append(np.full(len(packed), order, dtype=np.int8))
     key = np.concatenate(keys)
     # Pack the order below the pair, so that one sort gives the counts per pair and order and
     # the smallest order of a pair comes first.
@@ -194,8 +194,8 @@ def _planes(
         )
         border = face.high.core.start[face.axis]
         low[face.axis], high[face.axis] = (border - 1, border), (border, border + 1)
-        for row, seen in zip(counts, views(_region(low), _region(high)), strict=True):
-            row[:] = np.bincount(seen.ravel(), minlength=width)
+        for row, view in zip(counts, views(_region(low), _region(high)), strict=True):
+            row[:] = np.bincount(view.ravel(), minlength=width)
         counts[:, 0] = 0
     return counts[0], counts[1]
 

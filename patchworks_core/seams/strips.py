@@ -58,7 +58,7 @@ def slot_region(grid: TileGrid, tile: Tile, axis: int, side: Side) -> tuple[tupl
 
 
 def cut_strip(
-    grid: TileGrid, tile: Tile, seen: np.ndarray[Any, Any], axis: int, side: Side
+    grid: TileGrid, tile: Tile, labels: np.ndarray[Any, Any], axis: int, side: Side
 ) -> np.ndarray[Any, Any]:
     """Cut one strip out of the labels a tile saw.
 
@@ -89,7 +89,7 @@ def cut_strip(
     ]
     source = tuple(slice(a - r, b - r) for (a, b), r in zip(inside, tile.read.start, strict=True))
     target = tuple(slice(a - o, b - o) for (a, b), (o, _) in zip(inside, bounds, strict=True))
-    slot[target] = seen[source]
+    slot[target] = labels[source]
     return slot
 
 

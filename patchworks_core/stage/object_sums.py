@@ -183,8 +183,8 @@ def _boxes(labels: Array, n_labels: int) -> tuple[Array, Array]:
     from scipy import ndimage
 
     # find_objects takes no 64-bit unsigned labels; a tile's local ids always fit
-    found = ndimage.find_objects(labels.astype(np.int32, copy=False), max_label=n_labels)
-    corners = np.array([[(s.start, s.stop) for s in box] for box in found if box], np.int64)
+    boxes = ndimage.find_objects(labels.astype(np.int32, copy=False), max_label=n_labels)
+    corners = np.array([[(s.start, s.stop) for s in box] for box in boxes if box], np.int64)
     corners = corners.reshape(n_labels, labels.ndim, 2)
     return corners[..., 0], corners[..., 1]
 
@@ -277,7 +277,7 @@ def merge_objects(sums: Sequence[ObjectSums], ids: Sequence[Array]) -> ObjectSum
             " stage the image again"
         )
     counts = [(len(s), len(i)) for s, i in zip(sums, ids, strict=True)]
-    wrong = next((k for k, (rows, given) in enumerate(counts) if rows != given), None)
+    wrong = next((k for k, (rows, n_ids) in enumerate(counts) if rows != n_ids), None)
     if wrong is not None:
         n_objects, n_given = counts[wrong]
         raise StageError(

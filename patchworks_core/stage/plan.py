@@ -289,10 +289,10 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
 
 def package_versions() -> dict[str, str]:
     """Return the versions of the packages that results depend on."""
-    found = {}
+    versions = {}
     for package in _RECORDED_PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            versions[package] = "not installed"
+    return versions

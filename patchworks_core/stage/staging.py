@@ -131,13 +131,16 @@ class Staging:
         grid = self.stage.grid
         where = f"image {self.image.url or 'in memory'!r}, tile {tile.index}"
         place = tile.read.relative_to(block.read.start).slices
-        seen = pixels[place]
-        checksum = checksum_of_pixels([seen, *(other[place] for other in beside.values())])
-        shape = tuple(seen.shape[axis] for axis in grid.spatial)
+        own = pixels[place]
+        checksum = checksum_of_pixels([own, *(other[place] for other in beside.values())])
+        shape = tuple(own.shape[axis] for axis in grid.spatial)
         # A copy, because a function may write into its input and the next tile shares pixels.
-        others = {name: found[place].reshape(shape).copy() for name, found in beside.items()}
-        labels = self.function(seen.reshape(shape).copy(), **others)
-        checked = check_labels(labels, shape=shape, where=where).reshape(seen.shape)
+        others = {
+            name: pixels_of_other[place].reshape(shape).copy()
+            for name, pixels_of_other in beside.items()
+        }
+        labels = self.function(own.reshape(shape).copy(), **others)
+        checked = check_labels(labels, shape=shape, where=where).reshape(own.shape)
         core = tile.core.relative_to(tile.read.start)
         numbered = number_labels(checked, core, where=where)
         objects = measure_tile(
@@ -145,7 +148,7 @@ class Staging:
             axes=grid.axes,
             origin=tile.core.start,
             n_labels=numbered.n_core,
-            pixels=seen[core.slices],
+            pixels=own[core.slices],
         )
         return StagedTile(tile, numbered, objects, checksum)
 

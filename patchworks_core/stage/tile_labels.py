@@ -138,15 +138,15 @@ def number_labels(labels: np.ndarray[Any, Any], core: Region, *, where: str) -> 
         n_ids = len(ids) + int(ids[0] != 0)
     in_core = np.zeros(n_ids, dtype=bool)
     in_core[compact[core.slices].ravel()] = True
-    seen = np.zeros(n_ids, dtype=bool)
-    seen[compact.ravel()] = True
-    in_core[0] = seen[0] = False
-    n_core, n_seen = int(in_core.sum()), int(seen.sum())
+    is_in_core = np.zeros(n_ids, dtype=bool)
+    is_in_core[compact.ravel()] = True
+    in_core[0] = is_in_core[0] = False
+    n_core, n_seen = int(in_core.sum()), int(is_in_core.sum())
     if n_seen > MAX_LABELS:
         raise TileOutputError(f"{where}: {n_seen} labels in one tile; use smaller tiles")
     lookup = np.zeros(n_ids, dtype=np.int32)
     lookup[in_core] = np.arange(1, n_core + 1, dtype=np.int32)
-    lookup[seen & ~in_core] = np.arange(n_core + 1, n_seen + 1, dtype=np.int32)
+    lookup[is_in_core & ~in_core] = np.arange(n_core + 1, n_seen + 1, dtype=np.int32)
     return NumberedLabels(lookup[compact], n_core, n_seen)
 
 

@@ -50,10 +50,10 @@ def check_tiles(staging: Staging, *, pool: Pool) -> None:
         for block in stage.grid.blocks()
         if any(checksums[tile.index] and counts[tile.index] != NOT_STAGED for tile in block.tiles)
     ]
-    found = pool.map(
+    changed = pool.map(
         _CheckTask(staging), blocks, step="check", n=len(blocks), doing="reading the image again"
     )
-    _fail_if_any([key for keys in found for key in keys], staging)
+    _fail_if_any([key for keys in changed for key in keys], staging)
 
 
 @dataclass(frozen=True, slots=True)

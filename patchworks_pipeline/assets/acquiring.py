@@ -106,8 +106,8 @@ def _take_up(context: dg.AssetExecutionContext, folder: ImageFolder, plan: Plan)
         folder.clear_failures()
     folder.write_plan(plan)
     wanted = tile_keys(folder.key, plan.grid.block_keys())
-    known = context.instance.get_dynamic_partitions(str(tiles.name))
-    before = [key for key in known if key.rpartition("/")[0] == folder.key]
+    partitions = context.instance.get_dynamic_partitions(str(tiles.name))
+    before = [key for key in partitions if key.rpartition("/")[0] == folder.key]
     n_new, n_retired = len(set(wanted) - set(before)), len(set(before) - set(wanted))
     if n_new or n_retired:
         # All are added anew in one call, so that the tiles of an image stay one contiguous range.

@@ -32,9 +32,9 @@ def size_text(axes: str, pixel_size: dict[str, float], unit: dict[str, str]) -> 
     >>> size_text("yx", {"y": 0.5, "x": 0.5}, {"y": "micrometer", "x": "micrometer"})
     'y 0.5 micrometer, x 0.5 micrometer'
     """
-    known = [axis for axis in axes if axis in pixel_size]
-    if not known:
+    sized = [axis for axis in axes if axis in pixel_size]
+    if not sized:
         return "not calibrated"
     return ", ".join(
-        f"{axis} {pixel_size[axis]:.6g} {unit.get(axis, '(no unit)')}" for axis in known
+        f"{axis} {pixel_size[axis]:.6g} {unit.get(axis, '(no unit)')}" for axis in sized
     )

@@ -38,7 +38,9 @@ class Measured:
         """Write the record."""
         record = {
             "plan": plan.fingerprint,
-            "companions": {name: found.to_dict() for name, found in self.other_channels.items()},
+            "companions": {
+                name: statistics.to_dict() for name, statistics in self.other_channels.items()
+            },
             "maxima": [m if np.isfinite(m) else None for m in self.maxima],
         }
         write_text(folder.path / RECORD, json.dumps(sealed(record)) + "\n")
@@ -58,7 +60,10 @@ class Measured:
             if record.get("plan") == plan.fingerprint:
                 other_channels = record["companions"].items()
                 return cls(
-                    {name: ImageStatistics.from_dict(found) for name, found in other_channels},
+                    {
+                        name: ImageStatistics.from_dict(statistics)
+                        for name, statistics in other_channels
+                    },
                     tuple(np.nan if m is None else float(m) for m in record["maxima"]),
                 )
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -120,8 +120,8 @@ def quality_report(context: dg.AssetExecutionContext, store: LabelStore) -> dg.M
 
 def flat_mean(per_tile: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Average values of tiles over all axes but the last two; NaN is left out."""
-    known = np.ma.masked_invalid(np.atleast_2d(per_tile))
-    mean = np.ma.mean(known, axis=tuple(range(known.ndim - 2)))
+    figures = np.ma.masked_invalid(np.atleast_2d(per_tile))
+    mean = np.ma.mean(figures, axis=tuple(range(figures.ndim - 2)))
     return np.asarray(np.ma.filled(mean, np.nan))
 
 

@@ -159,12 +159,12 @@ def staged_labels(
         for image, blocks in blocks_of.items():
             with faults.about(image):
                 staged[image] = _stage_image(run, store.folder(image), blocks)
-    stopped = {image: found.stopped for image, found in staged.items() if found.stopped}
+    stopped = {image: result.stopped for image, result in staged.items() if result.stopped}
     fail_if_any(
-        {image: found.failures for image, found in staged.items()},
+        {image: result.failures for image, result in staged.items()},
         n_tiles=len(context.partition_keys),
         stopped={**stopped, **faults.found},
-        pictures={tile: png for found in staged.values() for tile, png in found.pictures.items()},
+        pictures={tile: png for result in staged.values() for tile, png in result.pictures.items()},
     )
     faults.raise_any()
     # Tiles were logged as they finished; returning would materialize the whole range once more.

@@ -61,8 +61,8 @@ def found_tile(image: str, block: str) -> dg.AssetMaterialization:
 def not_logged(instance: dg.DagsterInstance, image: str, blocks: Iterable[str]) -> list[str]:
     """Return the tile blocks of an image that were never logged as materialized."""
     blocks = list(blocks)
-    known = instance.get_materialized_partitions(dg.AssetKey(STAGED_LABELS)) if blocks else set()
-    return [block for block in blocks if f"{image}/{block}" not in known]
+    logged = instance.get_materialized_partitions(dg.AssetKey(STAGED_LABELS)) if blocks else set()
+    return [block for block in blocks if f"{image}/{block}" not in logged]
 
 
 def tag_run(context: dg.AssetExecutionContext, facts: Mapping[str, object]) -> None:
@@ -131,7 +131,7 @@ def fail_if_any(
     dagster.Failure
         If there is a failure.
     """
-    failed = [(image, failure) for image, found in failures.items() for failure in found]
+    failed = [(image, failure) for image, of_image in failures.items() for failure in of_image]
     if not failed:
         return
     names = ", ".join(f"{image}/{failure.block}" for image, failure in failed[:5])

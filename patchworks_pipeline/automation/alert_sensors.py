@@ -24,19 +24,19 @@ def run_failure_alerts(
     """Send one alert per image and cause of a run that failed."""
     run = context.dagster_run
     keys = images_of_run(context.instance, run.tags)
-    found = failed_checks(context.instance, run, keys)
+    checks = failed_checks(context.instance, run, keys)
     is_staging = any("staged_labels" in step for step in _failed_steps(context))
     faults = ImageFaults(context.log.warning)
     for key in keys if is_staging else ():
         with faults.about(key):
-            found += alerts_of_tiles(store.folder(key))
+            checks += alerts_of_tiles(store.folder(key))
     for key, why in faults.found.items():
         cause = f"its failed tiles cannot be read: {why}"
-        found.append(Alert(key, cause, link_to_run(run.run_id)))
-    if not found:
+        checks.append(Alert(key, cause, link_to_run(run.run_id)))
+    if not checks:
         cause = _cause(context)
-        found = [Alert(key, cause, link_to_run(run.run_id)) for key in keys or [""]]
-    alerts.send(found, memory=store.path() / MEMORY, log=context.log)
+        checks = [Alert(key, cause, link_to_run(run.run_id)) for key in keys or [""]]
+    alerts.send(checks, memory=store.path() / MEMORY, log=context.log)
 
 
 @dg.run_status_sensor(
@@ -50,8 +50,8 @@ def check_failure_alerts(
 ) -> None:
     """Send one alert per image and failed check."""
     run = context.dagster_run
-    found = failed_checks(context.instance, run, images_of_run(context.instance, run.tags))
-    alerts.send(found, memory=store.path() / MEMORY, log=context.log)
+    checks = failed_checks(context.instance, run, images_of_run(context.instance, run.tags))
+    alerts.send(checks, memory=store.path() / MEMORY, log=context.log)
 
 
 @dg.sensor(
@@ -72,7 +72,7 @@ def failed_checks(
 ) -> list[Alert]:
     """Return an alert per image of a run and check that failed in it."""
     events = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
-    found = []
+    checks = []
     for entry in events:
         event = entry.get_dagster_event().asset_check_evaluation_data
         if event.passed:
@@ -81,8 +81,8 @@ def failed_checks(
         cause = f"check {event.check_name!r} of {asset} failed"
         cause += f": {event.description}" if event.description else ""
         link = f"/assets/{asset}?view=checks&checkDetail={event.check_name}"
-        found += [Alert(key, cause, link) for key in list(images) or [""]]
-    return found
+        checks += [Alert(key, cause, link) for key in list(images) or [""]]
+    return checks
 
 
 def _failed_steps(context: dg.RunFailureSensorContext) -> list[str]:

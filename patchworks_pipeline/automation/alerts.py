@@ -99,14 +99,14 @@ def alerts_of_tiles(folder: ImageFolder) -> list[Alert]:
     """Return one alert per cause of the failed tiles of an image, the most frequent first."""
     if not folder.has("plan.json"):
         return []
-    found: dict[str, list[str]] = {}
+    by_kind: dict[str, list[str]] = {}
     for failure in folder.failures():
         cause = f"{failure.error_type}: {failure.message}"
-        found.setdefault(without_numbers(cause), []).append(cause)
-    if not found:
+        by_kind.setdefault(without_numbers(cause), []).append(cause)
+    if not by_kind:
         return []
     link = link_to_failed_tiles(folder)
-    groups = sorted(found.values(), key=len, reverse=True)
+    groups = sorted(by_kind.values(), key=len, reverse=True)
     alerts = [Alert(folder.key, causes[0], link, len(causes)) for causes in groups[:MAX_CAUSES]]
     if len(groups) > MAX_CAUSES:
         n_tiles = sum(map(len, groups[MAX_CAUSES:]))
@@ -142,14 +142,14 @@ class Alerts(Deployed):
 
     def sinks(self) -> list[MailSink | WebhookSink]:
         """Return who is to be told."""
-        found: list[MailSink | WebhookSink] = []
+        sinks: list[MailSink | WebhookSink] = []
         if self.smtp_host and self.email_to:
             server = (self.smtp_host, self.smtp_port, self.smtp_starttls)
             login = (self.smtp_user, self.smtp_password)
-            found.append(MailSink(*server, *login, self.email_from, tuple(self.email_to)))
+            sinks.append(MailSink(*server, *login, self.email_from, tuple(self.email_to)))
         if self.webhook_url:
-            found.append(WebhookSink(self.webhook_url))
-        return found
+            sinks.append(WebhookSink(self.webhook_url))
+        return sinks
 
     def send(self, alerts: Sequence[Alert], *, memory: UPath, log: Logger) -> int:
         """Tell of what was not told of lately, and of what a sink missed before.
@@ -185,7 +185,9 @@ class Alerts(Deployed):
         outbox = Outbox(memory.parent / MISSED)
         missed = _still_wanted(outbox, now, log)
         for sink in sinks:
-            letters = [each for each in missed if each.sink == sink.name and each.due <= now]
+            letters = [
+                letter for letter in missed if letter.sink == sink.name and letter.due <= now
+            ]
             letters += [
                 Letter(sink.name, digest, alert.subject, alert.text(self.base_url), now)
                 for digest, alert in new.items()
@@ -218,11 +220,11 @@ class Alerts(Deployed):
                     outbox.remove(letter)
                 else:
                     outbox.keep(letter.missed(now))
-        reasons = [each.reason for each in outcomes if not each.is_taken]
+        reasons = [delivery.reason for delivery in outcomes if not delivery.is_taken]
         for reason in dict.fromkeys(reasons):
             n = f"{reasons.count(reason)} alerts" if reasons.count(reason) > 1 else "an alert"
             log.error(f"{n} could not be sent to {sink.name}: {reason}; sent again later")
-        for said in filter(None, (each.reason for each in outcomes if each.is_taken)):
+        for said in filter(None, (delivery.reason for delivery in outcomes if delivery.is_taken)):
             log.error(f"{sink.name} took an alert, but {said}")
         return taken
 

@@ -62,28 +62,28 @@ def new_partitions(
     At most `limit` events are read; the rest comes with the next call.
     """
     start = cursor.recent[0] - 1 if cursor.recent else cursor.after
-    found: dict[str, None] = {}
+    partitions: dict[str, None] = {}
     ids = list(cursor.recent)
-    known, n_new, page = set(ids), 0, None
+    earlier, n_new, page = set(ids), 0, None
     while n_new < limit:
         result = instance.fetch_materializations(
             dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), after_storage_id=start),
-            limit=min(1000, limit + len(known)),
+            limit=min(1000, limit + len(earlier)),
             cursor=page,
             ascending=True,
         )
         for record in result.records:
-            if record.storage_id in known or n_new == limit:
+            if record.storage_id in earlier or n_new == limit:
                 continue
             n_new += 1
             ids.append(record.storage_id)
             if record.partition_key is not None:
-                found[record.partition_key] = None
+                partitions[record.partition_key] = None
         page = result.cursor
         if not result.has_more or not result.records:
             break
     ids = sorted(ids)[-REREAD:]
-    return list(found), EventCursor(ids[-1] if ids else cursor.after, tuple(ids))
+    return list(partitions), EventCursor(ids[-1] if ids else cursor.after, tuple(ids))
 
 
 def latest_event(instance: dg.DagsterInstance, asset: str, partition: str) -> int:
@@ -111,11 +111,11 @@ def images_of_run(instance: dg.DagsterInstance, tags: Mapping[str, str]) -> list
 
 def busy_images(instance: dg.DagsterInstance, jobs: Iterable[str]) -> frozenset[str]:
     """Return the images that a run of one of these jobs, or of a backfill, is at or will be at."""
-    found: set[str] = set()
+    busy: set[str] = set()
     for job in (*jobs, BACKFILL_JOB):
         for run in instance.get_runs(dg.RunsFilter(job_name=job, statuses=IN_PROGRESS)):
-            found.update(images_of_run(instance, run.tags))
-    return frozenset(found)
+            busy.update(images_of_run(instance, run.tags))
+    return frozenset(busy)
 
 
 def image_of(key: str) -> str:

@@ -44,11 +44,11 @@ class Letter:
     def of(cls, record: Mapping[str, Any]) -> "Letter":
         """Read what `asdict` gave; raise TypeError where it is of other fields or types."""
         letter = cls(**record)
-        for each in fields(cls):
-            value = getattr(letter, each.name)
-            types = str if each.type is str else (int, float)
+        for field in fields(cls):
+            value = getattr(letter, field.name)
+            types = str if field.type is str else (int, float)
             if not isinstance(value, types):
-                raise TypeError(f"its {each.name} must not be {value!r}")
+                raise TypeError(f"its {field.name} must not be {value!r}")
         return letter
 
     def missed(self, now: float) -> "Letter":
@@ -65,10 +65,10 @@ class Outbox:
 
     def letters(self, log: Logger) -> Iterator[Letter]:
         """Give all letters, the oldest first; what is no letter is removed."""
-        found = []
+        letters = []
         for path in self._paths():
             try:
-                found.append(Letter.of(mapping_of(path.read_bytes()) or {}))
+                letters.append(Letter.of(mapping_of(path.read_bytes()) or {}))
             except FileNotFoundError:  # told meanwhile
                 continue
             except OSError as error:
@@ -76,7 +76,7 @@ class Outbox:
             except TypeError as error:
                 log.error(f"{path} is not an alert and is removed: {error}")
                 path.unlink(missing_ok=True)
-        yield from sorted(found, key=lambda letter: letter.written)
+        yield from sorted(letters, key=lambda letter: letter.written)
 
     def keep(self, letter: Letter) -> None:
         """Write a letter; it replaces the one of the same alert and sink."""

@@ -97,7 +97,7 @@ def landing_sensor(
     turn = int(record.get("turn", 0))
     folders = [c.url for c in candidates if c.is_folder and c.url in ledger.taken]
     again = [folders[(turn + i) % len(folders)] for i in range(min(LOOKED_AGAIN, len(folders)))]
-    found = look(
+    arrivals = look(
         candidates,
         Watch(source.settle_seconds, source.max_per_tick),
         now=now(),
@@ -109,10 +109,10 @@ def landing_sensor(
     requests, refused = [], []
     asked: dict[str, list[str]] = {}
     faults = ImageFaults(context.log.warning, record.get("faults"))
-    for name, reason in found.faults.items():
+    for name, reason in arrivals.faults.items():
         with faults.about(name):
             raise reason
-    for arrival in found.arrivals:
+    for arrival in arrivals.arrivals:
         with faults.about(arrival.candidate.name):  # it is tried again
             folder = store.folder(arrival.candidate.key) if arrival.candidate.key else None
             why = _why_refused(arrival, folder)
@@ -137,7 +137,7 @@ def landing_sensor(
     )
     cursor = json.dumps(
         {
-            "seen": seen_to_json(found.seen),
+            "seen": seen_to_json(arrivals.seen),
             "asked": asked,
             "turn": (turn + LOOKED_AGAIN) % max(1, len(folders)),
             "faults": dict(_last(faults.found.items(), MAX_WAITING)),
@@ -146,7 +146,7 @@ def landing_sensor(
     )
     return dg.SensorResult(
         run_requests=requests,
-        skip_reason=None if requests else _nothing_to_take(len(candidates), found.n_waiting),
+        skip_reason=None if requests else _nothing_to_take(len(candidates), arrivals.n_waiting),
         dynamic_partitions_requests=[
             images.build_add_request(unique(str(r.partition_key) for r in requests))
         ]
@@ -239,9 +239,9 @@ def staging_sensor(
         EventCursor.from_json(record.get("measured")),
         limit=IMAGES_PER_TICK,
     )
-    known = set(context.instance.get_dynamic_partitions(str(images.name)))
+    partitions = set(context.instance.get_dynamic_partitions(str(images.name)))
     deferred = [key for key in record.get("waiting", []) if key not in measured]
-    candidates = [key for key in [*deferred, *measured] if key in known]
+    candidates = [key for key in [*deferred, *measured] if key in partitions]
     busy = busy_images(context.instance, [stage_tiles.name]) if candidates else frozenset()
     faults = ImageFaults(context.log.warning, record.get("faults"))
     requests, waiting = [], []
@@ -279,7 +279,9 @@ def _staging_request(
     missing = folder.stage(plan).missing_blocks()
     # A person decides about what failed and would fail again; and the run that was waited for has
     # just tried the others.
-    left = {each.block for each in folder.failures() if is_deferred or not each.is_transient}
+    left = {
+        failure.block for failure in folder.failures() if is_deferred or not failure.is_transient
+    }
     missing = [block for block in missing if block not in left]
     if not missing:
         return None
@@ -337,12 +339,12 @@ def merging_sensor(
         limit=IMAGES_PER_TICK,
     )
     heard_of = unique([*map(image_of, staged), *measured])
-    known = set(context.instance.get_dynamic_partitions(str(images.name)))
-    due = {key: when for key, when in record.get("waiting", {}).items() if key in known}
+    partitions = set(context.instance.get_dynamic_partitions(str(images.name)))
+    due = {key: when for key, when in record.get("waiting", {}).items() if key in partitions}
     said = record.get("faults")
     faults = ImageFaults(context.log.warning, said)
     time_now = now()
-    candidates = [key for key in heard_of if key in known]
+    candidates = [key for key in heard_of if key in partitions]
     candidates += [key for key, when in due.items() if when <= time_now and key not in heard_of]
     jobs = [stage_tiles.name, merge_image.name]
     busy = busy_images(context.instance, jobs) if candidates else frozenset()

@@ -154,18 +154,18 @@ def tell(
     except OSError as error:
         lines, reason = b"", f"no process could be started to talk to it: {error}"
     whole = [line for line in lines.splitlines(keepends=True) if line.endswith(b"\n")]
-    found = [Delivery(**json.loads(line)) for line in whole]
-    if found and not found[-1].is_taken:
-        reason = found[-1].reason
-    return [*found, *[Delivery(False, reason)] * (len(messages) - len(found))]
+    deliveries = [Delivery(**json.loads(line)) for line in whole]
+    if deliveries and not deliveries[-1].is_taken:
+        reason = deliveries[-1].reason
+    return [*deliveries, *[Delivery(False, reason)] * (len(messages) - len(deliveries))]
 
 
 def main() -> None:
     """Send what is asked for on the standard input; print a line for each that fared."""
     asked = json.load(sys.stdin)
-    (kind,) = [each for each in SINKS if each.name == asked["name"]]
+    (kind,) = [message for message in SINKS if message.name == asked["name"]]
     sink = kind(**asked["sink"])
-    for each in asked["messages"]:
+    for message in asked["messages"]:
         told: list[str | None] = []
 
         def taken(said: str | None, told: list[str | None] = told) -> None:
@@ -174,7 +174,7 @@ def main() -> None:
             print(json.dumps(asdict(Delivery(True, said))), flush=True)
 
         try:
-            sink.send(Message(**each), asked["timeout_seconds"], taken)
+            sink.send(Message(**message), asked["timeout_seconds"], taken)
         except _FAULTS as error:
             if not told:
                 print(json.dumps(asdict(Delivery(False, _words(error)))), flush=True)

@@ -124,8 +124,8 @@ def _run_one(
             url = url if "://" in url else str(Path(url).absolute())
             key = check_image_key(name) if name else image_key(url)
             wants_pilot = chosen.get("overlap") == "auto"
-            given = {**chosen, "overlap": None} if wants_pilot else chosen
-            acquisition = choose(store.folder(key), url, given)
+            options = {**chosen, "overlap": None} if wants_pilot else chosen
+            acquisition = choose(store.folder(key), url, options)
             if wants_pilot:
                 acquisition = SegmentationDefaults().of_home().piloted(acquisition, say=say)
             plan = plan_of(acquisition, budget, store.folder(key))
@@ -221,13 +221,13 @@ def merge(
     from patchworks_pipeline.cli.runs import merge_again
 
     chosen = {"rule": merge, "min_iou": min_iou, "min_size": min_size}
-    given = {name: value for name, value in chosen.items() if value is not None}
+    options = {name: value for name, value in chosen.items() if value is not None}
     with (
         _known_image(image, home) as (instance, folder),
         progress_bars(folder.key, console),
     ):
         result = merge_again(
-            instance, folder, given, allow_missing=allow_missing_tiles, overwrite=overwrite
+            instance, folder, options, allow_missing=allow_missing_tiles, overwrite=overwrite
         )
     _say(result, home)
     raise typer.Exit(0 if result.is_complete else 1)
@@ -262,12 +262,12 @@ def _known_images(image: str | None, home: Path) -> Iterator[tuple[Any, list[str
     if not (home / "dagster").is_dir():
         fail(f"no patchworks home at {home}; make one with 'patchworks run IMAGE'", BAD_INPUT)
     with open_home(home.absolute()) as instance:
-        known = sorted(instance.get_dynamic_partitions(str(images.name)))
-        keys = known
+        image_keys = sorted(instance.get_dynamic_partitions(str(images.name)))
+        keys = image_keys
         if image is not None:
-            keys = [key for key in (image, _key_or_none(image)) if key in known][:1]
+            keys = [key for key in (image, _key_or_none(image)) if key in image_keys][:1]
         if image is not None and not keys:
-            fail(f"no image {image!r} in {home}; its images are {known!r}", BAD_INPUT)
+            fail(f"no image {image!r} in {home}; its images are {image_keys!r}", BAD_INPUT)
         yield instance, keys
 
 

@@ -66,16 +66,16 @@ Kind = Annotated[WorkerKind | None, typer.Option("--worker-kind", help="Of the t
 
 def parameters(pairs: list[str]) -> dict[str, Any]:
     """Read K=V pairs; values are JSON where they can be, text otherwise."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for pair in pairs:
         key, separator, value = pair.partition("=")
         if not separator or not key:
             fail(f"--param wants K=V, got {pair!r}; for example --param sigma=2", BAD_INPUT)
         try:
-            found[key] = json.loads(value)
+            values[key] = json.loads(value)
         except json.JSONDecodeError:
-            found[key] = value
-    return found
+            values[key] = value
+    return values
 
 
 def numbers_of(option: str, text: str | None) -> tuple[int, ...] | None:

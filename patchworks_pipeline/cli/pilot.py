@@ -119,9 +119,9 @@ def next_command(image: str, options: dict[str, Any], parameters: list[str]) -> 
     >>> next_command("a.tif", {"tile-shape": "512", "axes": None}, ["sigma=2"])
     ['patchworks', 'run', 'a.tif', '--tile-shape', '512', '--param', 'sigma=2']
     """
-    given = [(name, value) for name, value in options.items() if value is not None]
+    options_given = [(name, value) for name, value in options.items() if value is not None]
     command = ["patchworks", "run", image]
-    for name, value in [*given, *(("param", pair) for pair in parameters)]:
+    for name, value in [*options_given, *(("param", pair) for pair in parameters)]:
         command += [f"--{name}", str(value)]
     return command
 

@@ -92,17 +92,17 @@ def choose(folder: ImageFolder, url: str, chosen: Mapping[str, Any]) -> Acquisit
         Fields of `Acquisition`; None, or left out, keeps what was chosen before. The channel comes
         in a tuple of one, because None is a channel too.
     """
-    known = folder.has("acquisition.json") and folder.acquisition().url == url
-    before = folder.acquisition() if known else Acquisition(url)
-    given = {name: value for name, value in chosen.items() if value is not None}
-    if "channel" in given:
-        (given["channel"],) = given["channel"]
-    if "function" in given:
-        given.setdefault("parameters", None)
-    if "overlap" in given:
-        given["pilot"] = None
-    rule = {name: value for name, value in given.pop("merge", {}).items() if value is not None}
-    return replace(before, **given, merge={**before.merge, **rule})
+    is_same = folder.has("acquisition.json") and folder.acquisition().url == url
+    before = folder.acquisition() if is_same else Acquisition(url)
+    changes = {name: value for name, value in chosen.items() if value is not None}
+    if "channel" in changes:
+        (changes["channel"],) = changes["channel"]
+    if "function" in changes:
+        changes.setdefault("parameters", None)
+    if "overlap" in changes:
+        changes["pilot"] = None
+    rule = {name: value for name, value in changes.pop("merge", {}).items() if value is not None}
+    return replace(before, **changes, merge={**before.merge, **rule})
 
 
 def register(

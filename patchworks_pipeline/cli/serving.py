@@ -55,7 +55,9 @@ def serve(home: Path, *, host: str, port: int, automation: bool = True) -> int:
     print(f"Dagster UI of {home}: http://{host}:{port} (Ctrl-C ends it)", flush=True)
     # A terminal sends Ctrl-C to all three; a service manager sends SIGTERM to this one. What was
     # started in the background of a shell ignores Ctrl-C, and would hand that down.
-    previous = {each: signal.signal(each, _interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
+    previous = {
+        number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for command in commands:
@@ -66,8 +68,8 @@ def serve(home: Path, *, host: str, port: int, automation: bool = True) -> int:
     except KeyboardInterrupt:
         return 0
     finally:
-        for each, handler in previous.items():
-            signal.signal(each, handler)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
         _stop(processes)
 
 

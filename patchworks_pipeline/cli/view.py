@@ -102,15 +102,15 @@ class Asked:
             folder = LabelStore().of_home().folder(self.image)
             if not folder.has("acquisition.json"):
                 return self
-            known = folder.acquisition()
+            acquisition = folder.acquisition()
             path = folder.labels(folder.plan()).path if folder.has("plan.json") else None
         has_labels = path is not None and path.exists()
         return Asked(
-            known.url,
+            acquisition.url,
             self.labels or (str(path) if has_labels else None),
-            self.channel or (None if known.channel is None else str(known.channel)),
-            known.level if self.level is None else self.level,
-            known.axes if self.axes is None else self.axes,
+            self.channel or (None if acquisition.channel is None else str(acquisition.channel)),
+            acquisition.level if self.level is None else self.level,
+            acquisition.axes if self.axes is None else self.axes,
         )
 
     def open(

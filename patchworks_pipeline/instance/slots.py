@@ -82,8 +82,8 @@ def take_pool_slot(
 def holders(instance: dg.DagsterInstance, pool: str) -> str:
     """Say which runs hold the slots of a pool, and since when."""
     claimed = instance.event_log_storage.get_concurrency_info(pool).claimed_slots
-    found = sorted({slot.run_id for slot in claimed})
-    return " and ".join(_holder(instance, run_id) for run_id in found) or "others are before this"
+    run_ids = sorted({slot.run_id for slot in claimed})
+    return " and ".join(_holder(instance, run_id) for run_id in run_ids) or "others are before this"
 
 
 def _holder(instance: dg.DagsterInstance, run_id: str) -> str:

@@ -54,13 +54,13 @@ class DaskCluster(Deployed):
             raise PlanError(
                 f"no cluster configuration at {name!r}; correct {DASK_VARIABLE} or DaskCluster"
             )
-        found = read_yaml(Path(name))
-        if not isinstance(found, dict) or not set(found) & {"client", "cluster"}:
+        settings = read_yaml(Path(name))
+        if not isinstance(settings, dict) or not set(settings) & {"client", "cluster"}:
             raise PlanError(
                 f"{name} must have a key 'client' or 'cluster' as dagster_dask.dask_resource has, "
-                f"got {found!r}"
+                f"got {settings!r}"
             )
-        return found
+        return settings
 
     @contextmanager
     def open(self) -> Iterator[Any]:
