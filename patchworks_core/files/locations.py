@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -104,6 +105,30 @@ def changed_at(url: str) -> int | None:
     zipped = split_zip(url)
     file = zipped[0] if zipped else split_scene(url)[0]
     return os.stat(file).st_mtime_ns if os.path.exists(file) else None
+
+
+def check_regular_file(path: str, where: str) -> None:
+    """Raise ImageError where a local path leads to what would be read without end, or is no file.
+
+    Nothing there is left to whoever opens it.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+        raise ImageError(
+            f"an image is read from files, got {what} at {path!r} in {where}; put the file itself "
+            "there"
+        )
+
+
+def is_within(path: str, folders: Iterable[str]) -> bool:
+    """Tell whether a local path, its symbolic links followed, lies in one of the folders."""
+    real = os.path.realpath(path)
+    tops = [os.path.realpath(folder) for folder in folders]
+    return any(os.path.commonpath([real, top]) == top for top in tops)
 
 
 def filesystem(url: str) -> tuple[AbstractFileSystem, str]:

@@ -30,6 +30,15 @@ from patchworks_core.images.readers.sources import open_source, source_url
 from patchworks_core.tiles.grid import AXES
 from patchworks_core.tiles.regions import Region
 
+_CODECS = {"imagecodecs", "numcodecs", "zlib"}
+"""Modules whose errors say that compressed bytes are not what they should be."""
+
+
+def _is_of_a_codec(error: Exception) -> bool:
+    if isinstance(error, RuntimeError) and "decompress" in str(error):
+        return True
+    return type(error).__module__.partition(".")[0] in _CODECS
+
 
 class _Default(int):
     """A number that nobody asked for: an image that is open already keeps its own."""
@@ -184,7 +193,7 @@ class Image:
             index[self.file_axes.index("c")] = slice(self.channel, self.channel + 1)
         for position, part in zip(self._order, region.slices, strict=True):
             index[position] = part
-        block = np.asarray(self.pixels[tuple(index)])
+        block = self._decoded(tuple(index), region)
         single = [i for i in range(block.ndim) if i not in self._order]
         if block.dtype.newbyteorder("=") != self.dtype:
             raise ImageError(
@@ -196,6 +205,18 @@ class Image:
         is_new = isinstance(self.pixels, zarr.Array)
         copy = None if is_new or getattr(self.pixels, "makes_new_arrays", False) else True
         return np.array(block, dtype=self.dtype, order="C", copy=copy)
+
+    def _decoded(self, index: tuple[slice | int, ...], region: Region) -> npt.NDArray[Any]:
+        """Return pixels in file axis order; what a codec cannot decode is an error of the image."""
+        try:
+            return np.asarray(self.pixels[index])
+        except Exception as error:
+            if not _is_of_a_codec(error):
+                raise  # such as a passing fault of disk or network
+            raise ImageError(
+                f"the pixels at {region} in {self.where} cannot be decoded: "
+                f"{type(error).__name__}: {error}; copy it again from where it was written"
+            ) from error
 
     @cached_property
     def fingerprint(self) -> str:

@@ -30,7 +30,7 @@ from patchworks_core.files.locations import (
 from patchworks_core.files.records import mapping_of, read_mapping, sealed, unsealed
 from patchworks_core.files.storage import write_text
 from patchworks_core.images.readers import raster
-from patchworks_core.images.readers.zarr_node import METADATA_FILES
+from patchworks_core.images.readers.node_paths import METADATA_FILES
 from patchworks_pipeline.landing.candidates import Candidate
 from patchworks_pipeline.records import Acquisition
 

@@ -9,7 +9,6 @@ multiscales in one group are told apart by their numbers, after ``#``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import zarr
 
@@ -23,8 +22,8 @@ from patchworks_core.images.readers.ngff import (
     describes,
     ome_attributes,
     parse_attributes,
-    path_within,
 )
+from patchworks_core.images.readers.node_paths import member, path_within
 
 _CORRECT = "correct them, or open a field by its path"
 _OME = "OME"
@@ -90,7 +89,7 @@ def _wells(plate: zarr.Group, where: str) -> list[str]:
 
 def _fields_at(plate: zarr.Group, path: str, where: str) -> list[str]:
     """Return the paths, from the plate, of the fields of a well; none where it is not written."""
-    well = _member(plate, path, where)
+    well = member(plate, path, where)
     if not isinstance(well, zarr.Group) or not describes(well, WELL):
         return []
     return [f"{path}/{field}" for field in _well_fields(well, f"well {path!r} of {where}")]
@@ -130,12 +129,12 @@ def _well_fields(well: zarr.Group, where: str) -> list[str]:
 
 def _series(root: zarr.Group, where: str) -> list[str]:
     """Return the path of every series: those that are named, else 0, 1 and so on."""
-    ome = _member(root, _OME, where)
+    ome = member(root, _OME, where)
     named = ome_attributes(ome)[1].get("series") if isinstance(ome, zarr.Group) else None
     if named is not None:
         return _written(root, named, where)
     paths: list[str] = []
-    while _is_image(_member(root, str(len(paths)), where)):
+    while _is_image(member(root, str(len(paths)), where)):
         paths.append(str(len(paths)))
     return paths
 
@@ -147,19 +146,8 @@ def _written(group: zarr.Group, paths: object, where: str) -> list[str]:
             f"the metadata must name images in a list, got {paths!r} in {where}; correct them"
         )
     inside = [path_within(path, where) for path in paths]
-    return [path for path in inside if _is_image(_member(group, path, where))]
+    return [path for path in inside if _is_image(member(group, path, where))]
 
 
-def _is_image(member: object) -> bool:
-    return isinstance(member, zarr.Group) and describes(member, MULTISCALES)
-
-
-def _member(group: zarr.Group, path: str, where: str) -> Any:
-    """Return what is at a path, None where nothing is."""
-    try:
-        return group.get(path)
-    except (ValueError, TypeError, LookupError, OSError) as error:
-        raise ImageError(
-            f"the metadata of {path!r} in {where} cannot be read, half-written or damaged: "
-            f"{type(error).__name__}: {error}; write them again"
-        ) from error
+def _is_image(node: object) -> bool:
+    return isinstance(node, zarr.Group) and describes(node, MULTISCALES)

@@ -85,18 +85,3 @@ def parse_attributes(group: zarr.Group, what: str, where: str, way_out: str) -> 
             f"the metadata are not {_VALID[what]}: {place}: {first['msg']} "
             f"({error.error_count()} in all) in {where}; {way_out}"
         ) from error
-
-
-def path_within(path: object, where: str) -> str:
-    """Return a path of the metadata, which must not lead out of its group.
-
-    Raises
-    ------
-    ImageError
-        If it is no relative path, or has a part that is empty, ``.`` or ``..``.
-    """
-    if not isinstance(path, str) or any(part in ("", ".", "..") for part in path.split("/")):
-        raise ImageError(
-            f"a path in the metadata must lie within its group, got {path!r} in {where}; correct it"
-        )
-    return path

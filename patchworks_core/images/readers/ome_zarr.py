@@ -17,7 +17,8 @@ import zarr
 
 from patchworks_core.errors import ImageError
 from patchworks_core.images.readers.ngff import MULTISCALES, ome_attributes, parse_attributes
-from patchworks_core.images.readers.opened import Opened, check_level, file_axes
+from patchworks_core.images.readers.node_paths import member
+from patchworks_core.images.readers.opened import Opened, check_level, check_size, file_axes
 from patchworks_core.tiles.grid import AXES, SPATIAL_AXES
 
 Multiscale = ome_zarr_models.v04.multiscales.Multiscale | ome_zarr_models.v05.multiscales.Multiscale
@@ -75,6 +76,7 @@ def open_multiscale(
     arrays = [_level_array(group, dataset.path, where) for dataset in datasets]
     check_level(level, [array.shape for array in arrays], where)
     array = arrays[level]
+    check_size(array.shape, array.chunks, array.dtype.itemsize, where)
     names = _axis_names(metadata.multiscale)
     if len(names) != array.ndim:
         raise ImageError(
@@ -121,12 +123,11 @@ def _channel_labels(omero: Any) -> tuple[str, ...]:
 
 def _level_array(group: zarr.Group, path: str, where: str) -> zarr.Array[Any]:
     """Return the array that a dataset path names."""
-    try:
-        node = group[path]
-    except KeyError as error:
+    node = member(group, path, where)
+    if node is None:
         raise ImageError(
             f"the metadata name a level {path!r} that is not in {where}; the copy may be incomplete"
-        ) from error
+        )
     if not isinstance(node, zarr.Array):
         raise ImageError(f"the metadata name a level {path!r} that is not an array in {where}")
     return node

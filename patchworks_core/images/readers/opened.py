@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 from patchworks_core.errors import ImageError
@@ -17,6 +18,12 @@ from patchworks_core.tiles.numbers import whole_number
 
 DROPPED = "-"
 """Stands for a file axis of size 1 that is left out of the image."""
+
+MAX_BYTES = 2**60
+"""Of an image: an exabyte."""
+
+MAX_CHUNK_BYTES = 2**32
+"""Of a chunk; a page of 2 billion pixels of 16 bits."""
 
 _PIXEL_KINDS = "buif"
 
@@ -240,6 +247,23 @@ def choose_scene(scene: str, names: Sequence[str], where: str) -> int:
         return int(scene)
     named = f", named {list(names)!r}" if any(names) else ""
     raise ImageError(f"no scene {scene!r} in {where}; its scenes are 0 to {len(names) - 1}{named}")
+
+
+def check_size(shape: Sequence[int], chunks: Sequence[int], itemsize: int, where: str) -> None:
+    """Raise ImageError where an image or a chunk of it is larger than anything can be.
+
+    A chunk is decoded whole, so that its size is the memory it takes.
+    """
+    if prod(shape) * itemsize > MAX_BYTES:
+        raise ImageError(
+            f"an image may have {MAX_BYTES} bytes, got shape {tuple(shape)!r} in {where}; correct "
+            "its metadata"
+        )
+    if prod(chunks) * itemsize > MAX_CHUNK_BYTES:
+        raise ImageError(
+            f"a chunk is decoded whole and may have {MAX_CHUNK_BYTES} bytes, got chunks "
+            f"{tuple(chunks)!r} of {itemsize} bytes a pixel in {where}; save it in smaller chunks"
+        )
 
 
 def check_dtype(dtype: Any, where: str) -> None:

@@ -18,7 +18,7 @@ from PIL import UnidentifiedImageError
 
 from patchworks_core.errors import ImageError
 from patchworks_core.files.locations import file_stamp, filesystem, is_remote
-from patchworks_core.images.readers.opened import Opened, check_level, file_axes
+from patchworks_core.images.readers.opened import Opened, check_level, check_size, file_axes
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP"}
 """Extensions and what they mean."""
@@ -59,6 +59,7 @@ def _decode(url: str) -> npt.NDArray[Any]:
                     f"a raster image is decoded whole and may have {MAX_PIXELS} pixels, got "
                     f"{shape!r} in {url!r}; convert it to tiled TIFF or Zarr"
                 )
+            check_size(shape, shape, 1, repr(url))
             mode = file.metadata(index=0).get("mode")
             if mode in _INKS:
                 raise ImageError(

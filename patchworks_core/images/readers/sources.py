@@ -14,6 +14,7 @@ from upath import UPath
 
 from patchworks_core.errors import ImageError
 from patchworks_core.files.locations import (
+    check_regular_file,
     filesystem,
     is_remote,
     locate,
@@ -23,6 +24,7 @@ from patchworks_core.files.locations import (
 from patchworks_core.files.replacing import put_back
 from patchworks_core.files.storage import as_path
 from patchworks_core.images.readers import bioio, memory, raster, tiff, zarr_node
+from patchworks_core.images.readers.node_paths import METADATA_FILES
 from patchworks_core.images.readers.opened import Opened, choose_scene
 
 SUPPORTED = (
@@ -135,13 +137,15 @@ def _open_url(url: str, level: int, axes: str | None) -> Opened:
     elif not os.path.exists(file) and not put_back(as_path(file)):
         raise ImageError(f"no image at {url!r}; check the path")
     elif os.path.isdir(file):
-        if not any(os.path.exists(os.path.join(file, n)) for n in zarr_node.METADATA_FILES):
+        if not any(os.path.exists(os.path.join(file, n)) for n in METADATA_FILES):
             raise ImageError(
                 f"a folder is an image only if it is Zarr, got {url!r} without zarr.json, .zarray "
                 "or .zgroup; name a file or a Zarr folder"
             )
         return zarr_node.open_zarr(url, level, axes)
-    elif split_zip(url):
+    else:
+        check_regular_file(file, repr(url))
+    if split_zip(file) and not is_remote(url):
         return zarr_node.open_zarr(url, level, axes)
     if extension in known:
         if scene is not None and extension not in tiff.EXTENSIONS:

@@ -26,12 +26,20 @@ import zarr
 from tifffile.tifffile import svs_description_metadata
 
 from patchworks_core.errors import ImageError
-from patchworks_core.files.locations import file_stamp, filesystem, is_remote, split_scene
+from patchworks_core.files.locations import (
+    check_regular_file,
+    file_stamp,
+    filesystem,
+    is_remote,
+    is_within,
+    split_scene,
+)
 from patchworks_core.images.readers.file_array import FileArray
 from patchworks_core.images.readers.opened import (
     Opened,
     axes_notes,
     check_level,
+    check_size,
     choose_scene,
     file_axes,
 )
@@ -96,6 +104,7 @@ def open_tiff(url: str, level: int, axes: str | None) -> Opened:
     """
     file, scene = split_scene(url)
     with _reading(file) as (tif, complaints):
+        _check_names(tif, file)
         series = _series(tif, scene, url)
         len(tif.pages)  # follows the chain of pages to its end
         _check_silence(complaints, url)
@@ -119,6 +128,7 @@ def tiff_images(url: str) -> list[str]:
     if scene is not None:
         return [url]
     with _reading(file) as (tif, _):
+        _check_names(tif, file)
         n_series = len(tif.series)
         tif.close()
     return [url] if n_series < 2 else [f"{url}#{i}" for i in range(n_series)]
@@ -183,6 +193,42 @@ def _file(url: str) -> Any:
     return fs.open(path, "rb")
 
 
+def named_files(tif: tifffile.TiffFile) -> list[list[str]]:
+    """Return the files that OME-XML names for each image of a set; none of an image in one file."""
+    if not tif.is_ome or not tif.ome_metadata:
+        return []
+    images = _children(ElementTree.fromstring(tif.ome_metadata), "Image")
+    return [
+        list(
+            dict.fromkeys(
+                str(uuid.get("FileName"))
+                for pixels in _children(image, "Pixels")
+                for data in _children(pixels, "TiffData")
+                for uuid in _children(data, "UUID")
+                if uuid.get("FileName")
+            )
+        )
+        for image in images
+    ]
+
+
+def _check_names(tif: tifffile.TiffFile, file: str) -> None:
+    """Raise ImageError where OME-XML names a file elsewhere, or what is no file."""
+    if is_remote(file):
+        return
+    folder = os.path.dirname(file)
+    # A set may be put into a folder by links to its files.
+    tops = [folder, os.path.dirname(os.path.realpath(file))]
+    for name in {name for names in named_files(tif) for name in names}:
+        path = os.path.join(folder, name)
+        if os.path.isabs(name) or ".." in name.split("/") or not is_within(path, tops):
+            raise ImageError(
+                f"the files of an image lie in one folder, got {name!r} named in {file!r}; put it "
+                "there, and correct the metadata"
+            )
+        check_regular_file(path, repr(file))
+
+
 def _series(tif: tifffile.TiffFile, scene: str | None, url: str) -> tifffile.TiffPageSeries:
     """Return a series by name or number; it has all the planes that the file says it has."""
     if not tif.series:
@@ -213,6 +259,8 @@ def _open_series(
     check_level(level, shapes, repr(url))
     part = series.levels[level]
     letters = _letters(part, axes, url)
+    if part.dataoffset is None:
+        check_size(part.shape, part.keyframe.chunks, part.dtype.itemsize, repr(url))
     files = _files_of(tif, part, url)
     metadata = _read_metadata(tif, series)
     pixels = _pixels(tif, series, level, url)

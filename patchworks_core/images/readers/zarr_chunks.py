@@ -18,7 +18,7 @@ import zarr
 from zarr.storage import FsspecStore, LocalStore, ZipStore
 
 from patchworks_core.errors import ImageError
-from patchworks_core.files.locations import is_content
+from patchworks_core.files.locations import check_regular_file, is_content
 from patchworks_core.images.readers.opened import Gaps
 
 _METADATA = {"zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"}
@@ -137,6 +137,7 @@ def _files_below(folder: str, start: str) -> Iterator[str]:
             if entry.is_dir():
                 yield from _files_below(folder, f"{name}/")
             else:
+                check_regular_file(entry.path, repr(folder))
                 yield name
 
 

@@ -42,19 +42,24 @@ from patchworks_core.images.readers.ngff import (
     describes,
     ome_attributes,
 )
+from patchworks_core.images.readers.node_paths import (
+    MAX_METADATA_BYTES,
+    METADATA_FILES,
+    check_metadata_files,
+    member,
+)
 from patchworks_core.images.readers.ome_zarr import open_multiscale
 from patchworks_core.images.readers.opened import (
+    MAX_CHUNK_BYTES,
     Opened,
     axes_notes,
     check_level,
+    check_size,
     choose_scene,
     file_axes,
 )
 from patchworks_core.images.readers.zarr_chunks import blocking, check_chunks, find_gaps
 from patchworks_core.tiles.grid import AXES
-
-METADATA_FILES = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
-"""Names that make a folder a Zarr node."""
 
 _LEGAL_NAMES = {**{axis: axis for axis in AXES}, "time": "t", "channel": "c"}
 _MAX_LISTED = 10
@@ -112,6 +117,7 @@ def _node_at(url: str) -> zarr.Array[Any] | zarr.Group:
         found = split_zip(url)
         if found is not None and os.path.isfile(found[0]):
             return _node_in_zip(*found)
+        check_metadata_files(url, repr(url))
         return _open(url)
     except zarr.errors.NodeNotFoundError as error:
         raise ImageError(
@@ -133,6 +139,7 @@ def _node_in_zip(file: str, inner: str) -> zarr.Array[Any] | zarr.Group:
     try:
         with ZipFile(file) as archive:
             names = archive.namelist()
+            _check_no_bomb(archive, file)
         tops = {name.partition("/")[0] for name in names}
         top = "" if tops & set(METADATA_FILES) or len(tops) != 1 else tops.pop()
         return _open(store, path="/".join(part for part in (top, inner) if part))
@@ -140,6 +147,18 @@ def _node_in_zip(file: str, inner: str) -> zarr.Array[Any] | zarr.Group:
         if store._is_open:
             store.close()
         raise
+
+
+def _check_no_bomb(archive: ZipFile, file: str) -> None:
+    """Raise ImageError where something in a zip file would fill the memory when it is taken out."""
+    for entry in archive.infolist():
+        is_metadata = os.path.basename(entry.filename) in METADATA_FILES
+        most = MAX_METADATA_BYTES if is_metadata else MAX_CHUNK_BYTES
+        if entry.file_size > most:
+            raise ImageError(
+                f"what is in a zip file is taken out whole and may have {most} bytes, got "
+                f"{entry.file_size} of {entry.filename!r} in {file!r}; write it in smaller chunks"
+            )
 
 
 def open_node(
@@ -171,8 +190,10 @@ def open_node(
     paths = [image[1:] for image in images]
     if scene is None:
         check_one_image(node, images, where)
-    inner = node[paths[0 if scene is None else choose_scene(scene, paths, where)]]
-    assert isinstance(inner, zarr.Group)
+    path = paths[0 if scene is None else choose_scene(scene, paths, where)]
+    inner = member(node, path, where)
+    if inner is None:
+        raise ImageError(f"the metadata name an image {path!r} that is not in {where}")
     opened = open_node(inner, level, axes, where)
     return replace(opened, is_label_image=opened.is_label_image or describes(node, LABELS))
 
@@ -215,6 +236,7 @@ def _open_array(array: zarr.Array[Any], level: int, axes: str | None, where: str
     names = _dimension_names(array)
     letters = file_axes(names, array.shape, axes, where)
     check_level(level, [array.shape], where)
+    check_size(array.shape, array.chunks, array.dtype.itemsize, where)
     check_chunks(array, where)
     return Opened(
         pixels=array,

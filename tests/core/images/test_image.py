@@ -648,7 +648,7 @@ def test_only_the_chunks_that_a_region_touches_are_read(tmp_path):
         image = open_image(tmp_path / name)
         region = Region((0, 3), (16, 32))
         np.testing.assert_array_equal(image.read(region), array[region.slices])
-        with pytest.raises(RuntimeError):
+        with pytest.raises(ImageError, match=r"cannot be decoded: .*; copy it again"):
             image.read(whole(image))
 
 
