@@ -23,6 +23,7 @@ from patchworks_core.files.replacing import component_path
 from patchworks_core.files.storage import Location, as_path, open_array
 from patchworks_core.images.calibration import LengthUnit, SizeLimits
 from patchworks_core.images.image import DEFAULT_CHANNEL, DEFAULT_LEVEL, open_image
+from patchworks_core.images.image_source import ImageSource
 from patchworks_core.machine.pools import Compute
 from patchworks_core.machine.progress import Progress
 from patchworks_core.machine.workers import WorkerKind
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 def tile_process(
-    image: Any,
+    image: ImageSource,
     fn: str | LabelFunction | Segmentation,
     *,
     tile_shape: TileShape = None,

@@ -18,6 +18,7 @@ from patchworks_core.errors import ImageError, PlanError
 from patchworks_core.files.replacing import check_reads, check_replaceable, replacing
 from patchworks_core.files.storage import Location, as_path, write_bytes
 from patchworks_core.images.image import DEFAULT_LEVEL, Image, open_all_channels
+from patchworks_core.images.image_source import ImageSource
 from patchworks_core.labels.intensities import IntensitySums
 from patchworks_core.labels.options import LabelOptions, pool_of, source_of, takes_options
 from patchworks_core.labels.source import LabelSource, check_same_pixels
@@ -38,8 +39,8 @@ TABLE = "a table"
 
 @takes_options(LabelOptions)
 def measure_objects(
-    labels: Any,
-    image: Any = None,
+    labels: ImageSource,
+    image: ImageSource | None = None,
     *,
     channels: Sequence[int | str] | int | str | None = None,
     grid: TileGrid | None = None,

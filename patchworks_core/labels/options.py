@@ -13,6 +13,7 @@ from functools import wraps
 from typing import Any, ParamSpec, TypedDict, TypeVar, get_type_hints
 
 from patchworks_core.images.image import DEFAULT_LEVEL
+from patchworks_core.images.image_source import ImageSource
 from patchworks_core.labels.source import LabelSource
 from patchworks_core.machine.pools import Pool
 from patchworks_core.machine.progress import Progress
@@ -102,7 +103,7 @@ def takes_options(options: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorate
 
 
-def source_of(labels: Any, options: LabelOptions | ReadingOptions) -> LabelSource:
+def source_of(labels: ImageSource, options: LabelOptions | ReadingOptions) -> LabelSource:
     """Open labels as the options say."""
     chosen: dict[str, Any] = {**DEFAULTS, **options}
     return LabelSource.open(

@@ -14,6 +14,7 @@ from typing import Any, Unpack
 
 from patchworks_core.files.storage import Location
 from patchworks_core.images.calibration import LengthUnit, SizeLimits
+from patchworks_core.images.image_source import ImageSource
 from patchworks_core.labels.holes import write_filled
 from patchworks_core.labels.morphology import expand_objects, open_objects, reach_of
 from patchworks_core.labels.options import LabelOptions, pool_of, source_of, takes_options
@@ -25,7 +26,7 @@ from patchworks_core.tiles.numbers import finite_number
 
 @takes_options(LabelOptions)
 def fill_holes(
-    labels: Any,
+    labels: ImageSource,
     write_to: Location | None = None,
     *,
     max_size: float | None = None,
@@ -92,7 +93,7 @@ def fill_holes(
 
 @takes_options(LabelOptions)
 def morphological_opening(
-    labels: Any,
+    labels: ImageSource,
     radius: float,
     *,
     unit: LengthUnit = "pixels",
@@ -155,7 +156,7 @@ def morphological_opening(
 
 @takes_options(LabelOptions)
 def expand_labels(
-    labels: Any,
+    labels: ImageSource,
     distance: float,
     *,
     unit: LengthUnit = "pixels",
@@ -209,7 +210,7 @@ def expand_labels(
 
 @takes_options(LabelOptions)
 def filter_sizes(
-    labels: Any,
+    labels: ImageSource,
     min_size: float | None = None,
     max_size: float | None = None,
     *,

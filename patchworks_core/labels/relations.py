@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patchworks_core.errors import ImageError
+from patchworks_core.images.image_source import ImageSource
 from patchworks_core.labels.options import ReadingOptions, pool_of, source_of, takes_options
 from patchworks_core.labels.source import LabelSource, check_same_pixels
 from patchworks_core.stage.tile_labels import number_ids
@@ -31,8 +32,8 @@ _PENDING_ROWS = 1 << 20
 
 @takes_options(ReadingOptions)
 def label_relations(
-    a: Any,
-    b: Any,
+    a: ImageSource,
+    b: ImageSource,
     *,
     min_fraction: float = 0.0,
     **options: Unpack[ReadingOptions],

@@ -30,6 +30,7 @@ from patchworks_core.files.storage import (
     zarr_store,
 )
 from patchworks_core.images.image import Image, open_all_channels
+from patchworks_core.images.image_source import ImageSource
 from patchworks_core.machine.pools import Pool
 from patchworks_core.machine.progress import Progress
 from patchworks_core.machine.workers import Workers
@@ -69,7 +70,7 @@ class ConvertedImage:
 
 
 def convert_image(
-    image: Any,
+    image: ImageSource,
     write_to: Location,
     *,
     chunks: Sequence[int] | None = None,

@@ -18,6 +18,7 @@ from typing import Any
 
 from patchworks_core.errors import PlanError
 from patchworks_core.images.image import open_image
+from patchworks_core.images.image_source import ImageSource
 from patchworks_core.pilot.agreement import Agreement
 from patchworks_core.pilot.in_memory import TilesInMemory
 from patchworks_core.pilot.samples import (
@@ -128,7 +129,7 @@ class PilotReport:
 
 
 def pilot(
-    image: Any,
+    image: ImageSource,
     segmentation: str | LabelFunction | Segmentation,
     *,
     tile_shape: Sequence[int] | int,
@@ -225,7 +226,7 @@ def pilot(
 
 
 def recommend_overlap(
-    image: Any,
+    image: ImageSource,
     segmentation: str | LabelFunction | Segmentation,
     overlap: str = "auto",
     *,

@@ -25,6 +25,7 @@ from upath import UPath
 from patchworks_core.files.records import read_mapping
 from patchworks_core.files.storage import as_path, write_text
 from patchworks_core.images.image import DEFAULT_CHANNEL, DEFAULT_LEVEL, Image, open_image
+from patchworks_core.images.image_source import ImageSource
 from patchworks_core.machine.pools import Compute
 from patchworks_core.statistics.measuring import measure_tiles
 from patchworks_core.statistics.statistics import ImageStatistics
@@ -79,7 +80,7 @@ class EmptyTiles:
 
 
 def estimate_empty_tiles(
-    image: Any,
+    image: ImageSource,
     tile_shape: Sequence[int] | int,
     threshold: float | None = None,
     channel: int | str | None = DEFAULT_CHANNEL,
