@@ -304,7 +304,8 @@ def _stamps(candidate: Candidate, *, in_full: bool) -> Iterator[bytes]:
     """Yield what identifies a candidate; nothing where a folder has no metadata."""
     place, _ = split_scene(candidate.url)
     if not candidate.is_folder:
-        yield from file_stamp(place)
+        for file in (place, *candidate.others):
+            yield from file_stamp(file)
         return
     metadata = _metadata(place)
     if not metadata:

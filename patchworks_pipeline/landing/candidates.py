@@ -1,20 +1,22 @@
 """Acquisitions in the landing folder: where each lies, and the partition key it gets.
 
 A landing folder is read by glob patterns, or by a template whose fields make the key. An OME-NGFF
-plate gives one acquisition per field, what bioformats2raw wrote one per series. Whether one is
-complete is the business of `arrivals`.
+plate gives one acquisition per field, what bioformats2raw wrote one per series, a set of
+OME-TIFF files one per image. Whether one is complete is the business of `arrivals`.
 """
 
 import fnmatch
 import re
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from patchworks_core.errors import ImageError, PlanError
-from patchworks_core.files.locations import filesystem
+from patchworks_core.files.locations import filesystem, info_stamp, is_remote
 from patchworks_core.files.storage import as_path
 from patchworks_core.images.readers.sources import list_images
+from patchworks_core.images.readers.tiff import other_files
 from patchworks_pipeline.landing.opening import ALL, DEFAULT, Opening
 from patchworks_pipeline.partitions import SUFFIXES, image_key, suffix_of
 from patchworks_pipeline.records import Acquisition
@@ -22,6 +24,7 @@ from patchworks_pipeline.records import Acquisition
 _FIELD = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 _ZARR_SUFFIX = ".zarr"
+_TIFF_SUFFIXES = (".tif", ".tiff")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,12 @@ class Candidate:
 
     opening: Opening = DEFAULT
     """How it is opened."""
+
+    others: tuple[str, ...] = ()
+    """Paths of the other files of a set; it is complete when all are there."""
+
+    version: tuple[bytes, ...] = ()
+    """What the listing says of a file: its size and time of change."""
 
     def acquisition(self) -> Acquisition:
         """Return its record, as the settings say."""
@@ -105,25 +114,64 @@ def find_candidates(layout: LandingLayout, *, known: Container[str] = ()) -> lis
     wanted = wanted or [f"*{suffix}" for suffix in SUFFIXES]
     found: dict[str, Candidate] = {}
     for parts in ([_regex(part) for part in each.split("/")] for each in wanted):
-        for path, is_folder, fields in _match(fs, root.rstrip("/"), parts, {}):
+        for path, entry, fields in _match(fs, root.rstrip("/"), parts, {}):
+            is_folder = entry["type"] == "directory"
             name = path[len(root.rstrip("/")) + 1 :]
             if name in found or (is_folder and not name.endswith(_ZARR_SUFFIX)):
                 continue
             url = f"{folder.rstrip('/')}/{name}"
             key = _key("/".join(fields.values()) if layout.template else name)
             marker = _marker(layout.marker, url)
-            found[name] = Candidate(url, name, key, is_folder, marker)
+            version = () if is_folder else tuple(info_stamp(entry))
+            found[name] = Candidate(url, name, key, is_folder, marker, version=version)
+    if not is_remote(folder):
+        found = _with_sets(found)
     candidates: list[Candidate] = []
     for name in sorted(found):
         whole = found[name]
         opening = _opening(layout, whole.name)
         if opening.series not in (None, ALL):
             candidates.append(_within(whole, f"#{opening.series}", opening, whole.key))
-        elif opening.series == ALL or (whole.is_folder and whole.url not in known):
+        elif opening.series == ALL or whole.others or (whole.is_folder and whole.url not in known):
             candidates += _images_of(whole, layout)
         else:
             candidates.append(replace(whole, opening=opening))
     return candidates
+
+
+def _with_sets(found: dict[str, Candidate]) -> dict[str, Candidate]:
+    """Return the candidates with one in place of all the files of a set: the first by name."""
+    whole = dict(found)
+    for name in sorted(found):
+        candidate = whole.get(name)
+        if candidate is None or not name.lower().endswith(_TIFF_SUFFIXES):
+            continue
+        others = _set_of(candidate.url, candidate.version)[1]
+        if not others:
+            continue
+        folder, _, _ = candidate.url.rpartition("/")
+        top, _, _ = name.rpartition("/")
+        whole[name] = replace(candidate, others=tuple(f"{folder}/{other}" for other in others))
+        for other in others:
+            whole.pop(f"{top}/{other}" if top else other, None)
+    return whole
+
+
+@lru_cache(maxsize=100_000)
+def _set_of(url: str, version: tuple[bytes, ...]) -> tuple[int, tuple[str, ...]]:
+    """Return how many images a set of TIFF has, and its other files; read once per version."""
+    try:
+        n_images, names = other_files(url)
+    except ImageError:
+        return 1, ()  # half-written, or damaged: opening it will say why
+    is_set = all("/" not in name and name != ".." for name in names)
+    return (n_images, names) if is_set else (1, ())
+
+
+@lru_cache(maxsize=10_000)
+def _listed(url: str, version: tuple[bytes, ...]) -> list[str]:
+    """Return the images of a file, read once per version."""
+    return list_images(url)
 
 
 def _opening(layout: LandingLayout, name: str, default: Opening = DEFAULT) -> Opening:
@@ -138,7 +186,11 @@ def _images_of(whole: Candidate, layout: LandingLayout) -> list[Candidate]:
     """
     opening = _opening(layout, whole.name)
     try:
-        urls = list_images(whole.url)
+        if whole.others:  # which need not be there yet
+            n_images, _ = _set_of(whole.url, whole.version)
+            urls = [f"{whole.url}#{i}" for i in range(n_images)] if n_images > 1 else [whole.url]
+        else:
+            urls = _listed(whole.url, whole.version) if whole.version else list_images(whole.url)
     except ImageError:
         urls = [whole.url]
     inside = [url.removeprefix(whole.url) for url in urls]
@@ -190,8 +242,8 @@ def _match(
     fields: dict[str, str],
     *,
     is_landing: bool = True,
-) -> Iterator[tuple[str, bool, dict[str, str]]]:
-    """Yield path, whether it is a folder, and the fields of what matches below a folder."""
+) -> Iterator[tuple[str, dict[str, Any], dict[str, str]]]:
+    """Yield path, listing, and the fields of what matches below a folder."""
     try:
         entries = fs.ls(folder or "/", detail=True)
     except (FileNotFoundError, NotADirectoryError):
@@ -209,7 +261,7 @@ def _match(
         is_folder = entry["type"] == "directory"
         named = {**fields, **match.groupdict()}
         if len(parts) == 1:
-            yield path, is_folder, named
+            yield path, entry, named
         elif is_folder:
             yield from _match(fs, path, parts[1:], named, is_landing=False)
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf, prod
 from typing import Any
-from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
 
 import tifffile
 import zarr
@@ -35,6 +35,12 @@ from patchworks_core.files.locations import (
     split_scene,
 )
 from patchworks_core.images.readers.file_array import FileArray
+from patchworks_core.images.readers.ome_xml import (
+    children,
+    ome_images,
+    ome_pixels,
+    other_names,
+)
 from patchworks_core.images.readers.opened import (
     Opened,
     axes_notes,
@@ -193,23 +199,16 @@ def _file(url: str) -> Any:
     return fs.open(path, "rb")
 
 
-def named_files(tif: tifffile.TiffFile) -> list[list[str]]:
-    """Return the files that OME-XML names for each image of a set; none of an image in one file."""
-    if not tif.is_ome or not tif.ome_metadata:
-        return []
-    images = _children(ElementTree.fromstring(tif.ome_metadata), "Image")
-    return [
-        list(
-            dict.fromkeys(
-                str(uuid.get("FileName"))
-                for pixels in _children(image, "Pixels")
-                for data in _children(pixels, "TiffData")
-                for uuid in _children(data, "UUID")
-                if uuid.get("FileName")
-            )
-        )
-        for image in images
-    ]
+def other_files(file: str) -> tuple[int, tuple[str, ...]]:
+    """Return how many images a TIFF has, where it names other files of them, and their names.
+
+    Only its header and description are read, so that the other files need not be there.
+    """
+    with _reading(file) as (tif, _):
+        names = other_names(tif)
+        n_images = len(ome_images(tif)) if names else 1
+        tif.close()
+    return n_images, names
 
 
 def _check_names(tif: tifffile.TiffFile, file: str) -> None:
@@ -219,7 +218,7 @@ def _check_names(tif: tifffile.TiffFile, file: str) -> None:
     folder = os.path.dirname(file)
     # A set may be put into a folder by links to its files.
     tops = [folder, os.path.dirname(os.path.realpath(file))]
-    for name in {name for names in named_files(tif) for name in names}:
+    for name in other_names(tif):
         path = os.path.join(folder, name)
         if os.path.isabs(name) or ".." in name.split("/") or not is_within(path, tops):
             raise ImageError(
@@ -308,7 +307,7 @@ def _counts_said(
 ) -> Iterator[tuple[int, str]]:
     """Yield how many planes of samples a file says it has, and where it says so."""
     if series.kind == "ome" and tif.ome_metadata:
-        pixels = _ome_pixels(tif, series)
+        pixels = ome_pixels(tif, series)
         sizes = [pixels.get(name, "") for name in ("SizeZ", "SizeC", "SizeT")]
         if all(size.isdecimal() for size in sizes):
             yield prod(map(int, sizes)), "SizeZ x SizeC x SizeT of its OME-XML"
@@ -400,7 +399,7 @@ def _level_pixel_size(
 def _read_metadata(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> TiffMetadata:
     """Read the metadata of a series in the dialect tifffile recognised."""
     if series.kind == "ome" and tif.ome_metadata:
-        return _ome(_ome_pixels(tif, series))
+        return _ome(ome_pixels(tif, series))
     if series.kind == "imagej":
         return _imagej(tif)
     # The size is of the slide, and not of the pictures of its label and of all of it.
@@ -409,7 +408,7 @@ def _read_metadata(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> T
     return TiffMetadata()
 
 
-def _ome(pixels: ElementTree.Element) -> TiffMetadata:
+def _ome(pixels: Element) -> TiffMetadata:
     """Read PhysicalSize, TimeIncrement and Channel names of an OME image."""
     values: dict[str, Any] = {
         axis: pixels.get(f"PhysicalSize{axis.upper()}") for axis in SPATIAL_AXES
@@ -418,24 +417,9 @@ def _ome(pixels: ElementTree.Element) -> TiffMetadata:
     values["t"] = pixels.get("TimeIncrement")
     units["t"] = pixels.get("TimeIncrementUnit", "s")
     # As text: a channel may be called 0405 or true.
-    names = [channel.get("Name") for channel in _children(pixels, "Channel")]
+    names = [channel.get("Name") for channel in children(pixels, "Channel")]
     named = tuple(name for name in names if name is not None)
     return _metadata(values, units, named if len(named) == len(names) else ())
-
-
-def _ome_pixels(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> ElementTree.Element:
-    """Return the Pixels element of the OME image that a series is."""
-    images = _children(ElementTree.fromstring(tif.ome_metadata or ""), "Image")
-    # An image without data in any file is no series.
-    named = [image for image in images if image.get("Name") == series.name]
-    has_all = len(images) == len(tif.series)
-    image = images[tif.series.index(series)] if has_all else [*named, *images][0]
-    return _children(image, "Pixels")[0]
-
-
-def _children(element: ElementTree.Element, name: str) -> list[ElementTree.Element]:
-    """Return the children of a name, in whatever namespace."""
-    return [child for child in element if str(child.tag).rpartition("}")[2] == name]
 
 
 def _imagej(tif: tifffile.TiffFile) -> TiffMetadata:

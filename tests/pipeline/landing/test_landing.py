@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,6 +17,8 @@ from upath import UPath
 
 from patchworks_core.errors import PlanError
 from patchworks_core.files.storage import as_path
+from patchworks_core.tiles.regions import Region
+from patchworks_pipeline.landing import candidates
 from patchworks_pipeline.landing.arrivals import (
     MAX_PENDING,
     Arrival,
@@ -556,6 +559,101 @@ def test_what_was_refused_is_tried_again_when_it_is_opened_in_another_way(folder
     landing.look(3 * SETTLE)
     (again,) = landing.look(4 * SETTLE).arrivals
     assert why_unreadable(again.candidate.acquisition()) is None
+
+
+# Sets of files
+
+
+def write_set(folder: Path, images: list[list[str]], *, in_all: bool = True) -> list[Path]:
+    """Write OME-TIFF files of one plane each, which name each other, for each of some images."""
+    files = [name for names in images for name in names]
+    parts = ""
+    for number, names in enumerate(images):
+        planes = "".join(
+            f'<TiffData FirstZ="{z}" FirstT="0" FirstC="0" IFD="0" PlaneCount="1">'
+            f'<UUID FileName="{name}">urn:uuid:{name}</UUID></TiffData>'
+            for z, name in enumerate(names)
+        )
+        parts += (
+            f'<Image ID="Image:{number}" Name="p{number}"><Pixels ID="Pixels:{number}" '
+            'DimensionOrder="XYZCT" Type="uint8" SizeX="9" SizeY="8" '
+            f'SizeZ="{len(names)}" SizeC="1" SizeT="1">'
+            f'<Channel ID="Channel:{number}:0" SamplesPerPixel="1"/>{planes}</Pixels></Image>'
+        )
+    for i, name in enumerate(files):
+        ome = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
+        xml = f'<?xml version="1.0"?><OME xmlns="{ome}" UUID="urn:uuid:{name}">{parts}</OME>'
+        description = xml.encode() if in_all or i == 0 else None
+        pixels = np.full((8, 9), i + 1, "u1")
+        tifffile.imwrite(folder / name, pixels, description=description, metadata=None)
+    return [folder / name for name in files]
+
+
+def all_of(candidate: Candidate) -> list[int]:
+    image = candidate.acquisition().open()
+    pixels = image.read(Region((0,) * image.ndim, image.shape))
+    return sorted({int(value) for value in pixels.ravel()})
+
+
+@pytest.mark.parametrize("in_all", [True, False])
+def test_a_set_of_files_is_one_acquisition_once_all_of_it_is_there(folder, landing, in_all):
+    # As Micro-Manager names its stacks; there the first file alone describes the others.
+    names = ["s_MMStack.ome.tif", "s_MMStack_1.ome.tif", "s_MMStack_2.ome.tif"]
+    files = write_set(folder, [names], in_all=in_all)
+    aside = files[2].rename(folder / "aside")
+    assert landing.arrivals(0) == []
+    assert landing.arrivals(SETTLE) == []
+    assert landing.arrivals(9 * SETTLE) == []
+    aside.rename(files[2])
+    assert landing.arrivals(10 * SETTLE) == []
+    (arrival,) = landing.take(11 * SETTLE)
+    assert (arrival.candidate.key, arrival.candidate.url) == ("s_MMStack", str(files[0]))
+    assert all_of(arrival.candidate) == [1, 2, 3]
+    assert landing.arrivals(12 * SETTLE) == landing.arrivals(13 * SETTLE) == []
+
+
+def test_a_file_of_a_set_that_changes_makes_a_new_version_of_it(folder, landing):
+    files = write_set(folder, [["a0.ome.tif", "a1.ome.tif"]])
+    landing.look(0)
+    landing.take(SETTLE)
+    os.utime(files[1], ns=(0, 0))
+    assert landing.arrivals(2 * SETTLE) == []
+    assert landing.arrivals(3 * SETTLE) == ["a0"]
+
+
+def test_every_image_of_a_set_is_an_acquisition(folder):
+    write_set(folder, [["p0.ome.tif"], ["p1.ome.tif", "p2.ome.tif"]])
+    found = find_candidates(LandingLayout(str(folder)))
+    assert [each.key for each in found] == ["p0_0", "p0_1"]
+    assert [all_of(each) for each in found] == [[1], [2, 3]]
+
+
+def test_a_file_is_read_once_to_see_whether_it_is_of_a_set(folder, landing, monkeypatch):
+    write_set(folder, [["a.ome.tif", "b.ome.tif"]])
+    tifffile.imwrite(folder / "c.tif", np.zeros((8, 9), "u1"))
+    asked = []
+    monkeypatch.setattr(candidates, "other_files", lambda url: asked.append(url) or (1, ()))
+    landing.candidates()
+    landing.candidates()
+    assert len(asked) == 3
+
+
+def test_a_file_that_was_renamed_is_no_part_of_a_set(folder):
+    (file,) = write_set(folder, [["old.ome.tif"]])
+    file.rename(folder / "new.ome.tif")
+    (found,) = find_candidates(LandingLayout(str(folder)))
+    assert (found.key, found.others) == ("new", ())
+    assert signature_of(found) is not None
+    assert all_of(found) == [1]
+
+
+def test_a_set_that_leads_elsewhere_is_refused_with_the_reason(folder):
+    write_set(folder, [["b.ome.tif", "c.ome.tif"]], in_all=False)
+    content = (folder / "b.ome.tif").read_bytes().replace(b'"c.ome.tif"', b'"../c.ome.t"')
+    (folder / "b.ome.tif").write_bytes(content)
+    found = {each.key: each for each in find_candidates(LandingLayout(str(folder)))}
+    assert found["b"].others == ()
+    assert "lie in one folder" in str(why_unreadable(found["b"].acquisition()))
 
 
 # What can be read
