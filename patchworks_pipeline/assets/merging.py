@@ -17,6 +17,7 @@ from patchworks_core.merge.steps import ids_are_sequential, look_up, pair_tiles
 from patchworks_core.ome_zarr.label_image import LabelImage, WrittenLabels, write_labels
 from patchworks_core.pictures.report import overlay_picture, overview_region, seam_region
 from patchworks_core.seams.judge import SeamReport, judge_seams
+from patchworks_core.seams.lookup import LookupTable
 from patchworks_core.seams.rules import joined_pairs, warning_of
 from patchworks_core.stage.plan import Plan
 from patchworks_core.stage.stage import Stage
@@ -247,28 +248,17 @@ def merged_labels(
         )
     seconds = time.perf_counter() - start
     seams = seams_of(folder, stage)
-    missing = stage.missing_blocks()
     pictures = _pictures(folder, stage, target)
     return dg.MaterializeResult(
         metadata={
             "labels": dg.MetadataValue.path(str(target.path)),
-            "n_objects": lut.n_objects,
-            "shape": shape_text(plan.grid.axes, plan.grid.shape),
-            "chunks": shape_text(plan.grid.axes, output_chunks(plan.grid)),
-            "dtype": str(lut.dtype),
-            "is_partial": bool(missing),
-            "n_tiles_missing": len(missing),
-            "n_tiles_written": written.n_blocks_written,
-            "n_tiles_unchanged": written.n_blocks_unchanged,
-            "seconds": round(seconds, 3),
-            "tiles_per_second": round(written.n_blocks_written / seconds, 2),
-            "megapixels_per_second": round(_pixels_written(plan, written) / seconds / 1e6, 2),
+            **_figures(stage, lut, written, seconds),
             **seam_figures(seams),
             "seams": dg.MetadataValue.json(seams.to_dict()),
             **{name: picture(png, name) for name, png in pictures.items()},
         },
         check_results=[
-            _every_tile_is_merged(missing, plan),
+            _every_tile_is_merged(stage.missing_blocks(), plan),
             _seams_agree(seams),
             dg.AssetCheckResult(
                 check_name=IDS_ARE_SEQUENTIAL,
@@ -278,6 +268,26 @@ def merged_labels(
             ),
         ],
     )
+
+
+def _figures(
+    stage: Stage, lut: LookupTable, written: WrittenLabels, seconds: float
+) -> dict[str, Any]:
+    """Return what a person reads of the labels, and how fast they were written."""
+    grid, n_missing = stage.grid, len(stage.missing_blocks())
+    return {
+        "n_objects": lut.n_objects,
+        "shape": shape_text(grid.axes, grid.shape),
+        "chunks": shape_text(grid.axes, output_chunks(grid)),
+        "dtype": str(lut.dtype),
+        "is_partial": n_missing > 0,
+        "n_tiles_missing": n_missing,
+        "n_tiles_written": written.n_blocks_written,
+        "n_tiles_unchanged": written.n_blocks_unchanged,
+        "seconds": round(seconds, 3),
+        "tiles_per_second": round(written.n_blocks_written / seconds, 2),
+        "megapixels_per_second": round(_pixels_written(stage.plan, written) / seconds / 1e6, 2),
+    }
 
 
 def _pictures(folder: ImageFolder, stage: Stage, target: LabelImage) -> dict[str, bytes]:

@@ -4,7 +4,7 @@ All start stopped, because each spends hours of computing, or removes stages: wh
 switches it on.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import dagster as dg
 
@@ -25,98 +25,116 @@ EVERY_SUNDAY, EVERY_NIGHT, EVERY_MORNING = "0 1 * * 0", "0 2 * * *", "0 5 * * *"
 
 def make_schedules(timezone: str = "UTC") -> list[dg.ScheduleDefinition]:
     """Return the schedules, their hours in a timezone such as ``Europe/Berlin``."""
+    return [
+        dg.schedule(
+            cron_schedule=hours, job=job, execution_timezone=timezone, description=description
+        )(function)
+        for function, job, hours, description in (
+            (
+                reprocess_outdated,
+                plan_image,
+                EVERY_SUNDAY,
+                "Plans images again that were segmented by another function, version or tiling "
+                "than they would be now; staging and merging follow.",
+            ),
+            (
+                remerge_outdated,
+                merge_image,
+                EVERY_SUNDAY,
+                "Merges images again whose labels were merged by an older code version.",
+            ),
+            (
+                retry_transient,
+                stage_tiles,
+                EVERY_NIGHT,
+                "Stages tiles again that failed of something that passes: memory, I/O, a killed "
+                "worker.",
+            ),
+            (
+                retire_finished,
+                retire_images,
+                EVERY_MORNING,
+                "Removes stages and tile partitions of images that were merged long ago.",
+            ),
+        )
+    ]
 
-    @dg.schedule(
-        cron_schedule=EVERY_SUNDAY,
-        job=plan_image,
-        execution_timezone=timezone,
-        description="Plans images again that were segmented by another function, version or tiling "
-        "than they would be now; staging and merging follow.",
-    )
-    def reprocess_outdated(
-        context: dg.ScheduleEvaluationContext,
-        store: LabelStore,
-        segmentation: SegmentationDefaults,
-        automation: Automation,
-    ) -> Iterator[dg.RunRequest | dg.SkipReason]:
-        off = automation.why_off()
-        if off:
-            yield dg.SkipReason(off)
-            return
-        faults = ImageFaults(context.log.warning)
-        for key in context.instance.get_dynamic_partitions(str(images.name)):
-            fingerprint = None
-            with faults.about(key):
-                fingerprint = outdated_by(store.folder(key), segmentation)
-            if fingerprint is not None:
-                yield dg.RunRequest(
-                    run_key=f"{key}:{fingerprint}", partition_key=key, tags={IMAGE: key}
-                )
 
-    @dg.schedule(
-        cron_schedule=EVERY_SUNDAY,
-        job=merge_image,
-        execution_timezone=timezone,
-        description="Merges images again whose labels were merged by an older code version.",
-    )
-    def remerge_outdated(
-        context: dg.ScheduleEvaluationContext, store: LabelStore, automation: Automation
-    ) -> Iterator[dg.RunRequest | dg.SkipReason]:
-        off = automation.why_off()
-        if off:
-            yield dg.SkipReason(off)
-            return
-        faults = ImageFaults(context.log.warning)
-        for key in context.instance.get_dynamic_partitions(str(images.name)):
-            is_due = False
-            with faults.about(key):
-                is_due = not is_retired(store.folder(key))
-            if is_due and has_older_code(context.instance, key):
-                yield dg.RunRequest(partition_key=key, tags={IMAGE: key})
+Requests = Iterator[dg.RunRequest | dg.SkipReason]
 
-    @dg.schedule(
-        cron_schedule=EVERY_NIGHT,
-        job=stage_tiles,
-        execution_timezone=timezone,
-        description="Stages tiles again that failed of something that passes: memory, I/O, a "
-        "killed worker.",
-    )
-    def retry_transient(
-        context: dg.ScheduleEvaluationContext, store: LabelStore, automation: Automation
-    ) -> Iterator[dg.RunRequest | dg.SkipReason]:
-        off = automation.why_off()
-        if off:
-            yield dg.SkipReason(off)
-            return
-        faults = ImageFaults(context.log.warning)
-        for key in context.instance.get_dynamic_partitions(str(images.name)):
-            ranges: list[tuple[str, str]] = []
-            with faults.about(key):
-                ranges = transient_ranges(store.folder(key))
-            for first, last in ranges:
-                night = context.scheduled_execution_time.date().isoformat()
-                ends = tile_keys(key, (first, last))
-                request = staging_run(
-                    context.instance, key, (ends[0], ends[1]), run_key=f"{ends[0]}:{night}"
-                )
-                if request is not None:
-                    yield request
 
-    @dg.schedule(
-        cron_schedule=EVERY_MORNING,
-        job=retire_images,
-        execution_timezone=timezone,
-        description="Removes stages and tile partitions of images that were merged long ago.",
-    )
-    def retire_finished(
-        context: dg.ScheduleEvaluationContext, automation: Automation
-    ) -> dg.RunRequest | dg.SkipReason:
-        off = automation.why_off()
-        if off:
-            return dg.SkipReason(off)
-        return dg.RunRequest(run_key=context.scheduled_execution_time.date().isoformat())
+def reprocess_outdated(
+    context: dg.ScheduleEvaluationContext,
+    store: LabelStore,
+    segmentation: SegmentationDefaults,
+    automation: Automation,
+) -> Requests:
+    """Ask for a new plan of every image whose plan would be another now."""
 
-    return [reprocess_outdated, remerge_outdated, retry_transient, retire_finished]
+    def requests(key: str) -> Iterator[dg.RunRequest]:
+        fingerprint = outdated_by(store.folder(key), segmentation)
+        if fingerprint is not None:
+            yield dg.RunRequest(
+                run_key=f"{key}:{fingerprint}", partition_key=key, tags={IMAGE: key}
+            )
+
+    return _of_all_images(context, automation, requests)
+
+
+def remerge_outdated(
+    context: dg.ScheduleEvaluationContext, store: LabelStore, automation: Automation
+) -> Requests:
+    """Ask for a merge of every image that was merged by older code."""
+
+    def requests(key: str) -> Iterator[dg.RunRequest]:
+        if not is_retired(store.folder(key)) and has_older_code(context.instance, key):
+            yield dg.RunRequest(partition_key=key, tags={IMAGE: key})
+
+    return _of_all_images(context, automation, requests)
+
+
+def retry_transient(
+    context: dg.ScheduleEvaluationContext, store: LabelStore, automation: Automation
+) -> Requests:
+    """Ask for the tiles that failed by chance, once a night."""
+    night = context.scheduled_execution_time.date().isoformat()
+
+    def requests(key: str) -> Iterator[dg.RunRequest]:
+        for ends in transient_ranges(store.folder(key)):
+            first, last = tile_keys(key, ends)
+            request = staging_run(context.instance, key, (first, last), run_key=f"{first}:{night}")
+            if request is not None:
+                yield request
+
+    return _of_all_images(context, automation, requests)
+
+
+def retire_finished(
+    context: dg.ScheduleEvaluationContext, automation: Automation
+) -> dg.RunRequest | dg.SkipReason:
+    """Ask for the run that retires images."""
+    off = automation.why_off()
+    if off:
+        return dg.SkipReason(off)
+    return dg.RunRequest(run_key=context.scheduled_execution_time.date().isoformat())
+
+
+def _of_all_images(
+    context: dg.ScheduleEvaluationContext,
+    automation: Automation,
+    requests: Callable[[str], Iterable[dg.RunRequest]],
+) -> Requests:
+    """Yield what is asked for of each image; one that is at fault is named, the rest served."""
+    off = automation.why_off()
+    if off:
+        yield dg.SkipReason(off)
+        return
+    faults = ImageFaults(context.log.warning)
+    for key in context.instance.get_dynamic_partitions(str(images.name)):
+        of_image: list[dg.RunRequest] = []
+        with faults.about(key):
+            of_image = list(requests(key))
+        yield from of_image
 
 
 def outdated_by(folder: ImageFolder, segmentation: SegmentationDefaults) -> str | None:
