@@ -68,6 +68,9 @@ class Acquisition:
     axes: str | None = None
     """Axes in the file's order, where its metadata does not say."""
 
+    pixel_size: dict[str, float] | list[float] | float | None = None
+    """Micrometers per pixel, over what the file says; as in `open_image`."""
+
     function: str | None = None
     """Name or ``module:function`` of the segmentation function."""
 
@@ -88,7 +91,13 @@ class Acquisition:
 
     def open(self) -> Image:
         """Open the image."""
-        return open_image(self.url, channel=self.channel, level=self.level, axes=self.axes)
+        return open_image(
+            self.url,
+            channel=self.channel,
+            level=self.level,
+            axes=self.axes,
+            pixel_size=self.pixel_size,
+        )
 
     def to_json(self) -> str:
         """Return the record."""

@@ -24,6 +24,7 @@ from patchworks_core.files.storage import Location, as_path, open_array
 from patchworks_core.images.calibration import LengthUnit, SizeLimits
 from patchworks_core.images.image import DEFAULT_CHANNEL, DEFAULT_LEVEL, open_image
 from patchworks_core.images.image_source import ImageSource
+from patchworks_core.images.units import PixelSize
 from patchworks_core.machine.pools import Compute
 from patchworks_core.machine.progress import Progress
 from patchworks_core.machine.workers import WorkerKind
@@ -43,6 +44,7 @@ def tile_process(
     channel: int | str | None = DEFAULT_CHANNEL,
     level: int = DEFAULT_LEVEL,
     axes: str | None = None,
+    pixel_size: PixelSize | None = None,
     parameters: Mapping[str, Any] | None = None,
     use_gpu: bool = False,
     max_workers: int | None = None,
@@ -91,6 +93,8 @@ def tile_process(
         Resolution level of a multiscale image, 0 is full.
     axes : str, optional
         Axes of the image in its own order, where its metadata does not say.
+    pixel_size : mapping, sequence of float, or float, optional
+        Micrometers per pixel, over what the metadata say; as in `open_image`.
     parameters : mapping, optional
         Keyword arguments of `fn`.
     use_gpu : bool
@@ -180,7 +184,7 @@ def tile_process(
     (2, 1)
     """
     check_resume(resume)
-    opened = open_image(image, channel=channel, level=level, axes=axes)
+    opened = open_image(image, channel=channel, level=level, axes=axes, pixel_size=pixel_size)
     limits = SizeLimits.of(opened, min_size, max_size, size_unit)
     with progress_of(progress) as report:
         job = Job(

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from patchworks_core.errors import ImageError, PlanError
 from patchworks_core.images.image import Image
+from patchworks_core.images.units import MICROMETERS
 from patchworks_core.tiles.grid import SPATIAL_AXES
 from patchworks_core.tiles.numbers import finite_number
 
@@ -19,20 +20,6 @@ Array = npt.NDArray[Any]
 
 LengthUnit = Literal["pixels", "micrometers"]
 """What a length, area or volume is given in."""
-
-MICROMETERS = {
-    "angstrom": 1e-4,
-    "nanometer": 1e-3,
-    "nm": 1e-3,
-    "micrometer": 1.0,
-    "um": 1.0,
-    "µm": 1.0,
-    "millimeter": 1e3,
-    "mm": 1e3,
-    "centimeter": 1e4,
-    "meter": 1e6,
-}
-"""Micrometres per unit of length; the long names are OME-NGFF's (0.5, section "axes")."""
 
 
 def pixel_size_um(
@@ -57,7 +44,8 @@ def sizes_um(image: Image) -> list[float]:
         raise ImageError(
             f"micrometers need a pixel size on each of the axes {''.join(names)!r}, got "
             f"{image.pixel_size!r} with units {image.unit!r} in {image.where}; give pixels, or "
-            "open a label image that is calibrated, such as OME-Zarr by its group"
+            "say it with pixel_size= where the image is opened, or open a label image that is "
+            "calibrated, such as OME-Zarr by its group"
         )
     return sizes
 

@@ -27,6 +27,7 @@ from patchworks_core.images.readers.opened import (
     complete,
 )
 from patchworks_core.images.readers.sources import open_source, source_url
+from patchworks_core.images.units import MICROMETERS, PixelSize, pixel_sizes
 from patchworks_core.tiles.grid import AXES
 from patchworks_core.tiles.regions import Region
 
@@ -107,6 +108,9 @@ class Image:
 
     requested_axes: str | None = field(repr=False)
     """The `axes` that `open_image` was given."""
+
+    requested_pixel_size: dict[str, float] | None = field(default=None, repr=False, kw_only=True)
+    """The `pixel_size` that `open_image` was given, per axis in micrometers."""
 
     stamp: Callable[[], Iterable[bytes]] = field(repr=False)
     """Gives what identifies the content, for `fingerprint`."""
@@ -263,6 +267,7 @@ class Image:
         channel: int | str | None = DEFAULT_CHANNEL,
         level: int = DEFAULT_LEVEL,
         axes: str | None = None,
+        pixel_size: PixelSize | None = None,
     ) -> Image:
         """Return the image opened as asked; what is left out stays, and it is itself where all is.
 
@@ -272,7 +277,7 @@ class Image:
             If it has no such channel, level or axes.
         """
         if isinstance(channel, _Default) and isinstance(level, _Default) and axes is None:
-            return self
+            return self if pixel_size is None else self.of_pixel_size(pixel_size)
         again = open_image(
             self.source,
             channel=self.channel if isinstance(channel, _Default) else channel,
@@ -280,7 +285,36 @@ class Image:
             axes=self.requested_axes if axes is None else axes,
         )
         asked = (again.channel, again.level, again.file_axes)
-        return self if asked == (self.channel, self.level, self.file_axes) else again
+        image = self if asked == (self.channel, self.level, self.file_axes) else again
+        # That of another level is another one.
+        is_same_level = again.level == self.level and axes is None
+        if pixel_size is None and is_same_level:
+            pixel_size = self.requested_pixel_size
+        return image if pixel_size is None else image.of_pixel_size(pixel_size)
+
+    def of_pixel_size(self, pixel_size: PixelSize) -> Image:
+        """Return the same image with another pixel size, in micrometers, than the file says.
+
+        Raises
+        ------
+        ImageError
+            If it is not one of the image's spatial axes.
+        """
+        sizes = pixel_sizes(pixel_size, self.axes, self.where)
+        # Its place was given in the unit of the file.
+        factors = {a: MICROMETERS.get(self.unit.get(a, "")) for a in sizes}
+        place = {
+            axis: shift if axis not in sizes else shift * (factors[axis] or 1)
+            for axis, shift in self.translation.items()
+            if axis not in sizes or factors[axis]
+        }
+        return replace(
+            self,
+            pixel_size={**self.pixel_size, **sizes},
+            unit={**self.unit, **dict.fromkeys(sizes, "micrometer")},
+            translation=place,
+            requested_pixel_size=sizes,
+        )
 
     def mapped_from(self, path: str) -> Image:
         """Put a NumPy array into a ``.npy`` file that other processes map; other images stay."""
@@ -298,7 +332,10 @@ class Image:
 
     def __reduce__(self) -> tuple[Callable[..., Image], tuple[Any, ...]]:
         """Pickle what opens the image, not the open files."""
-        chosen = (self.source, self.channel, self.level, self.requested_axes)
+        chosen = (
+            *(self.source, self.channel, self.level, self.requested_axes),
+            self.requested_pixel_size,
+        )
         if self.url is None:
             return _open_again, chosen
         return _open_url_again, (*chosen, self.__dict__.get("fingerprint"))
@@ -310,6 +347,7 @@ def open_image(
     channel: int | str | None = DEFAULT_CHANNEL,
     level: int = DEFAULT_LEVEL,
     axes: str | None = None,
+    pixel_size: PixelSize | None = None,
 ) -> Image:
     """Open an image without reading its pixels.
 
@@ -333,6 +371,9 @@ def open_image(
         ``zyx``, and more must be named.
 
         An `Image` keeps the channel, level and axes it was opened with, unless others are given.
+    pixel_size : mapping of str to float, sequence of float, or float, optional
+        Micrometers per pixel of the level that is opened: by axis, one for each spatial axis, or
+        one for all of them. Wins over the metadata.
 
     Returns
     -------
@@ -357,13 +398,13 @@ def open_image(
     (5, 6)
     """
     if isinstance(source, Image):
-        return source.reopened(channel, level, axes)
+        return source.reopened(channel, level, axes, pixel_size)
     url = source_url(source)
     opened = open_source(source, level, axes)
     where = repr(url) if url else f"a {opened.format}"
     check_dtype(opened.pixels.dtype, where)
     chosen = choose_channel(channel, opened, where)
-    return Image(
+    image = Image(
         pixels=opened.pixels,
         file_axes=opened.axes,
         format=opened.format,
@@ -383,6 +424,7 @@ def open_image(
         notes=opened.notes,
         count_gaps=opened.gaps,
     )
+    return image if pixel_size is None else image.of_pixel_size(pixel_size)
 
 
 def open_all_channels(source: Any, *, level: int = DEFAULT_LEVEL, axes: str | None = None) -> Image:
@@ -392,16 +434,28 @@ def open_all_channels(source: Any, *, level: int = DEFAULT_LEVEL, axes: str | No
     return open_image(source, channel=None, level=level, axes=axes)
 
 
-def _open_again(source: Any, channel: int | None, level: int, axes: str | None) -> Image:
-    return open_image(source, channel=channel, level=level, axes=axes)
+def _open_again(
+    source: Any,
+    channel: int | None,
+    level: int,
+    axes: str | None,
+    pixel_size: dict[str, float] | None,
+) -> Image:
+    return open_image(source, channel=channel, level=level, axes=axes, pixel_size=pixel_size)
 
 
 def _open_url_again(
-    url: str, channel: int | None, level: int, axes: str | None, known: str | None
+    url: str,
+    channel: int | None,
+    level: int,
+    axes: str | None,
+    pixel_size: dict[str, float] | None,
+    known: str | None,
 ) -> Image:
     """Open an image in another process, sharing the open files with its earlier tasks."""
     # A copy, because a fingerprint taken for an earlier task may be out of date.
-    return replace(_open_once(url, channel, level, axes, changed_at(url), known))
+    image = replace(_open_once(url, channel, level, axes, changed_at(url), known))
+    return image if pixel_size is None else image.of_pixel_size(pixel_size)
 
 
 @lru_cache(maxsize=8)

@@ -12,12 +12,12 @@ import numpy.typing as npt
 
 from patchworks_core.errors import ImageError, PlanError
 from patchworks_core.images.calibration import (
-    MICROMETERS,
     LengthUnit,
     check_unit,
     sizes_um,
 )
 from patchworks_core.images.image import DEFAULT_LEVEL, Image, open_all_channels
+from patchworks_core.images.units import MICROMETERS
 from patchworks_core.tiles.grid import SPATIAL_AXES, Tile, TileGrid, plan_grid
 from patchworks_core.tiles.numbers import finite_number
 from patchworks_core.tiles.regions import Region

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patchworks_core.images.image import DEFAULT_CHANNEL, DEFAULT_LEVEL, Image, open_image
+from patchworks_core.images.units import PixelSize
 from patchworks_core.operations.operations import Chain, Operation, chain
 from patchworks_core.operations.places import TilePlace
 from patchworks_core.tiles.grid import SPATIAL_AXES
@@ -59,10 +60,15 @@ class ProcessedImage(Image):
         channel: int | str | None = DEFAULT_CHANNEL,
         level: int = DEFAULT_LEVEL,
         axes: str | None = None,
+        pixel_size: PixelSize | None = None,
     ) -> Image:
         """Return the original opened as asked, processed alike."""
-        again = self.original.reopened(channel, level, axes)
+        again = self.original.reopened(channel, level, axes, pixel_size)
         return self if again is self.original else process_lazily(again, *self.operations)
+
+    def of_pixel_size(self, pixel_size: PixelSize) -> ProcessedImage:
+        """Return the original with another pixel size, processed alike."""
+        return process_lazily(self.original.of_pixel_size(pixel_size), *self.operations)
 
     @property
     def _processing(self) -> _ProcessedPixels:

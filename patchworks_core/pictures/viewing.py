@@ -102,7 +102,21 @@ def _levels(image: Image, channel: int | None) -> list[Image]:
     """Open the level an image was opened at, and every coarser one."""
     axes = image.requested_axes
     wanted = range(image.level, image.n_levels)
-    return [open_image(image.source, channel=channel, level=n, axes=axes) for n in wanted]
+    levels = [open_image(image.source, channel=channel, level=n, axes=axes) for n in wanted]
+    sizes = image.requested_pixel_size
+    if sizes is None:
+        return levels
+    full = dict(zip(levels[0].axes, levels[0].shape, strict=True))
+    return [
+        level.of_pixel_size(
+            {
+                axis: sizes[axis] * full[axis] / n
+                for axis, n in zip(level.axes, level.shape, strict=True)
+                if axis in sizes
+            }
+        )
+        for level in levels
+    ]
 
 
 def _lazy(image: Image) -> Any:

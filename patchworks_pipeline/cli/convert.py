@@ -8,9 +8,11 @@ from patchworks_pipeline.cli.options import (
     LEVEL,
     Axes,
     Level,
+    PixelSizes,
     WorkerCount,
     channel_of,
     numbers_of,
+    pixel_size_of,
 )
 from patchworks_pipeline.cli.terminal import console, say
 
@@ -35,6 +37,7 @@ def convert(
     ] = "all",
     level: Level = LEVEL,
     axes: Axes = None,
+    pixel_size: PixelSizes = None,
     labels: Annotated[
         bool | None,
         typer.Option(
@@ -56,7 +59,13 @@ def convert(
     from patchworks_pipeline.cli.progress_bars import progress_bars
     from patchworks_pipeline.progress import report_progress
 
-    opened = open_image(image, channel=channel_of(channel), level=level or LEVEL, axes=axes)
+    opened = open_image(
+        image,
+        channel=channel_of(channel),
+        level=level or LEVEL,
+        axes=axes,
+        pixel_size=pixel_size_of(pixel_size),
+    )
     with progress_bars(image, console):
         written = convert_image(
             opened,

@@ -26,12 +26,14 @@ from patchworks_pipeline.cli.options import (
     MinSize,
     Overlap,
     Param,
+    PixelSizes,
     SegmentationOption,
     TileShape,
     WorkerCount,
     channel_of,
     numbers_of,
     parameters,
+    pixel_size_of,
 )
 from patchworks_pipeline.cli.pilot import pilot
 from patchworks_pipeline.cli.segment import segment
@@ -65,6 +67,7 @@ def run(
     channel: Channel = None,
     level: Level = None,
     axes: Axes = None,
+    pixel_size: PixelSizes = None,
     merge: Merge = None,
     min_iou: MinIou = None,
     min_size: MinSize = None,
@@ -85,6 +88,7 @@ def run(
         "channel": None if channel is None else (channel_of(channel),),
         "level": level,
         "axes": axes,
+        "pixel_size": pixel_size_of(pixel_size),
         "merge": {"rule": merge, "min_iou": min_iou, "min_size": min_size},
     }
     if name is not None and len(image) > 1:

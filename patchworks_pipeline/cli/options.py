@@ -55,6 +55,13 @@ Level = Annotated[int | None, typer.Option(help="Resolution level, 0 is full.")]
 Axes = Annotated[
     str | None, typer.Option(help="Axes in the file's order where it does not say, such as zyx.")
 ]
+PixelSizes = Annotated[
+    str | None,
+    typer.Option(
+        "--pixel-size",
+        help="Micrometers per pixel, over what the file says: 0.1, 0.5,0.1,0.1 or z=0.5,x=0.1.",
+    ),
+]
 Merge = Annotated[str | None, typer.Option(help="auto, touching, overlap or none.")]
 MinIou = Annotated[float | None, typer.Option(help="Least IoU for merge=overlap.")]
 MinSize = Annotated[
@@ -86,6 +93,25 @@ def numbers_of(option: str, text: str | None) -> tuple[int, ...] | None:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         fail(f"{option} wants whole numbers such as 512 or 16,512,512, got {text!r}", BAD_INPUT)
+
+
+def pixel_size_of(text: str | None) -> Any:
+    """Read micrometers: one number, one per spatial axis, or some by axis."""
+    if text is None:
+        return None
+    parts = [part.rpartition("=") for part in text.split(",")]
+    try:
+        sizes = [float(size) for _, _, size in parts]
+    except ValueError:
+        sizes = []
+    named = [axis for axis, _, _ in parts if axis]
+    if not sizes or len(named) not in (0, len(parts)):
+        fail(
+            f"--pixel-size wants numbers such as 0.1 or z=0.5,y=0.1,x=0.1, got {text!r}", BAD_INPUT
+        )
+    if named:
+        return dict(zip(named, sizes, strict=True))
+    return sizes[0] if len(sizes) == 1 else sizes
 
 
 def overlap_of(text: str | None) -> Any:

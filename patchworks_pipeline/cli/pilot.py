@@ -17,11 +17,13 @@ from patchworks_pipeline.cli.options import (
     Level,
     MinIou,
     Param,
+    PixelSizes,
     TileShape,
     channel_of,
     numbers_of,
     one_or_all,
     parameters,
+    pixel_size_of,
 )
 from patchworks_pipeline.cli.terminal import console, say
 
@@ -40,6 +42,7 @@ def pilot(
     channel: Channel = CHANNEL,
     level: Level = LEVEL,
     axes: Axes = None,
+    pixel_size: PixelSizes = None,
     min_iou: MinIou = MIN_IOU,
     n_regions: Annotated[int, typer.Option(min=1, help="Regions of 2 x 2 (x 2) tiles.")] = 3,
     seed: Annotated[int, typer.Option(help="Draws the regions.")] = 0,
@@ -51,7 +54,13 @@ def pilot(
     from patchworks_pipeline.cli.progress_bars import progress_bars
     from patchworks_pipeline.progress import report_progress
 
-    opened = open_image(image, channel=channel_of(channel), level=level or LEVEL, axes=axes)
+    opened = open_image(
+        image,
+        channel=channel_of(channel),
+        level=level or LEVEL,
+        axes=axes,
+        pixel_size=pixel_size_of(pixel_size),
+    )
     with progress_bars(image, console):
         report = try_out(
             opened,
@@ -69,7 +78,7 @@ def pilot(
         "tile-shape": tile_shape,
         "channel": channel,
     }
-    options |= {"level": level or None, "axes": axes}
+    options |= {"level": level or None, "axes": axes, "pixel-size": pixel_size}
     say(describe(report, next_command(image, options, param or [])))
 
 

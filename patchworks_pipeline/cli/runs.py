@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ import dagster as dg
 from dagster._core.utils import make_new_run_id
 
 from patchworks_core.errors import PlanError, StageError
+from patchworks_core.images.image import open_image
 from patchworks_core.stage.plan import Plan
+from patchworks_core.tiles.grid import SPATIAL_AXES
 from patchworks_pipeline.assets.tile_events import not_logged
 from patchworks_pipeline.automation.events import RANGE_END, RANGE_START
 from patchworks_pipeline.cli.terminal import errors, say
@@ -301,9 +304,15 @@ def _is_planned(folder: ImageFolder, plan: Plan) -> bool:
     try:
         folder.stage(plan)
         folder.statistics()
-        return folder.plan().fingerprint == plan.fingerprint
+        planned = folder.plan()
+        is_same = planned.fingerprint == plan.fingerprint
+        return is_same and _calibration(planned) == _calibration(plan)
     except (PlanError, StageError):  # missing, or of another plan: it is planned again
         return False
+
+
+def _calibration(plan: Plan) -> tuple[dict[str, float], dict[str, str]]:
+    return plan.image.pixel_size, plan.image.unit
 
 
 def _is_merged(folder: ImageFolder, plan: Plan) -> bool:
@@ -314,10 +323,18 @@ def _is_merged(folder: ImageFolder, plan: Plan) -> bool:
             return False
         folder.summary()
         folder.objects()
+        labels = open_image(str(folder.labels(plan).path), channel=None)
     except StageError:  # missing or damaged: it is made again
         return False
     options = SegmentationDefaults().of_home().merge_options(folder.acquisition(), plan, {})
+    is_calibrated = all(
+        labels.unit.get(axis) == plan.image.unit.get(axis)
+        and isclose(labels.pixel_size.get(axis, 1), plan.image.pixel_size.get(axis, 1))
+        for axis in labels.axes
+        if axis in SPATIAL_AXES
+    )
     return bool(
-        provenance.get("stage") == folder.stage(plan).content()
+        is_calibrated
+        and provenance.get("stage") == folder.stage(plan).content()
         and provenance.get("merge") == options.to_dict()
     )

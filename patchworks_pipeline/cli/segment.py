@@ -21,12 +21,14 @@ from patchworks_pipeline.cli.options import (
     MinIou,
     Overlap,
     Param,
+    PixelSizes,
     WorkerCount,
     channel_of,
     numbers_of,
     one_or_all,
     overlap_of,
     parameters,
+    pixel_size_of,
 )
 from patchworks_pipeline.cli.terminal import console, errors, say
 
@@ -47,6 +49,7 @@ def segment(
     channel: Channel = CHANNEL,
     level: Level = LEVEL,
     axes: Axes = None,
+    pixel_size: PixelSizes = None,
     merge: Merge = MERGE,
     min_iou: MinIou = MIN_IOU,
     min_size: LimitOption = 0,
@@ -86,7 +89,13 @@ def segment(
         "skip_empty": skip_empty,
         "empty_threshold": empty_threshold,
     }
-    opened = open_image(image, channel=channel_of(channel), level=level or LEVEL, axes=axes)
+    opened = open_image(
+        image,
+        channel=channel_of(channel),
+        level=level or LEVEL,
+        axes=axes,
+        pixel_size=pixel_size_of(pixel_size),
+    )
     for note in opened.notes:
         say(note, on=errors)
     function = segmentation_of(segmentation, parameters(param or []))

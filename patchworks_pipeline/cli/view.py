@@ -85,6 +85,9 @@ class Asked:
 
     axes: str | None
 
+    pixel_size: Any = None
+    """Micrometers per pixel, as was chosen for the image."""
+
     def in_home(self, home: Path) -> "Asked":
         """Return the same with the paths of an image of a home, where the image is the key of one.
 
@@ -111,6 +114,7 @@ class Asked:
             self.channel or (None if acquisition.channel is None else str(acquisition.channel)),
             acquisition.level if self.level is None else self.level,
             acquisition.axes if self.axes is None else self.axes,
+            acquisition.pixel_size if self.level in (None, acquisition.level) else None,
         )
 
     def open(
@@ -122,7 +126,13 @@ class Asked:
         from patchworks_core.tiles.grid import plan_grid
 
         channel = default_channel if self.channel is None else channel_of(self.channel)
-        image = open_image(self.image, channel=channel, level=self.level or LEVEL, axes=self.axes)
+        image = open_image(
+            self.image,
+            channel=channel,
+            level=self.level or LEVEL,
+            axes=self.axes,
+            pixel_size=self.pixel_size,
+        )
         labels = None if self.labels is None else open_image(self.labels, channel=None)
         grid = None if self.labels is None else grid_of_labels(self.labels)
         if tile_shape is not None:

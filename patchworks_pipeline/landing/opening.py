@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, fields
 from hashlib import blake2b
 from typing import Any
 
-from patchworks_core.errors import PlanError
+from patchworks_core.errors import ImageError, PlanError
 from patchworks_core.images.readers.opened import are_axes
-from patchworks_core.tiles.grid import AXES
+from patchworks_core.images.units import pixel_sizes
+from patchworks_core.tiles.grid import AXES, SPATIAL_AXES
 from patchworks_core.tiles.numbers import whole_number
 from patchworks_pipeline.records import Acquisition
 
@@ -36,6 +37,9 @@ class Opening:
     axes: str | None = None
     """One letter of ``tczyx`` per axis of the file, in its order."""
 
+    pixel_size: dict[str, float] | list[float] | float | None = None
+    """Micrometers per pixel, over what the file says; as in `open_image`."""
+
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "Opening":
         """Read an entry of the settings.
@@ -58,6 +62,13 @@ class Opening:
         whole_number("level", values.get("level", 0), least=0, error=PlanError)
         if "axes" in values and not are_axes(values["axes"]):
             raise PlanError(f"needs one letter of {AXES!r} per axis of the file for axes")
+        if "pixel_size" in values:
+            size = values["pixel_size"]
+            n_axes = len(size) if isinstance(size, list) else len(SPATIAL_AXES)
+            try:
+                pixel_sizes(size, SPATIAL_AXES[-n_axes:], "an image")
+            except ImageError as error:
+                raise PlanError(str(error)) from None
         return cls(**values)
 
     def fits(self, name: str) -> bool:
@@ -67,7 +78,13 @@ class Opening:
     def acquisition(self, url: str) -> Acquisition:
         """Return the record of an image that is opened so."""
         channel = None if self.channel == ALL else self.channel
-        return Acquisition(url, channel=channel, level=self.level, axes=self.axes)
+        return Acquisition(
+            url,
+            channel=channel,
+            level=self.level,
+            axes=self.axes,
+            pixel_size=self.pixel_size,
+        )
 
     @property
     def digest(self) -> str:

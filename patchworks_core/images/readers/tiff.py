@@ -4,7 +4,8 @@ A local file whose pixels lie in one piece, uncompressed, is mapped into memory 
 tiles its chunks would be whole pages.
 
 Pixel sizes and channel names are read in the dialects of OME-XML, ImageJ and Aperio SVS. The
-resolution tags of any other TIFF are ignored: most programs write a screen's 72 dpi there.
+resolution tags of any other TIFF count where they have a unit and are not those of a screen or a
+printer, such as 72 dpi, which most programs write.
 """
 
 from __future__ import annotations
@@ -79,6 +80,15 @@ _NGFF_UNITS = {
     "min": "minute",
     "h": "hour",
 }
+_RESOLUTION_UNITS = {2: 25400.0, 3: 10000.0}
+"""Micrometers per ResolutionUnit: inch and centimeter (TIFF 6.0, section 3)."""
+
+_DPI_OF_SCREENS = (1, 72, 96, 100, 150, 200, 300, 600, 1200)
+"""Pixels per inch that say how to show or print an image, and nothing of what is in it."""
+
+_PLAIN = ("generic", "uniform", "shaped")
+"""Kinds of series, as tifffile names them, without calibration of their own."""
+
 _NOT_UNITS = {"", "pixel", "pixels", "reference frame"}
 
 
@@ -405,7 +415,22 @@ def _read_metadata(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> T
     # The size is of the slide, and not of the pictures of its label and of all of it.
     if series.kind == "svs" and tif.series.index(series) == 0:
         return _svs(tif)
-    return TiffMetadata()
+    return _plain(series.keyframe) if series.kind in _PLAIN else TiffMetadata()
+
+
+def _plain(page: tifffile.TiffPage) -> TiffMetadata:
+    """Read the resolution tags of a TIFF without a dialect of its own."""
+    unit = page.tags.valueof("ResolutionUnit")
+    micrometers = _RESOLUTION_UNITS.get(int(unit)) if isinstance(unit, int) else None
+    values: dict[str, Any] = {}
+    for axis, tag in (("y", "YResolution"), ("x", "XResolution")):
+        numerator, denominator = page.tags.valueof(tag) or (0, 1)
+        if micrometers is None or not numerator or not denominator:
+            continue
+        size = micrometers * denominator / numerator
+        if not any(abs(25400 / dpi / size - 1) < 0.005 for dpi in _DPI_OF_SCREENS):
+            values[axis] = size
+    return _metadata(values, dict.fromkeys(values, "µm"))
 
 
 def _ome(pixels: Element) -> TiffMetadata:

@@ -510,7 +510,7 @@ def test_nothing_is_left_in_the_temporary_folder(temporary_folder):
         ),
         (
             lambda: morphological_opening(LABELS, 2.0, unit="micrometers"),
-            "micrometers need a pixel size .*give pixels, or open a label image that is calibrated",
+            "micrometers need a pixel size .*give pixels, or say it with pixel_size=",
         ),
     ],
 )

@@ -10,6 +10,7 @@ import zarr
 
 from patchworks_core.errors import StageError
 from patchworks_core.files.storage import as_path
+from patchworks_core.images.image import open_image
 from patchworks_core.machine.budget import Limit
 from patchworks_pipeline.landing.arrivals import Arrival, Quarantine, Version
 from patchworks_pipeline.landing.candidates import Candidate
@@ -39,6 +40,24 @@ def tissue_path(tmp_path):
 @pytest.fixture
 def marked_path(tmp_path):
     return write_tiff(tmp_path / "marked.tif", marked_tissue())
+
+
+def test_the_pixel_size_that_is_asked_for_is_that_of_the_labels(patchworks, home, tissue_path):
+    assert patchworks("run", tissue_path, *PERFECT, "--pixel-size", "0.5")[0] == 0
+
+    def pixel_size():
+        folder = LabelStore().folder("tissue")
+        return open_image(folder.labels(folder.plan()).path).pixel_size
+
+    assert pixel_size() == {"y": 0.5, "x": 0.5}
+    n_staged = len(staged_tiles(home))
+    assert patchworks("run", tissue_path, "--pixel-size", "y=2,x=3")[0] == 0
+    assert pixel_size() == {"y": 2.0, "x": 3.0}
+    assert len(staged_tiles(home)) == n_staged
+    assert "nothing was missing" in patchworks("run", tissue_path)[1]
+    code, printed = patchworks("run", tissue_path, "--pixel-size", "large")
+    assert code == 2
+    assert "--pixel-size wants numbers such as 0.1" in printed
 
 
 def runs_of(home) -> list[dg.DagsterRun]:

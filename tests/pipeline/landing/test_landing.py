@@ -533,10 +533,23 @@ def test_a_setting_may_be_for_one_image_of_a_folder(folder):
     assert [(each.level, each.axes) for each in found] == [(0, "zx"), (1, None)]
 
 
+@pytest.mark.parametrize("size", [[2, 0.5, 0.5], {"z": 2, "y": 0.5, "x": 0.5}])
+def test_the_pixel_size_may_be_set_and_is_kept_with_the_image(folder, size):
+    write_pages(folder / "a.tif")
+    entry = {"match": "*", "axes": "zyx", "pixel_size": size}
+    (found,) = find_candidates(LandingLayout(str(folder), openings=openings(entry)))
+    acquisition = found.acquisition()
+    again = Acquisition.from_json(acquisition.to_json(), where="here")
+    assert again == acquisition
+    assert again.open().pixel_size == {"z": 2.0, "y": 0.5, "x": 0.5}
+
+
 @pytest.mark.parametrize(
     ("entry", "words"),
     [
         ({}, "needs match"),
+        ({"match": "*", "pixel_size": [0.1, 0]}, "greater than 0"),
+        ({"match": "*", "pixel_size": {"c": 1}}, "pixel_size= needs micrometers of the axes"),
         ({"match": "*", "axis": "zyx"}, "has no field 'axis'; the fields are"),
         ({"match": "*", "axes": "zz"}, "needs one letter of 'tczyx' per axis"),
         ({"match": "*", "level": -1}, "level"),
