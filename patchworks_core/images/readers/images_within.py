@@ -106,18 +106,18 @@ def check_one_image(group: zarr.Group, images: Sequence[str], where: str) -> Non
     where : str
         The group, for messages.
     """
-    kind, each = "a group", "image"
+    kind, noun = "a group", "image"
     for name, what, part in ((PLATE, "a plate", "field"), (WELL, "a well", "field")):
         if describes(group, name):
-            kind, each = what, part
-    if len(images) == 1 and each == "image":
+            kind, noun = what, part
+    if len(images) == 1 and noun == "image":
         return
     listed = ", ".join(repr(path[1:]) for path in images[:_MAX_LISTED]) or "none yet"
     more = f" and {len(images) - _MAX_LISTED} more" if len(images) > _MAX_LISTED else ""
     way_out = f"; name one, such as path{images[0]}" if images else ""
-    per = ", one per field" if each == "field" else ""
+    per = ", one per field" if noun == "field" else ""
     raise ImageError(
-        f"{kind} is many images{per}, got {where} with {each}s {listed}{more}{way_out}"
+        f"{kind} is many images{per}, got {where} with {noun}s {listed}{more}{way_out}"
     )
 
 

@@ -114,9 +114,9 @@ def _node_at(url: str) -> zarr.Array[Any] | zarr.Group:
         if is_remote(url):
             store = FsspecStore.from_url(url, storage_options=dict(FRESH), read_only=True)
             return _open(store)
-        found = split_zip(url)
-        if found is not None and os.path.isfile(found[0]):
-            return _node_in_zip(*found)
+        in_zip = split_zip(url)
+        if in_zip is not None and os.path.isfile(in_zip[0]):
+            return _node_in_zip(*in_zip)
         check_metadata_files(url, repr(url))
         return _open(url)
     except zarr.errors.NodeNotFoundError as error:
