@@ -33,7 +33,7 @@ from patchworks_core.files.records import mapping_of, read_mapping, sealed, unse
 from patchworks_core.files.replacing import put_back
 from patchworks_core.files.storage import remove, write_bytes, write_text
 from patchworks_core.files.tables import bytes_of_table, table_of
-from patchworks_core.images.image import Image, open_image
+from patchworks_core.images.image import DEFAULT_CHANNEL, Image, is_default, open_image
 from patchworks_core.machine.engine import Outcome
 from patchworks_core.ome_zarr.label_image import LabelImage
 from patchworks_core.seams.edge_table import EdgeTable
@@ -59,8 +59,9 @@ class Acquisition:
     url: str
     """Path or URL of the image."""
 
-    channel: int | str | None = 0
-    """Channel to segment, by position or name; None segments each."""
+    channel: int | str | None = DEFAULT_CHANNEL
+    """Channel to segment, by position or name; None segments each. Not recorded where nobody chose
+    one."""
 
     level: int = 0
     """Resolution level, 0 is full."""
@@ -101,7 +102,10 @@ class Acquisition:
 
     def to_json(self) -> str:
         """Return the record."""
-        return json.dumps(sealed(asdict(self)), indent=2) + "\n"
+        record = asdict(self)
+        if is_default(self.channel):
+            del record["channel"]
+        return json.dumps(sealed(record), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes, *, where: str) -> "Acquisition":

@@ -52,6 +52,11 @@ DEFAULT_LEVEL: int = _Default(0)
 """Level 0, unless the image was opened with another."""
 
 
+def is_default(channel: object) -> bool:
+    """Tell whether a channel is the one that is read where nobody chose one."""
+    return isinstance(channel, _Default)
+
+
 # eq=False: comparing pixels would read them; `fingerprint` is what tells images apart.
 @dataclass(frozen=True, eq=False)
 class Image:
@@ -362,7 +367,7 @@ def open_image(
         file with scenes the first, or the one after ``#``, ``a.lif#2``.
     channel : int or str, optional
         Number or name of the channel to read, None for all. Matters only where the image has a
-        channel axis.
+        channel axis; `Image.notes` then says which one is read where none was chosen.
     level : int
         Resolution; 0 is full.
     axes : str, optional
@@ -404,6 +409,7 @@ def open_image(
     where = repr(url) if url else f"a {opened.format}"
     check_dtype(opened.pixels.dtype, where)
     chosen = choose_channel(channel, opened, where)
+    unasked = chosen if is_default(channel) else None
     image = Image(
         pixels=opened.pixels,
         file_axes=opened.axes,
@@ -421,10 +427,32 @@ def open_image(
         requested_axes=axes,
         stamp=opened.stamp,
         is_label_image=opened.is_label_image,
-        notes=opened.notes,
+        notes=(*opened.notes, *_channel_note(unasked, opened, where)),
         count_gaps=opened.gaps,
     )
     return image if pixel_size is None else image.of_pixel_size(pixel_size)
+
+
+def _channel_note(unasked: int | None, opened: Opened, where: str) -> tuple[str, ...]:
+    """Say which of several channels is read where nobody chose one."""
+    n_channels = 0 if unasked is None else int(opened.pixels.shape[opened.axes.index("c")])
+    if n_channels < 2:
+        return ()
+    names = opened.channel_names or _colours_of(opened, n_channels)
+    said = [f"{i} is {name!r}" for i, name in enumerate(names)]
+    channels = f" ({', '.join(said)})" if said else ""
+    another = n_channels - 1
+    return (
+        f"channel {unasked} of {n_channels} in {where} is read{channels}; choose another with "
+        f"channel={another} (--channel {another}), or say channel={unasked}",
+    )
+
+
+def _colours_of(opened: Opened, n_channels: int) -> tuple[str, ...]:
+    """Return what the unnamed channels of a photograph are: it stores them last, in 8 bits."""
+    if opened.axes[-1] != "c" or opened.pixels.dtype != np.uint8:
+        return ()
+    return ("red", "green", "blue", "opacity")[:n_channels] if n_channels in (3, 4) else ()
 
 
 def open_all_channels(source: Any, *, level: int = DEFAULT_LEVEL, axes: str | None = None) -> Image:

@@ -24,7 +24,7 @@ MERGE = built_in.MERGE
 MIN_IOU = built_in.MIN_IOU
 WORKER_KIND = built_in.WORKER_KIND
 HOME = Path(DEFAULT_HOME)
-CHANNEL, LEVEL = "0", 0
+LEVEL = 0
 """Of an image that is opened for the first time."""
 
 Images = Annotated[list[str], typer.Argument(help="Paths or URLs of images.", show_default=False)]
@@ -49,7 +49,8 @@ Overlap = Annotated[
     str | None, typer.Option(help="Halo on each side of a tile: 32, per axis: 4,32,32, or auto.")
 ]
 Channel = Annotated[
-    str | None, typer.Option(help="Channel by position or name; 'all' segments each.")
+    str | None,
+    typer.Option(help="Channel by position or name, the first unless chosen; 'all' segments each."),
 ]
 Level = Annotated[int | None, typer.Option(help="Resolution level, 0 is full.")]
 Axes = Annotated[
@@ -122,6 +123,13 @@ def overlap_of(text: str | None) -> Any:
 def one_or_all(numbers: tuple[int, ...] | None) -> Any:
     """Return one number as it is, several as a tuple."""
     return numbers[0] if numbers is not None and len(numbers) == 1 else numbers
+
+
+def first_or_chosen(text: str | None) -> int | str | None:
+    """Read a channel; left out it is the first, and nobody chose it."""
+    from patchworks_core.images.image import DEFAULT_CHANNEL
+
+    return DEFAULT_CHANNEL if text is None else channel_of(text)
 
 
 def channel_of(text: str | None) -> int | str | None:

@@ -7,7 +7,6 @@ import typer
 from rich.table import Table
 
 from patchworks_pipeline.cli.options import (
-    CHANNEL,
     FUNCTION,
     LEVEL,
     MIN_IOU,
@@ -19,13 +18,13 @@ from patchworks_pipeline.cli.options import (
     Param,
     PixelSizes,
     TileShape,
-    channel_of,
+    first_or_chosen,
     numbers_of,
     one_or_all,
     parameters,
     pixel_size_of,
 )
-from patchworks_pipeline.cli.terminal import console, say
+from patchworks_pipeline.cli.terminal import console, errors, say
 
 if TYPE_CHECKING:
     from patchworks_core.pilot.trials import PilotReport, Trial
@@ -39,7 +38,7 @@ def pilot(
     overlap: Annotated[
         list[str] | None, typer.Option(help="Halo to try; repeat for more. From the objects' size.")
     ] = None,
-    channel: Channel = CHANNEL,
+    channel: Channel = None,
     level: Level = LEVEL,
     axes: Axes = None,
     pixel_size: PixelSizes = None,
@@ -56,11 +55,13 @@ def pilot(
 
     opened = open_image(
         image,
-        channel=channel_of(channel),
+        channel=first_or_chosen(channel),
         level=level or LEVEL,
         axes=axes,
         pixel_size=pixel_size_of(pixel_size),
     )
+    for note in opened.notes:
+        say(note, on=errors)
     with progress_bars(image, console):
         report = try_out(
             opened,

@@ -5,7 +5,6 @@ from typing import Annotated, Any
 import typer
 
 from patchworks_pipeline.cli.options import (
-    CHANNEL,
     FUNCTION,
     LEVEL,
     MERGE,
@@ -23,7 +22,7 @@ from patchworks_pipeline.cli.options import (
     Param,
     PixelSizes,
     WorkerCount,
-    channel_of,
+    first_or_chosen,
     numbers_of,
     one_or_all,
     overlap_of,
@@ -46,7 +45,7 @@ def segment(
         str, typer.Option(help="Pixels of a tile: 512, 16,512,512, or auto: what memory allows.")
     ] = TILE_SHAPE,
     overlap: Overlap = OVERLAP,
-    channel: Channel = CHANNEL,
+    channel: Channel = None,
     level: Level = LEVEL,
     axes: Axes = None,
     pixel_size: PixelSizes = None,
@@ -91,7 +90,7 @@ def segment(
     }
     opened = open_image(
         image,
-        channel=channel_of(channel),
+        channel=first_or_chosen(channel),
         level=level or LEVEL,
         axes=axes,
         pixel_size=pixel_size_of(pixel_size),

@@ -95,7 +95,6 @@ def test_commands_that_know_no_home_choose_what_is_built_in():
         "segmentation": home.function,
         "tile_shape": str(home.tile_shape[0]),
         "overlap": str(home.overlap[0]),
-        "channel": str(first.channel),
         "level": first.level,
         "merge": home.merge,
         "min_iou": home.min_iou,

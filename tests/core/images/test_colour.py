@@ -1,0 +1,68 @@
+"""Which channel of a picture with several is read, said once, where nobody chose one."""
+
+from __future__ import annotations
+
+import logging
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import tifffile
+
+from patchworks_core import tile_process
+from patchworks_core.images.image import open_image
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (16, 20, 3), "u1")
+
+
+def picture(folder, extension):
+    path = folder / f"a.{extension}"
+    if extension == "tif":
+        tifffile.imwrite(path, PICTURE, photometric="rgb")
+    else:
+        iio.imwrite(path, PICTURE)
+    return path
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg", "tif"])
+def test_of_a_picture_in_colour_it_is_said_which_channel_is_read(tmp_path, extension):
+    path = picture(tmp_path, extension)
+    assert open_image(path).notes == (
+        f"channel 0 of 3 in {str(path)!r} is read (0 is 'red', 1 is 'green', 2 is 'blue'); choose "
+        "another with channel=2 (--channel 2), or say channel=0",
+    )
+    for chosen in (0, 2, None):
+        assert open_image(path, channel=chosen).notes == ()
+
+
+def test_channels_with_names_are_named(tmp_path):
+    metadata = {"axes": "CYX", "Channel": {"Name": ["DAPI", "actin"]}}
+    tifffile.imwrite(tmp_path / "a.ome.tif", np.zeros((2, 8, 9), "u2"), metadata=metadata)
+    (note,) = open_image(tmp_path / "a.ome.tif").notes
+    assert "(0 is 'DAPI', 1 is 'actin')" in note
+    assert open_image(tmp_path / "a.ome.tif", channel="DAPI").notes == ()
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"), [((8, 9), None), ((1, 8, 9), "cyx"), ((4, 8, 9), "zyx")]
+)
+def test_nothing_is_said_where_there_is_no_choice(shape, axes):
+    assert open_image(np.zeros(shape, "u1"), axes=axes).notes == ()
+
+
+def test_channels_without_names_have_numbers_alone():
+    (note,) = open_image(np.zeros((3, 8, 9), "u1"), axes="cyx").notes
+    assert note == (
+        "channel 0 of 3 in a NumPy array is read; choose another with channel=2 (--channel 2), or "
+        "say channel=0"
+    )
+
+
+def test_a_call_says_it_once_unless_a_channel_was_chosen(tmp_path, caplog):
+    path = picture(tmp_path, "png")
+    with caplog.at_level(logging.INFO, "patchworks_core"):
+        tile_process(path, "threshold", tile_shape=8)
+        assert caplog.text.count("channel 0 of 3") == 1
+        caplog.clear()
+        tile_process(path, "threshold", tile_shape=8, channel=0)
+        assert "channel 0 of 3" not in caplog.text
