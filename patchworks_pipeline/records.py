@@ -262,6 +262,13 @@ class ImageFolder:
         with self._reading("statistics.json", "image_statistics"):
             return ImageStatistics.from_dict(record["statistics"])
 
+    def measured_before(self) -> ImageStatistics | None:
+        """Return the global statistics, None where there are none that can be used."""
+        try:
+            return self.statistics()
+        except (PlanError, StageError):
+            return None
+
     def write_statistics(self, statistics: ImageStatistics) -> None:
         """Write the global statistics."""
         record = {"image": self.plan().image.fingerprint, "statistics": statistics.to_dict()}

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from upath import UPath
@@ -255,7 +256,7 @@ class Job:
                 raise
             self.say(f"the stage at {staged} cannot be read, and is begun anew")
             return Stage.create(staged, plan)
-        plan = as_recorded(plan, self.segmentation, recorded)
+        plan = as_recorded(plan, self.segmentation, recorded, partial(self._statistics, plan))
         if resume is True:
             return self._taken_up(Stage.open(staged, plan))
         if plan.fingerprint == recorded.fingerprint:
@@ -351,7 +352,10 @@ class Job:
             name: self._measured(others[name], plan.grid)
             for name in self.segmentation.measured_channels
         }
-        return self.segmentation.bind(self._statistics(plan), measured)
+        statistics = self._statistics(plan)
+        for note in self.segmentation.notes_on(statistics) if statistics is not None else ():
+            log.warning(note)
+        return self.segmentation.bind(statistics, measured)
 
     def _statistics(self, plan: Plan) -> ImageStatistics | None:
         """Return the statistics of the image, where the function asks for them."""

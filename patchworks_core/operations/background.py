@@ -18,9 +18,9 @@ from patchworks_core.operations.neighbourhoods import (
     each,
     gaussian_radius,
     known_shape,
-    neighbourhood,
+    maximum_around,
+    minimum_around,
     smoothed,
-    without_nan,
 )
 from patchworks_core.operations.operations import Operation
 from patchworks_core.operations.places import PerAxis, TilePlace, per_axis
@@ -46,7 +46,8 @@ def white_tophat(radius: PerAxis, *, shape: str = "box") -> Operation:
     Returns
     -------
     Operation
-        Keeps the data type. Signed integers stop at the largest there is.
+        Keeps the data type. Signed integers stop at the largest there is. Pixels that are not
+        finite are left out, and are NaN in the result.
 
     Examples
     --------
@@ -55,7 +56,8 @@ def white_tophat(radius: PerAxis, *, shape: str = "box") -> Operation:
     """
     radius = checked_whole("radius", radius, lambda v: v >= 0, "a whole number, 0 or more")
     parameters = {"radius": radius, "shape": known_shape(shape)}
-    return Operation("white_tophat", _white_tophat, parameters, each(radius, lambda r: 2 * r))
+    halo = each(radius, lambda r: 2 * r)
+    return Operation("white_tophat", _white_tophat, parameters, halo, version="2")
 
 
 def subtract_background(radius: PerAxis) -> Operation:
@@ -72,7 +74,8 @@ def subtract_background(radius: PerAxis) -> Operation:
     Returns
     -------
     Operation
-        Keeps the data type; its halo is four radii.
+        Keeps the data type; its halo is four radii. Pixels that are not finite are left out, and
+        are NaN in the result.
 
     Examples
     --------
@@ -85,6 +88,7 @@ def subtract_background(radius: PerAxis) -> Operation:
         _subtract_background,
         {"radius": radius},
         each(radius, lambda r: 2 * r + gaussian_radius(r / 2, TRUNCATE)),
+        version="2",
     )
 
 
@@ -102,14 +106,8 @@ def _subtract_background(pixels: Array, *, place: TilePlace, radius: PerAxis) ->
 
 def _opening(pixels: Array, radii: Sequence[float], shape: str) -> Array:
     """Return the minimum filter, then the maximum filter."""
-    from scipy import ndimage
-
-    around = neighbourhood([2 * int(r) + 1 for r in radii], shape)
-
-    def opened(clean: Array) -> Array:
-        return np.asarray(ndimage.maximum_filter(ndimage.minimum_filter(clean, **around), **around))
-
-    return without_nan(pixels, opened, [4 * int(r) + 1 for r in radii], shape)
+    sizes = [2 * int(r) + 1 for r in radii]
+    return maximum_around(minimum_around(pixels, sizes, shape), sizes, shape)
 
 
 def _less(pixels: Array, background: Array) -> Array:

@@ -10,7 +10,7 @@ All of them release the GIL (measured by ``benchmarks/filters.py``): threads are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,16 +25,20 @@ from patchworks_core.operations.neighbourhoods import (
     footprint,
     gaussian_radius,
     known_shape,
-    neighbourhood,
+    maximum_around,
+    minimum_around,
+    of_finite,
     sizes_of,
     smoothed,
-    without_nan,
 )
 from patchworks_core.operations.operations import Operation
 from patchworks_core.operations.places import PerAxis, TilePlace, per_axis
 from patchworks_core.statistics.statistics import ImageStatistics
 
 Array: TypeAlias = npt.NDArray[Any]
+
+_PIECE = 1 << 20
+"""Pixels of neighbourhoods that are sorted at a time."""
 
 
 def gaussian(sigma: PerAxis, *, truncate: float = 4.0) -> Operation:
@@ -50,7 +54,8 @@ def gaussian(sigma: PerAxis, *, truncate: float = 4.0) -> Operation:
     Returns
     -------
     Operation
-        float32 of pixels of up to 16 bits and of float32, float64 of all others.
+        float32 of pixels of up to 16 bits and of float32, float64 of all others. Pixels that are
+        not finite have no weight, and are NaN in the result.
 
     Raises
     ------
@@ -71,6 +76,7 @@ def gaussian(sigma: PerAxis, *, truncate: float = 4.0) -> Operation:
         {"sigma": sigma, "truncate": truncate},
         each(sigma, lambda v: gaussian_radius(v, truncate)),
         float_dtype,
+        version="2",
     )
 
 
@@ -87,7 +93,8 @@ def median(size: PerAxis = 3, *, shape: str = "box") -> Operation:
     Returns
     -------
     Operation
-        Keeps the data type. A NaN makes its neighbourhood NaN.
+        Keeps the data type. Pixels that are not finite are left out, and are NaN in the result; of
+        an even number of others the median is the mean of the middle two.
 
     Raises
     ------
@@ -150,7 +157,8 @@ def clip_and_scale(
     Returns
     -------
     Operation
-        float32 of pixels of up to 16 bits and of float32, float64 of all others; NaN stays NaN.
+        float32 of pixels of up to 16 bits and of float32, float64 of all others; what is not
+        finite is NaN.
 
     Raises
     ------
@@ -173,7 +181,7 @@ def clip_and_scale(
     if not low < high:
         raise ImageError(f"clip_and_scale needs low < high, got {low!r} and {high!r}")
     limits = {"low": float(low), "high": float(high)}
-    return Operation("clip_and_scale", _clip_and_scale, limits, 0, float_dtype)
+    return Operation("clip_and_scale", _clip_and_scale, limits, 0, float_dtype, version="2")
 
 
 def _gaussian(pixels: Array, *, place: TilePlace, sigma: PerAxis, truncate: float) -> Array:
@@ -192,12 +200,30 @@ def _median(pixels: Array, *, place: TilePlace, size: PerAxis, shape: str) -> Ar
         return found.astype(pixels.dtype)
     if pixels.dtype == np.uint8 and pixels.ndim > 1:
         return _rank_median(pixels, around)
-    return without_nan(
-        pixels,
-        lambda clean: np.asarray(ndimage.median_filter(clean, footprint=around)),
-        sizes,
-        shape,
+    result = of_finite(
+        pixels, lambda clean: np.asarray(ndimage.median_filter(clean, footprint=around)), 0
     )
+    if pixels.dtype.kind == "f":
+        _leave_out(pixels, around, result)
+    return result
+
+
+def _leave_out(pixels: Array, around: Array, result: Array) -> None:
+    """Write the median of the finite pixels where the neighbourhood of one holds others."""
+    from scipy import ndimage
+
+    is_missing = ~np.isfinite(pixels)
+    if not is_missing.any():
+        return
+    meets = ndimage.maximum_filter(is_missing.view(np.uint8), footprint=around) > 0
+    places, offsets = np.argwhere(meets & ~is_missing), np.argwhere(around)
+    margins = [(k // 2, k // 2) for k in around.shape]
+    padded = np.pad(np.where(is_missing, np.nan, pixels), margins, mode="symmetric")
+    step = max(1, _PIECE // len(offsets))
+    for first in range(0, len(places), step):
+        part = places[first : first + step]
+        windows = padded[tuple((part[:, None] + offsets).transpose(2, 0, 1))]
+        result[tuple(part.T)] = np.nanmedian(windows, axis=1)
 
 
 def _rank_median(pixels: Array, around: Array) -> Array:
@@ -212,30 +238,22 @@ def _rank_median(pixels: Array, around: Array) -> Array:
 
 
 def _maximum(pixels: Array, *, place: TilePlace, size: PerAxis, shape: str) -> Array:
-    return _extreme("maximum_filter", pixels, sizes_of(size, place.axes), shape)
+    return maximum_around(pixels, sizes_of(size, place.axes), shape)
 
 
 def _minimum(pixels: Array, *, place: TilePlace, size: PerAxis, shape: str) -> Array:
-    return _extreme("minimum_filter", pixels, sizes_of(size, place.axes), shape)
+    return minimum_around(pixels, sizes_of(size, place.axes), shape)
 
 
 def _clip_and_scale(pixels: Array, *, low: float, high: float) -> Array:
     dtype = float_dtype(pixels.dtype)
+    is_missing = ~np.isfinite(pixels) if pixels.dtype.kind == "f" else np.zeros(1, bool)
     scaled = np.subtract(pixels, low, out=pixels if pixels.dtype == dtype else None, dtype=dtype)
     scaled *= 1 / (high - low)
-    return np.clip(scaled, 0, 1, out=scaled)
-
-
-def _extreme(name: str, pixels: Array, sizes: Sequence[int], shape: str) -> Array:
-    """Return the maximum or minimum filter."""
-    from scipy import ndimage
-
-    return without_nan(
-        pixels,
-        lambda clean: np.asarray(getattr(ndimage, name)(clean, **neighbourhood(sizes, shape))),
-        sizes,
-        shape,
-    )
+    np.clip(scaled, 0, 1, out=scaled)
+    if is_missing.any():
+        scaled[is_missing] = np.nan
+    return scaled
 
 
 def _of_neighbourhood(
@@ -244,4 +262,5 @@ def _of_neighbourhood(
     """Return an operation on the box or ball of `size` around each pixel."""
     size = checked_whole("size", size, lambda v: v >= 1 and v % 2 == 1, "an odd whole number")
     parameters = {"size": size, "shape": known_shape(shape)}
-    return Operation(name, function, parameters, each(size, lambda v: int(v) // 2))
+    halo = each(size, lambda v: int(v) // 2)
+    return Operation(name, function, parameters, halo, version="2")

@@ -1,4 +1,8 @@
-"""What filters have in common: numbers as a person writes them, neighbourhoods, types and NaN."""
+"""What filters have in common: numbers as a person writes them, neighbourhoods, types and NaN.
+
+A pixel that is not finite (NaN, infinite) is left out by every filter that looks around a pixel,
+and is NaN in the result; those around it get what the finite ones among them give.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import numpy.typing as npt
 
 from patchworks_core.errors import ImageError
 from patchworks_core.operations.places import PerAxis, per_axis
+from patchworks_core.plugins.smoothing import gaussian_of_finite
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -36,37 +41,54 @@ def gaussian_radius(sigma: float, truncate: float) -> int:
 
 def smoothed(pixels: Array, sigmas: Sequence[float], truncate: float) -> Array:
     """Return pixels smoothed by a Gaussian, in their `float_dtype`."""
-    from scipy import ndimage
-
     dtype = float_dtype(pixels.dtype)
     if pixels.dtype == np.float16 or pixels.dtype.itemsize > 8:
         pixels = pixels.astype(dtype)  # scipy does not know these
-    return np.asarray(
-        ndimage.gaussian_filter(pixels, sigmas, output=dtype, mode="reflect", truncate=truncate)
-    )
+    return gaussian_of_finite(pixels, sigmas, dtype=dtype, truncate=truncate)
 
 
-def without_nan(
-    pixels: Array, function: Callable[[Array], Array], sizes: Sequence[int], shape: str
-) -> Array:
-    """Run a filter that compares pixels, in a type that scipy knows; a NaN spreads over `sizes`.
+def of_finite(pixels: Array, function: Callable[[Array], Array], fill: float) -> Array:
+    """Run a filter that compares pixels, in a type that scipy knows, without what is not finite.
 
-    What scipy makes of a NaN depends on the pixels before it, and so on the tile.
+    Parameters
+    ----------
+    pixels : ndarray
+    function : callable
+        Of as many pixels.
+    fill : float
+        Stands for a pixel that is left out: what the filter never chooses among others.
     """
-    from scipy import ndimage
-
     if pixels.dtype.kind == "b":
         return function(pixels.view(np.uint8)).view(bool)
     if pixels.dtype.kind != "f":
         return function(pixels)
-    known = pixels if pixels.dtype.itemsize in (4, 8) else pixels.astype(float_dtype(pixels.dtype))
-    nan = np.isnan(pixels)
-    if not nan.any():
-        return function(known).astype(pixels.dtype, copy=False)
-    result = function(np.where(nan, 0, known)).astype(pixels.dtype, copy=False)
-    spread = ndimage.maximum_filter(nan.view(np.uint8), **neighbourhood(sizes, shape))
-    result[spread > 0] = np.nan
-    return result
+    wide = pixels if pixels.dtype.itemsize in (4, 8) else pixels.astype(float_dtype(pixels.dtype))
+    is_missing = ~np.isfinite(pixels)
+    if not is_missing.any():
+        return function(wide).astype(pixels.dtype, copy=False)
+    result = function(np.where(is_missing, wide.dtype.type(fill), wide))
+    result[is_missing] = np.nan
+    return result.astype(pixels.dtype, copy=False)
+
+
+def maximum_around(pixels: Array, sizes: Sequence[int], shape: str) -> Array:
+    """Return the maximum filter."""
+    from scipy import ndimage
+
+    around = neighbourhood(sizes, shape)
+    return of_finite(
+        pixels, lambda clean: np.asarray(ndimage.maximum_filter(clean, **around)), -np.inf
+    )
+
+
+def minimum_around(pixels: Array, sizes: Sequence[int], shape: str) -> Array:
+    """Return the minimum filter."""
+    from scipy import ndimage
+
+    around = neighbourhood(sizes, shape)
+    return of_finite(
+        pixels, lambda clean: np.asarray(ndimage.minimum_filter(clean, **around)), np.inf
+    )
 
 
 def sizes_of(size: PerAxis, axes: str) -> tuple[int, ...]:

@@ -25,6 +25,8 @@ from patchworks_core.plugins.function_versions import (
     version_of_files,
 )
 from patchworks_core.seams.rules import MergeRule
+from patchworks_core.statistics.background import DARK_OBJECTS, has_bright_background
+from patchworks_core.statistics.statistics import ImageStatistics
 
 LabelFunction = Callable[..., "np.ndarray[Any, Any]"]
 
@@ -51,6 +53,10 @@ class Declaration:
     version: str = ""
     """Raised by its author whenever the same pixels would get other labels."""
 
+    same_as_before: Callable[[str, Mapping[str, Any], ImageStatistics], bool] | None = None
+    """Called with an earlier version, the parameters and the statistics of an image: tells whether
+    that version gave the same labels of just this image, so that its tiles may be completed."""
+
     gpu: bool = False
     """True if it runs on a GPU where there is one."""
 
@@ -69,6 +75,7 @@ def declare(
     *,
     merge: MergeRule = "auto",
     version: str = "",
+    same_as_before: Callable[[str, Mapping[str, Any], ImageStatistics], bool] | None = None,
     gpu: bool = False,
     prepare: Callable[[Mapping[str, Any]], str] | None = None,
     other_channels: Mapping[str, str] | None = None,
@@ -88,7 +95,8 @@ def declare(
     """
 
     def mark(function: LabelFunction) -> LabelFunction:
-        said = Declaration(merge, version, gpu, prepare, dict(other_channels or companions or {}))
+        channels = dict(other_channels or companions or {})
+        said = Declaration(merge, version, same_as_before, gpu, prepare, channels)
         function.patchworks = said  # type: ignore[attr-defined]
         return function
 
@@ -152,11 +160,39 @@ class Segmentation:
     @property
     def connectivity(self) -> int | None:
         """The connectivity its labels have, where the function says; None is unknown."""
-        if "connectivity" not in _parameter_names(self.function):
-            return None
-        default = inspect.signature(self.function).parameters["connectivity"].default
-        value = self.parameters.get("connectivity", default)
+        value = self._value_of("connectivity")
         return value if isinstance(value, int) else None
+
+    def _value_of(self, name: str) -> Any:
+        """Return what a parameter is in every call; None where the function has no such."""
+        if name not in _parameter_names(self.function):
+            return None
+        default = inspect.signature(self.function).parameters[name].default
+        return self.parameters.get(name, default)
+
+    def notes_on(self, statistics: ImageStatistics) -> tuple[str, ...]:
+        """Say in words what the function decides from the statistics of the image."""
+        is_left_open = self._value_of("dark_objects") == "auto"
+        return (DARK_OBJECTS,) if is_left_open and has_bright_background(statistics) else ()
+
+    def is_same_as(self, version: str, statistics: ImageStatistics) -> bool:
+        """Tell whether an earlier version of the function gave the same labels of an image.
+
+        Parameters
+        ----------
+        version : str
+            As it is recorded.
+        statistics : ImageStatistics
+            Of that image.
+        """
+        declared = declaration_of(self.function)
+        if declared.same_as_before is None:
+            return False
+        before, _, bound = version.partition(" ")
+        if bound != self.version.partition(" ")[2]:
+            return False
+        parameters = {**_bound_keywords(self.function), **self.parameters}
+        return declared.same_as_before(before, parameters, statistics)
 
     @property
     def other_channels(self) -> dict[str, int | str]:

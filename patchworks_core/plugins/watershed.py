@@ -1,6 +1,7 @@
 """Round objects above a global threshold, touching ones split at their necks.
 
-1. Smooth, and take what lies above a threshold of the whole image (`threshold`'s own functions).
+1. Smooth, and take what lies above a threshold of the whole image, or below it where the background
+   is bright (`threshold`'s own functions).
 2. Fill small holes, so that a dark spot inside an object does not look like its border.
 3. Distance to the background, smoothed a little so that a rough outline makes no extra summits.
 4. One seed per summit (`find_seeds`), by rules that look no further than `min_distance`.
@@ -17,13 +18,20 @@ import numpy.typing as npt
 
 from patchworks_core.errors import SegmentationError
 from patchworks_core.plugins.segmentation import declare
-from patchworks_core.plugins.threshold import decided_threshold, foreground, smooth
+from patchworks_core.plugins.threshold import (
+    DarkObjects,
+    are_dark,
+    decided_threshold,
+    foreground,
+    same_as_before,
+    smooth,
+)
 from patchworks_core.statistics.statistics import ImageStatistics
 
 Array = npt.NDArray[Any]
 
 
-@declare(version="1")
+@declare(version="2", same_as_before=same_as_before)
 def watershed(
     tile: Array,
     *,
@@ -33,7 +41,7 @@ def watershed(
     sigma: float = 1.0,
     min_distance: float = 5,
     spacing: Sequence[float] | None = None,
-    dark_objects: bool = False,
+    dark_objects: DarkObjects = "auto",
     hole_size: int = 30,
 ) -> npt.NDArray[np.int32]:
     """Label round objects, such as nuclei, that may touch each other.
@@ -43,11 +51,12 @@ def watershed(
     tile : ndarray
         Pixels of one tile, 2-D or 3-D; a 3-D tile one pixel thick is segmented as 2-D.
     statistics : ImageStatistics, optional
-        Statistics of the whole image, from which `method` takes the threshold.
+        Statistics of the whole image, from which `method` takes the threshold, and `dark_objects`
+        whether objects are dark.
     method : {"otsu", "li", "yen"}, default "otsu"
         How the threshold is found.
     value : float, optional
-        The threshold itself; then neither `statistics` nor `method` is used.
+        The threshold itself, in place of that of `method`.
     sigma : float, default 1
         Gaussian smoothing of the pixels and of the distances, in pixels of the finest axis. Use 2
         for noisy volumes.
@@ -56,8 +65,10 @@ def watershed(
         object, in pixels of the finest axis.
     spacing : sequence of float, optional
         Pixel size per axis, in any unit; by default the same on every axis.
-    dark_objects : bool, default False
-        Label what is at or below the threshold.
+    dark_objects : bool or "auto", default "auto"
+        True labels what is at or below the threshold, False what is above it. By default objects
+        are dark where `statistics` say that the background of the whole image is bright
+        (`patchworks_core.statistics.background`), and bright where nothing says so.
     hole_size : int, default 30
         Holes of at most this many pixels are filled.
 
@@ -72,7 +83,8 @@ def watershed(
 
     Notes
     -----
-    Nothing is normalised per tile. An object's labels are those of the whole image if the tile
+    Nothing is normalised per tile. Pixels that are not finite are background, and those around them
+    are smoothed without them. An object's labels are those of the whole image if the tile
     holds it, and those it touches, whole, with ``4 * sigma + min_distance`` to spare: choose a halo
     wider than the largest object. Objects cut by the tile's border may be split otherwise there.
 
@@ -100,8 +112,9 @@ def watershed(
     from scipy import ndimage
     from skimage import segmentation
 
-    level = decided_threshold(statistics, method=method, value=value, dark_objects=dark_objects)
-    mask = foreground(smooth(tile, sigma, spacing=lengths), level, dark_objects=dark_objects)
+    is_dark = are_dark(dark_objects, statistics)
+    level = decided_threshold(statistics, method=method, value=value, dark_objects=is_dark)
+    mask = foreground(smooth(tile, sigma, spacing=lengths), level, dark_objects=is_dark)
     mask = _fill_holes(mask, hole_size)
     relative = [length / min(lengths) for length in lengths]
     distance = np.asarray(ndimage.distance_transform_edt(mask, sampling=relative))
@@ -109,7 +122,10 @@ def watershed(
     radii = [max(1, round(min_distance / length)) for length in relative]
     seeds = find_seeds(distance, mask, radii)
     flood: Any = segmentation.watershed
-    return np.asarray(flood(-distance, seeds, mask=mask), dtype=np.int32)
+    labels = np.asarray(flood(-distance, seeds, mask=mask), dtype=np.int32)
+    if tile.dtype.kind == "f":  # filled with a hole, one of them shaped no object
+        labels[~np.isfinite(tile)] = 0
+    return labels
 
 
 def find_seeds(

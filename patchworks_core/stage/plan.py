@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -20,6 +21,7 @@ from patchworks_core.files.storage import as_path, write_text
 from patchworks_core.images.image import Image
 from patchworks_core.plugins.function_versions import version_before
 from patchworks_core.plugins.segmentation import Segmentation, recorded_before, short_name
+from patchworks_core.statistics.statistics import ImageStatistics
 from patchworks_core.tiles.grid import TileGrid, plan_grid
 
 RECORD_VERSION = 1
@@ -250,10 +252,16 @@ def make_plan(
     )
 
 
-def as_recorded(plan: Plan, segmentation: Segmentation, recorded: Plan) -> Plan:
-    """Return the recorded plan where it is this one, written by version 0.1.0; else this one.
+def as_recorded(
+    plan: Plan,
+    segmentation: Segmentation,
+    recorded: Plan,
+    statistics: Callable[[], ImageStatistics | None] = lambda: None,
+) -> Plan:
+    """Return the recorded plan where its labels are those of this one; else this one.
 
-    Version 0.1.0 told functions apart by less: the modules that they import did not count.
+    Version 0.1.0 told functions apart by less: the modules that they import did not count. And a
+    function may say that an earlier version of it gave the same labels of this image.
 
     Parameters
     ----------
@@ -262,15 +270,26 @@ def as_recorded(plan: Plan, segmentation: Segmentation, recorded: Plan) -> Plan:
     segmentation : Segmentation
         Of that plan.
     recorded : Plan
+    statistics : callable, optional
+        Returns those of the image, None where they are not known; called only where they matter.
     """
     if plan.fingerprint == recorded.fingerprint:
         return plan
-    try:
+    with suppress(SegmentationError):
         version = version_before(segmentation.function)
-    except SegmentationError:
+        if _at_version(plan, version).fingerprint == recorded.fingerprint:
+            return recorded
+    version = str(recorded.segmentation["version"])
+    if _at_version(plan, version).fingerprint != recorded.fingerprint:
         return plan
-    older = replace(plan, segmentation={**plan.segmentation, "version": version})
-    return recorded if older.fingerprint == recorded.fingerprint else plan
+    measured = statistics()
+    is_same = measured is not None and segmentation.is_same_as(version, measured)
+    return recorded if is_same else plan
+
+
+def _at_version(plan: Plan, version: str) -> Plan:
+    """Return a plan with another version of the function."""
+    return replace(plan, segmentation={**plan.segmentation, "version": version})
 
 
 def check_parameters(parameters: Mapping[str, Any]) -> None:

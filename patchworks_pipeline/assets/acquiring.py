@@ -11,6 +11,7 @@ from patchworks_core.pictures.report import image_picture
 from patchworks_core.stage.plan import EMPTY_THRESHOLD, Plan
 from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.staging import other_channels_of
+from patchworks_core.statistics.background import has_bright_background
 from patchworks_core.statistics.measuring import measure, measure_tiles
 from patchworks_pipeline.assets.metadata import picture, shape_text, size_text
 from patchworks_pipeline.assets.planned import Measured, is_asked_for, planned_function
@@ -134,7 +135,7 @@ def image_statistics(
     opened = folder.acquisition().open()
     regions = [block.core for block in plan.grid.blocks()]
     with Pool.open(budget.open(budget.decide(plan).count), report_progress) as pool:
-        function = planned_function(plan)
+        function = planned_function(folder, plan)
         maxima: Iterable[float] = ()
         if EMPTY_THRESHOLD in plan.segmentation:
             maxima, statistics = measure_tiles(opened, plan.grid, pool)
@@ -147,8 +148,13 @@ def image_statistics(
             }
             Measured(measured, tuple(maxima)).write(folder, plan)
     folder.write_statistics(statistics)
+    notes = function.notes_on(statistics)
+    for note in notes:
+        context.log.info(note)
     return dg.MaterializeResult(
         metadata={
+            "background": "bright" if has_bright_background(statistics) else "dark",
+            "notes": "; ".join(notes) or "none",
             "minimum": float(statistics.minimum),
             "maximum": float(statistics.maximum),
             "mean": statistics.mean,

@@ -79,7 +79,7 @@ def boundary_pairs(
     opened = folder.acquisition().open()
     with Pool.open(budget.open(budget.decide(plan).count)) as pool:
         if opened.fingerprint != plan.image.fingerprint:
-            others = other_channels_of(planned_function(plan), opened)
+            others = other_channels_of(planned_function(folder, plan), opened)
             check_tiles(Staging(opened, stage, np.asarray, other_channels=others), pool=pool)
         edges = pair_tiles(stage, pool=pool, allow_missing=allow_missing)
     folder.write_edges(edges, content, allow_missing=allow_missing)

@@ -112,17 +112,20 @@ class Beside:
         return cls(other_channels, measured.other_channels, empty)
 
 
-def planned_function(plan: Plan) -> Segmentation:
-    """Return the function that was planned, and only that version of it.
+def planned_function(folder: ImageFolder, plan: Plan) -> Segmentation:
+    """Return the function that was planned, and only a version with the same labels.
 
     Raises
     ------
     StageError
-        If its version is another now.
+        If its version is another now, which may give the image other labels.
     """
     planned = plan.segmentation
     function = segmentation_of(planned["function"], planned["parameters"])
-    if function.version != planned["version"]:
+    if function.version == planned["version"]:
+        return function
+    statistics = folder.measured_before()
+    if statistics is None or not function.is_same_as(planned["version"], statistics):
         raise StageError(
             f"segmentation function {planned['function']!r} was planned at version "
             f"{planned['version']!r} and is now {function.version!r}; tiles of two versions are "

@@ -20,6 +20,7 @@ from patchworks_core.errors import PlanError, StageError
 from patchworks_core.images.image import open_image
 from patchworks_core.stage.plan import Plan
 from patchworks_core.tiles.grid import SPATIAL_AXES
+from patchworks_pipeline.assets.planned import planned_function
 from patchworks_pipeline.assets.tile_events import not_logged
 from patchworks_pipeline.automation.events import RANGE_END, RANGE_START
 from patchworks_pipeline.cli.terminal import errors, say
@@ -150,6 +151,8 @@ def run_image(
         error = _run(instance, "plan_image", resources, partition_key=folder.key)
         if error:
             return ImageRun(folder, tuple(steps), (), error.message)
+    for note in planned_function(folder, plan).notes_on(folder.statistics()):
+        say(note, on=errors)
     blocks = folder.stage(plan).missing_blocks()
     # What was staged by a run that was ended before it had logged it is staged no second time.
     blocks = blocks or not_logged(instance, folder.key, plan.grid.block_keys())

@@ -262,9 +262,11 @@ class SegmentationDefaults(Deployed):
         function = self.function_of(acquisition)
         plan = make_plan(image, function, **self.tiling_of(acquisition))
         try:
-            return as_recorded(plan, function, folder.plan()) if folder.has("plan.json") else plan
+            if folder.has("plan.json"):
+                return as_recorded(plan, function, folder.plan(), folder.measured_before)
         except PlanError:  # damaged: it is planned anew
-            return plan
+            pass
+        return plan
 
     def tiling_of(self, acquisition: Acquisition) -> dict[str, Any]:
         """Return tile shape, overlap and block limit of an image."""

@@ -28,11 +28,20 @@ def blobs(shape, density: float = 0.5, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).random(shape) < density
 
 
-def plan_of(pixels, function=label_components, *, tile_shape=4, overlap=0, axes=None, **options):
+def plan_of(
+    pixels,
+    function=label_components,
+    *,
+    parameters=None,
+    tile_shape=4,
+    overlap=0,
+    axes=None,
+    **options,
+):
     """Open and plan an array."""
     names = {name: options.pop(name) for name in ("channel", "level") if name in options}
     image = open_image(pixels, axes=axes, **names)
-    segmentation = segmentation_of(function)
+    segmentation = segmentation_of(function, parameters)
     plan = make_plan(image, segmentation, tile_shape=tile_shape, overlap=overlap, **options)
     return image, plan
 

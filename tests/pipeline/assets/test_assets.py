@@ -238,7 +238,7 @@ def test_only_tiles_whose_labels_changed_are_rewritten(pipeline, marked_path, mo
     )
     monkeypatch.setattr(
         "patchworks_pipeline.assets.staging.planned_function",
-        lambda plan: _of(tissue_functions.fails_at_mark),
+        lambda folder, plan: _of(tissue_functions.fails_at_mark),
     )
     assert pipeline.stage(folder, MARKED_KEY).success
     labels = metadata_of(pipeline.merge(folder), "merged_labels")
