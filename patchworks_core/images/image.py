@@ -18,6 +18,7 @@ import zarr
 
 from patchworks_core.errors import ImageError
 from patchworks_core.files.locations import changed_at
+from patchworks_core.images.channels import channel_note
 from patchworks_core.images.readers.memory import MappedArray
 from patchworks_core.images.readers.opened import (
     Gaps,
@@ -427,32 +428,10 @@ def open_image(
         requested_axes=axes,
         stamp=opened.stamp,
         is_label_image=opened.is_label_image,
-        notes=(*opened.notes, *_channel_note(unasked, opened, where)),
+        notes=(*opened.notes, *channel_note(unasked, opened, where)),
         count_gaps=opened.gaps,
     )
     return image if pixel_size is None else image.of_pixel_size(pixel_size)
-
-
-def _channel_note(unasked: int | None, opened: Opened, where: str) -> tuple[str, ...]:
-    """Say which of several channels is read where nobody chose one."""
-    n_channels = 0 if unasked is None else int(opened.pixels.shape[opened.axes.index("c")])
-    if n_channels < 2:
-        return ()
-    names = opened.channel_names or _colours_of(opened, n_channels)
-    said = [f"{i} is {name!r}" for i, name in enumerate(names)]
-    channels = f" ({', '.join(said)})" if said else ""
-    another = n_channels - 1
-    return (
-        f"channel {unasked} of {n_channels} in {where} is read{channels}; choose another with "
-        f"channel={another} (--channel {another}), or say channel={unasked}",
-    )
-
-
-def _colours_of(opened: Opened, n_channels: int) -> tuple[str, ...]:
-    """Return what the unnamed channels of a photograph are: it stores them last, in 8 bits."""
-    if opened.axes[-1] != "c" or opened.pixels.dtype != np.uint8:
-        return ()
-    return ("red", "green", "blue", "opacity")[:n_channels] if n_channels in (3, 4) else ()
 
 
 def open_all_channels(source: Any, *, level: int = DEFAULT_LEVEL, axes: str | None = None) -> Image:

@@ -8,7 +8,7 @@ where four things are so of it. Each is what fluorescence lacks, however dense i
 2. It is even: half of its pixels lie close together, clear of the threshold.
 3. Little is brighter: light that nothing absorbs is the brightest there is. Objects that shine
    differ, and the brightest of them are far brighter than most.
-4. The dark part is less even: that of fluorescence is empty background.
+4. The dark part is less even, or far from black: that of fluorescence is empty background.
 
 Light that the camera cuts off looks even and has nothing above it, whatever it is. Then the bright
 part must be most of the image, and the dark part far from black. In doubt objects are bright.
@@ -33,8 +33,8 @@ DARK_OBJECTS = (
 """What is said where a function takes objects for dark."""
 
 SHARE, MOST = 1 / 2, 2 / 3
-"""Least share of the pixels that the bright part holds; where light is cut off, or where the two
-parts are as even as each other."""
+"""Least share of the pixels that the bright part holds; where light is cut off, or the dark part is
+not much less even."""
 
 CLEARANCE = 2.0
 """How many of its own widths the bright part stands above the threshold, at least."""
@@ -44,13 +44,14 @@ TAIL = 0.2
 it: 0.04 to 0.18 in brightfield, 0.25 and more in fluorescence of every density."""
 
 EVENNESS = 2.0
-"""How many times as wide as the bright part the dark part is, at least."""
+"""How many times as wide as the bright part the dark part is, at least; once where the bright part
+is `MOST` of the image."""
 
 CUT_OFF = 0.1
 """Share of the bright part that has the largest value, from which on light counts as cut off."""
 
 FAR_FROM_BLACK = 0.25
-"""Least value of the dark part where light is cut off, of the largest value."""
+"""Least value of a dark part that is not black, of the largest value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +92,17 @@ def has_bright_background(statistics: ImageStatistics) -> bool:
     if not counts[is_bright].any() or not counts[~is_bright].any():
         return False
     dark, bright = _part_of(values, counts, ~is_bright), _part_of(values, counts, is_bright)
+    is_far = dark.low > FAR_FROM_BLACK * float(statistics.maximum)
     if int(counts[np.flatnonzero(counts)[-1]]) > CUT_OFF * int(counts[is_bright].sum()):
-        is_far = dark.low > FAR_FROM_BLACK * float(statistics.maximum)
         return bright.share >= MOST and is_far
     ends = statistics.percentile(0.1), statistics.percentile(99.9)
     is_clear = bright.low - statistics.threshold() >= CLEARANCE * bright.width
     is_brightest = ends[1] - bright.middle <= TAIL * (bright.middle - ends[0])
     least = bright.width - float(statistics.bins.width)  # whole numbers round the widths
-    is_more_even = dark.width >= (least if bright.share >= MOST else EVENNESS * bright.width)
+    if bright.share >= MOST:
+        is_more_even = is_far or dark.width >= least
+    else:
+        is_more_even = dark.width >= EVENNESS * bright.width
     return bright.share >= SHARE and is_clear and is_brightest and is_more_even
 
 

@@ -51,6 +51,14 @@ def test_absorbing_objects_lie_on_a_bright_background(covered, light, blur):
     assert not is_bright(255 - pixels)
 
 
+@pytest.mark.parametrize("noise", [0, 4])
+def test_objects_without_noise_may_lie_on_a_bright_background(noise):
+    pixels = np.random.default_rng(0).normal(220, noise, SHAPE).clip(0, 255)
+    pixels[objects(0.1)] = 90
+    assert is_bright(pixels.astype("u1"))
+    assert not is_bright(255 - pixels.astype("u1"))
+
+
 @pytest.mark.parametrize("covered", COVERED)
 @pytest.mark.parametrize("spread", [0, 0.25])
 @pytest.mark.parametrize("blur", [0, 1, 3])

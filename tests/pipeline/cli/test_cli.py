@@ -134,7 +134,7 @@ def test_why_tiles_could_not_start_is_said_instead_of_old_failures(
 ):
     assert patchworks("run", marked_path, *FAILS)[0] == 3
 
-    def gone(plan):
+    def gone(folder, plan):
         raise StageError("the disk is gone")
 
     monkeypatch.setattr("patchworks_pipeline.assets.staging.planned_function", gone)
