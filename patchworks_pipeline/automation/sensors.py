@@ -7,6 +7,7 @@ tick that is missed, repeated, or begins again from nothing requests nothing twi
 import json
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
@@ -94,9 +95,8 @@ def landing_sensor(
     quarantine = Quarantine(store.path() / ".quarantine")
     candidates = find_candidates(source.layout(), known=ledger.taken)
     _confirm(context.instance, record.get("asked", {}), ledger)
-    turn = int(record.get("turn", 0))
     folders = [c.url for c in candidates if c.is_folder and c.url in ledger.taken]
-    again = [folders[(turn + i) % len(folders)] for i in range(min(LOOKED_AGAIN, len(folders)))]
+    turn = int(record.get("turn", 0))
     arrivals = look(
         candidates,
         Watch(source.settle_seconds, source.max_per_tick),
@@ -104,64 +104,83 @@ def landing_sensor(
         seen=seen_from_json(record.get("seen", {})),
         ledger=ledger,
         refused=quarantine.names(),
-        again=again,
+        again=[folders[(turn + i) % len(folders)] for i in range(min(LOOKED_AGAIN, len(folders)))],
     )
-    requests, refused = [], []
-    asked: dict[str, list[str]] = {}
     faults = ImageFaults(context.log.warning, record.get("faults"))
+    decisions = _Decisions()
     for name, reason in arrivals.faults.items():
         with faults.about(name):
             raise reason
     for arrival in arrivals.arrivals:
         with faults.about(arrival.candidate.name):  # it is tried again
-            folder = store.folder(arrival.candidate.key) if arrival.candidate.key else None
-            why = _why_refused(arrival, folder)
-            if folder is None or why is not None:
-                quarantine.refuse(arrival, why or "")
-                refused.append((arrival, why or ""))
-            elif arrival.candidate.url not in ledger.taken and _is_planned(folder):
-                # Planned by hand, or taken before the ledger was lost.
-                ledger.taken[arrival.candidate.url] = arrival.version
-            else:
-                if not folder.has("acquisition.json"):
-                    folder.write_acquisition(arrival.candidate.acquisition())
-                requests.append(_plan_request(arrival))
-                version = arrival.version
-                asked[arrival.candidate.url] = [arrival.name, version.signature, version.glance]
+            decisions.take(arrival, store, ledger, quarantine)
     if ledger.taken != before or ledger.damage:
         ledger.write()
     alerts.send(
-        [Alert(a.candidate.key, reason, "/assets/image") for a, reason in refused],
+        [Alert(a.candidate.key, reason, "/assets/image") for a, reason in decisions.refused],
         memory=store.path() / ".alerts.json",
         log=context.log,
     )
-    cursor = json.dumps(
-        {
-            "seen": seen_to_json(arrivals.seen),
-            "asked": asked,
-            "turn": (turn + LOOKED_AGAIN) % max(1, len(folders)),
-            "faults": dict(_last(faults.found.items(), MAX_WAITING)),
-        },
-        separators=(",", ":"),
+    cursor = {
+        "seen": seen_to_json(arrivals.seen),
+        "asked": decisions.asked,
+        "turn": (turn + LOOKED_AGAIN) % max(1, len(folders)),
+        "faults": dict(_last(faults.found.items(), MAX_WAITING)),
+    }
+    return decisions.result(
+        json.dumps(cursor, separators=(",", ":")),
+        otherwise=_nothing_to_take(len(candidates), arrivals.n_waiting),
     )
-    return dg.SensorResult(
-        run_requests=requests,
-        skip_reason=None if requests else _nothing_to_take(len(candidates), arrivals.n_waiting),
-        dynamic_partitions_requests=[
-            images.build_add_request(unique(str(r.partition_key) for r in requests))
-        ]
-        if requests
-        else [],
-        asset_events=[
-            dg.AssetObservation(
-                "image",
-                description=f"{arrival.candidate.name} was refused: {reason}",
-                metadata={"acquisition": arrival.candidate.url, "reason": reason},
-            )
-            for arrival, reason in refused
-        ],
-        cursor=cursor,
-    )
+
+
+@dataclass(slots=True)
+class _Decisions:
+    """What a tick of the landing sensor does about what arrived."""
+
+    requests: list[dg.RunRequest] = field(default_factory=list)
+
+    refused: list[tuple[Arrival, str]] = field(default_factory=list)
+    """With the reason."""
+
+    asked: dict[str, list[str]] = field(default_factory=dict)
+    """Name and version of what was requested, by URL; in the ledger once it has its run."""
+
+    def take(
+        self, arrival: Arrival, store: LabelStore, ledger: Ledger, quarantine: Quarantine
+    ) -> None:
+        """Request the plan of an acquisition, or refuse it."""
+        candidate, version = arrival.candidate, arrival.version
+        folder = store.folder(candidate.key) if candidate.key else None
+        why = _why_refused(arrival, folder)
+        if folder is None or why is not None:
+            quarantine.refuse(arrival, why or "")
+            self.refused.append((arrival, why or ""))
+        elif candidate.url not in ledger.taken and _is_planned(folder):
+            # Planned by hand, or taken before the ledger was lost.
+            ledger.taken[candidate.url] = version
+        else:
+            if not folder.has("acquisition.json"):
+                folder.write_acquisition(candidate.acquisition())
+            self.requests.append(_plan_request(arrival))
+            self.asked[candidate.url] = [arrival.name, version.signature, version.glance]
+
+    def result(self, cursor: str, *, otherwise: str) -> dg.SensorResult:
+        """Return what the sensor answers; `otherwise` is why nothing is requested."""
+        keys = unique(str(request.partition_key) for request in self.requests)
+        return dg.SensorResult(
+            run_requests=self.requests,
+            skip_reason=None if self.requests else otherwise,
+            dynamic_partitions_requests=[images.build_add_request(keys)] if keys else [],
+            asset_events=[
+                dg.AssetObservation(
+                    "image",
+                    description=f"{arrival.candidate.name} was refused: {reason}",
+                    metadata={"acquisition": arrival.candidate.url, "reason": reason},
+                )
+                for arrival, reason in self.refused
+            ],
+            cursor=cursor,
+        )
 
 
 def _confirm(instance: dg.DagsterInstance, asked: dict[str, list[str]], ledger: Ledger) -> None:
