@@ -18,7 +18,7 @@ from patchworks_core.ome_zarr.label_image import LabelImage, WrittenLabels, writ
 from patchworks_core.pictures.report import overlay_picture, overview_region, seam_region
 from patchworks_core.seams.judge import SeamReport, judge_seams
 from patchworks_core.seams.lookup import LookupTable
-from patchworks_core.seams.rules import joined_pairs, warning_of
+from patchworks_core.seams.rules import MergeOptions, joined_pairs, warning_of
 from patchworks_core.stage.plan import Plan
 from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.staging import Staging, other_channels_of
@@ -260,13 +260,18 @@ def merged_labels(
         check_results=[
             _every_tile_is_merged(stage.missing_blocks(), plan),
             _seams_agree(seams),
-            dg.AssetCheckResult(
-                check_name=IDS_ARE_SEQUENTIAL,
-                passed=not options.sequential or ids_are_sequential(lut),
-                severity=dg.AssetCheckSeverity.ERROR,
-                metadata={"n_objects": lut.n_objects, "sequential": options.sequential},
-            ),
+            _ids_are_sequential(lut, options),
         ],
+    )
+
+
+def _ids_are_sequential(lut: LookupTable, options: MergeOptions) -> dg.AssetCheckResult:
+    """Tell whether each id is used, where that was asked for."""
+    return dg.AssetCheckResult(
+        check_name=IDS_ARE_SEQUENTIAL,
+        passed=not options.sequential or ids_are_sequential(lut),
+        severity=dg.AssetCheckSeverity.ERROR,
+        metadata={"n_objects": lut.n_objects, "sequential": options.sequential},
     )
 
 

@@ -344,19 +344,11 @@ def merging_sensor(
     if off:
         return dg.SkipReason(off)
     record: dict[str, Any] = cursor_record(context.cursor)
-    staged, of_tiles = new_partitions(
-        context.instance,
-        "staged_labels",
-        EventCursor.from_json(record.get("staged")),
-        limit=EVENTS_PER_TICK,
-    )
+    instance, since = context.instance, EventCursor.from_json(record.get("staged"))
+    staged, of_tiles = new_partitions(instance, "staged_labels", since, limit=EVENTS_PER_TICK)
     # An image that is planned again and has all its tiles goes straight to here.
-    measured, of_images = new_partitions(
-        context.instance,
-        "image_statistics",
-        EventCursor.from_json(record.get("measured")),
-        limit=IMAGES_PER_TICK,
-    )
+    since = EventCursor.from_json(record.get("measured"))
+    measured, of_images = new_partitions(instance, "image_statistics", since, limit=IMAGES_PER_TICK)
     heard_of = unique([*map(image_of, staged), *measured])
     partitions = set(context.instance.get_dynamic_partitions(str(images.name)))
     due = {key: when for key, when in record.get("waiting", {}).items() if key in partitions}
