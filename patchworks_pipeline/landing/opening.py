@@ -8,6 +8,7 @@ from hashlib import blake2b
 from typing import Any
 
 from patchworks_core.errors import ImageError, PlanError
+from patchworks_core.images.image import DEFAULT_CHANNEL
 from patchworks_core.images.readers.opened import are_axes
 from patchworks_core.images.units import pixel_sizes
 from patchworks_core.tiles.grid import AXES, SPATIAL_AXES
@@ -28,7 +29,7 @@ class Opening:
     series: int | str | None = None
     """Number or name of one of several images in a file, ``all`` for each; None is the first."""
 
-    channel: int | str = 0
+    channel: int | str = DEFAULT_CHANNEL
     """Number or name of the channel to segment, ``all`` for each."""
 
     level: int = 0

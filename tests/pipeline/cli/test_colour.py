@@ -6,6 +6,7 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 
+from patchworks_pipeline.landing.opening import Opening
 from patchworks_pipeline.records import Acquisition
 from tests.pipeline.conftest import call_command_line, metadata_of
 from tests.tissue import tissue
@@ -35,6 +36,14 @@ def test_that_nobody_chose_a_channel_is_kept_in_the_record():
     text = Acquisition("a.png").to_json()
     assert '"channel"' not in text
     assert Acquisition.from_json(text, where="a").channel == 0
+
+
+def test_a_picture_in_the_landing_folder_says_so_too_unless_the_setting_chooses():
+    assert '"channel"' not in Opening().acquisition("a.png").to_json()
+    assert '"channel"' not in Opening.of({"match": "*.png"}).acquisition("a.png").to_json()
+    assert (
+        '"channel"' in Opening.of({"match": "*.png", "channel": 0}).acquisition("a.png").to_json()
+    )
 
 
 @pytest.mark.parametrize(
