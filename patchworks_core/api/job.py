@@ -254,7 +254,7 @@ class Job:
         except PlanError:
             if resume is True or self.stage_dir is not None:
                 raise
-            self.say(f"the stage at {staged} cannot be read, and is begun anew")
+            log.warning("the stage at %s cannot be read, and is begun anew", staged)
             return Stage.create(staged, plan)
         plan = as_recorded(plan, self.segmentation, recorded, partial(self._statistics, plan))
         if resume is True:
@@ -269,9 +269,10 @@ class Job:
                 f"stage_dir={str(self.stage_dir)!r} holds the stage of another plan "
                 f"({plan.difference(recorded)}); name another folder, or delete it"
             )
-        self.say(
-            f"the stage at {staged} is of another plan ({plan.difference(recorded)}) and is begun "
-            "anew"
+        log.warning(
+            "the stage at %s is of another plan (%s) and is begun anew",
+            staged,
+            plan.difference(recorded),
         )
         return Stage.create(staged, plan)
 

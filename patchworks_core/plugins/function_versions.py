@@ -2,10 +2,11 @@
 
 1. `_Walk` goes from the function through every function of the user's that it names: what they
    close over, their defaults, and the values of the globals that they read.
-2. Of a function whose module has a source file the file counts, and that of every module of the
-   user's that it imports (`patchworks_core.plugins.user_modules`); of one that was typed in, its
-   code.
-3. Installed packages count by their version, files that parameters name by their content.
+2. Its code counts, and where that has a source file the file, and that of every module of the
+   user's that it imports (`patchworks_core.plugins.user_modules`).
+3. Values that code may change while it runs (`FunctionVersion.changing`) are kept apart: a model
+   that is loaded with the first tile makes no other function, and nobody can tell it from settings.
+4. Installed packages count by their version, files that parameters name by their content.
 
 `FunctionVersion.unknown` says what of all this could not be told.
 """
@@ -17,36 +18,53 @@ import hashlib
 import inspect
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
+from pathlib import Path, PurePath
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    FunctionType,
+    GetSetDescriptorType,
+    MemberDescriptorType,
+    MethodType,
+    ModuleType,
+)
 from typing import Any
 
 import numpy as np
 
 from patchworks_core.errors import SegmentationError
 from patchworks_core.plugins.models import digest_of_files
-from patchworks_core.plugins.user_modules import Reach, has_source, is_installed, is_source_of
+from patchworks_core.plugins.user_modules import Reach, is_installed, owner_of
 from patchworks_core.plugins.value_digests import Digester, digest_text
 
 MAX_FILES = 1000
 """A folder of more files that a parameter names is not looked through."""
 
-_CONSTANT = (type(None), bool, int, float, complex, str, bytes, tuple, frozenset, np.generic)
-"""Types of globals that code can only replace, not change."""
+_CONSTANT = (
+    *(type(None), bool, int, float, complex, str, bytes, tuple, frozenset, slice, range),
+    *(np.generic, np.ndarray, np.dtype, PurePath, re.Pattern),
+    *(FunctionType, BuiltinFunctionType, MethodType, partial, type, ModuleType),
+)
+"""Types of values that belong to the version; those of others may change while code runs."""
 
 _MAKING = ("__init__", "__post_init__", "__new__", "__setstate__")
 """Methods that set attributes when an object is made."""
 
-_FOLLOWED = (FunctionType, partial, type, np.ndarray, *_CONSTANT)
-"""Types of globals that belong to the version."""
-
-_CHANGING = (list, dict, set, bytearray)
-"""Types of globals and attributes that code may change while it runs, such as a cache."""
+_BOOKKEEPING = frozenset(
+    {
+        *("__module__", "__dict__", "__weakref__", "__doc__", "__qualname__", "__annotations__"),
+        *("__firstlineno__", "__static_attributes__", "__abstractmethods__", "_abc_impl"),
+        *("__dataclass_fields__", "__dataclass_params__", "__parameters__", "__orig_bases__"),
+    }
+)
+"""What Python itself notes in a class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +75,7 @@ class FunctionVersion:
     """Digests and package versions, as plans record them."""
 
     changing: str = ""
-    """Digest of the globals and attributes that code may change while it runs."""
+    """Digest of the values that code may change while it runs."""
 
     unknown: tuple[str, ...] = ()
     """What nothing here vouches for, in words."""
@@ -74,14 +92,14 @@ def name_of(function: Callable[..., Any]) -> str:
 def version_of(function: Callable[..., Any]) -> FunctionVersion:
     """Return what the labels of a function depend on, beside the tile and its parameters."""
     walk = _Walk()
-    values = walk.digester(function, f"the function {name_of(function)!r}")
+    values = walk.digester(function, f"the function {name_of(function)!r}")  # an object's too
     # Of the modules' files the content counts, not where they lie.
     modules = sorted(f"{name} {_digest_file(file)}" for file, name in walk.reach.files.items())
     packages = walk.reach.versions()
     parts = [f"code:{digest_text(values, *(text.encode() for text in modules))}", *packages]
     return FunctionVersion(
         " ".join(parts),
-        digest_text(*walk.changing.values()) if walk.changing else "",
+        digest_text(*walk.changing) if walk.changing else "",
         tuple(dict.fromkeys([*walk.digester.unknown, *walk.reach.unknown])),
     )
 
@@ -131,93 +149,128 @@ class _Walk:
 
     def __init__(self) -> None:
         self.reach = Reach()
-        self.digester = Digester(self.function, self.class_, self.constant_state)
-        self.changing: dict[str, bytes] = {}
-        """Digests of what code may change while it runs, by name."""
+        self.digester = Digester(self)
+        self.changing: list[bytes] = []
+        """Digests of what code may change while it runs."""
         self._visited: dict[int, object] = {}
+
+    def value(self, value: Any, where: str, *, may_change: bool = False) -> bytes:
+        """Return the digest of a value; nothing where code may change it, which is kept apart."""
+        digest = self.digester(value, where)
+        if isinstance(value, _CONSTANT) and not may_change:
+            return digest
+        if callable(getattr(value, "__wrapped__", None)):  # such as functools.cache
+            return digest
+        self.changing.append(digest)
+        return b""
+
+    def _again(self, visited: object) -> bytes | None:
+        """Return which of the functions and classes this is, where it was met before."""
+        if id(visited) in self._visited:
+            return f"again {list(self._visited).index(id(visited))}".encode()
+        self._visited[id(visited)] = visited
+        return None
 
     def function(self, function: FunctionType, name: str) -> bytes:
         """Return the digest of a function that is met on the way."""
-        module = function.__module__ or ""
-        place = f"{module}:{function.__qualname__}".encode()
-        if id(function) in self._visited:
-            return place
-        self._visited[id(function)] = function
-        is_typed_in = not is_source_of(module, function.__code__.co_filename)
-        if is_typed_in and (module == "__main__" or not is_installed(module)):
-            own = [place, self.digester.code(function.__code__, name)]
-        elif self.reach.add(module):
-            own = [place]
-        else:
-            return place  # of Python, of an installed package, or of this one
-        held = [
-            self.digester(value, f"{label} of {function.__qualname__}")
-            for label, value in _held(function)
-        ]
-        return b"".join([*own, *held, *self._globals(function)])
+        again = self._again(function)
+        if again is not None:
+            return again
+        module, file = function.__module__ or "", function.__code__.co_filename
+        digests = [f"{module}:{function.__qualname__}".encode()]
+        whose = owner_of(file)
+        if whose in ("user", "typed in"):
+            digests.append(self.digester.code(function.__code__, name))
+        if whose == "user":
+            self.reach.add_file(file, module)
+        for label, value, may_change in _held(function):
+            where = f"{label} of {function.__qualname__}"
+            digests.append(self.value(value, where, may_change=may_change))
+        if whose in ("user", "typed in"):
+            digests += self._globals(function)
+        return b"".join(digests)
 
     def class_(self, cls: type) -> bytes:
-        """Return the digest of a class: of one of the user's, that of its methods."""
-        place = f"{cls.__module__}:{cls.__qualname__}".encode()
-        if id(cls) in self._visited:
-            return place
-        self._visited[id(cls)] = cls
-        is_users = self.reach.add(cls.__module__) or not (
-            has_source(cls.__module__) or is_installed(cls.__module__)
-        )
-        if not is_users and cls.__module__ != "__main__":
-            return place
-        digests = [
-            self.digester(value, f"{name!r} of the class {cls.__qualname__}")
-            for name, value in sorted(vars(cls).items())
-            if isinstance(value, FunctionType) or (isinstance(value, _CONSTANT) and name[0] != "_")
-        ]
-        return b"".join([place, *digests, *map(self.class_, cls.__bases__)])
+        """Return the digest of a class: of one of the user's, that of all it holds."""
+        again = self._again(cls)
+        if again is not None:
+            return again
+        digests = [f"{cls.__module__}:{cls.__qualname__}".encode()]
+        # A class of a notebook and one of the program that started it are both of __main__.
+        is_users = self.reach.add(cls.__module__) or cls.__module__ == "__main__"
+        if is_users or not is_installed(cls.__module__):
+            for name, value in sorted(vars(cls).items()):
+                if name in _BOOKKEEPING:
+                    continue
+                for part in _parts_of(value):
+                    digests.append(self.value(part, f"{name!r} of the class {cls.__qualname__}"))
+            digests += map(self.class_, (type(cls), *cls.__bases__))
+        return b"".join(digests)
 
-    def constant_state(self, value: object, state: dict[str, Any], name: str) -> dict[str, Any]:
-        """Return the attributes of an object that its methods neither replace nor may change."""
-        if is_installed(type(value).__module__):
-            return state
+    def state(self, value: object, state: dict[str, Any], name: str) -> list[bytes]:
+        """Return the digests of the attributes of an object; what may change is kept apart."""
         replaced = set(_stored_attributes(type(value)))
-        constant = {}
-        for attribute, held in state.items():
-            if attribute in replaced:
-                continue
-            where = f"{attribute!r} of {name}"
-            if isinstance(held, _CHANGING):
-                self.changing[where] = self.digester(held, where)
-            else:
-                constant[attribute] = held
-        return constant
+        return [
+            attribute.encode()
+            + self.value(held, f"{attribute!r} of {name}", may_change=attribute in replaced)
+            for attribute, held in state.items()
+        ]
 
     def _globals(self, function: FunctionType) -> list[bytes]:
-        """Digest the globals that a function reads and nothing replaces while it runs."""
+        """Digest the globals that a function reads, and the attributes of modules."""
+        names, replaced = sorted(set(_names(function.__code__))), _replaced(function)
         digests = []
-        for name in sorted(set(_names(function.__code__))):
-            if name not in function.__globals__ or name in _replaced(function):
-                continue
-            value = function.__globals__[name]
-            where = f"the global {name!r} of {function.__module__}"
-            if isinstance(value, ModuleType):
-                self.reach.add(value.__name__)
-            elif isinstance(value, _FOLLOWED) or callable(getattr(value, "__wrapped__", None)):
-                digests.append(self.digester(value, where))
-            elif isinstance(value, _CHANGING):
-                self.changing[where] = self.digester(value, where)
-            elif not isinstance(value, logging.Logger) and not has_source(function.__module__):
-                digests.append(self.digester(value, where))
+        for name in names:
+            if name in function.__globals__:
+                where = f"the global {name!r} of {function.__module__}"
+                value, may_change = function.__globals__[name], name in replaced
+                digests.append(self._global(value, where, names, may_change=may_change))
+            else:
+                package = str(function.__globals__.get("__package__") or "")
+                for module in filter(None, map(sys.modules.get, (name, f"{package}.{name}"))):
+                    digests.append(self._module(module, names))
         return digests
 
+    def _global(
+        self, value: Any, where: str, names: Sequence[str], *, may_change: bool = False
+    ) -> bytes:
+        if isinstance(value, ModuleType):
+            return self._module(value, names)
+        if isinstance(value, logging.Logger):
+            return b""
+        return self.value(value, where, may_change=may_change)
 
-def _held(function: FunctionType) -> Iterator[tuple[str, Any]]:
-    """Yield what a function closes over, and its defaults, by name."""
+    def _module(self, module: ModuleType, names: Sequence[str]) -> bytes:
+        """Digest what is read of a module of the user's; of others the version counts."""
+        again = self._again(module)
+        if again is not None:
+            return again
+        file = getattr(module, "__file__", None)
+        if not self.reach.add(module.__name__) and (file or is_installed(module.__name__)):
+            return module.__name__.encode()
+        read = [name for name in names if name in vars(module)]
+        digests = [
+            self._global(vars(module)[name], f"{name!r} of the module {module.__name__}", names)
+            for name in read
+        ]
+        return b"".join([module.__name__.encode(), *digests])
+
+
+def _held(function: FunctionType) -> Iterator[tuple[str, Any, bool]]:
+    """Yield what a function closes over, its defaults and attributes; and if code replaces it."""
+    replaced = set(_stored(function.__code__, ("STORE_DEREF", "DELETE_DEREF")))
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
-            yield f"the value {name!r}", cell.cell_contents
+            yield f"the value {name!r}", cell.cell_contents, name in replaced
         except ValueError:  # not assigned yet
             continue
-    yield "the defaults", function.__defaults__ or ()
-    yield "the keyword defaults", function.__kwdefaults__ or {}
+    for value in function.__defaults__ or ():
+        yield "a default", value, False
+    for name, value in (function.__kwdefaults__ or {}).items():
+        yield f"the default of {name!r}", value, False
+    for name, value in vars(function).items():
+        if name not in ("patchworks", "__wrapped__"):
+            yield f"the attribute {name!r}", value, True
 
 
 def _names(code: CodeType) -> Iterator[str]:
@@ -236,16 +289,17 @@ def _replaced(function: FunctionType) -> set[str]:
         if isinstance(value, FunctionType) and value.__globals__ is function.__globals__
     }
     codes[id(function.__code__)] = function.__code__
-    return {name for code in codes.values() for name in _stored(code)}
+    opcodes = ("STORE_GLOBAL", "DELETE_GLOBAL")
+    return {name for code in codes.values() for name in _stored(code, opcodes)}
 
 
-def _stored(code: CodeType) -> Iterator[str]:
+def _stored(code: CodeType, opcodes: Sequence[str]) -> Iterator[str]:
     for instruction in dis.get_instructions(code):
-        if instruction.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
+        if instruction.opname in opcodes:
             yield str(instruction.argval)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _stored(constant)
+            yield from _stored(constant, opcodes)
 
 
 def _stored_attributes(cls: type) -> Iterator[str]:
@@ -253,13 +307,20 @@ def _stored_attributes(cls: type) -> Iterator[str]:
     for base in cls.__mro__:
         for name, method in vars(base).items():
             if isinstance(method, FunctionType) and name not in _MAKING:
-                yield from _set_in(method.__code__)
+                yield from _stored(method.__code__, ("STORE_ATTR", "DELETE_ATTR"))
 
 
-def _set_in(code: CodeType) -> Iterator[str]:
-    for instruction in dis.get_instructions(code):
-        if instruction.opname == "STORE_ATTR":
-            yield str(instruction.argval)
+def _parts_of(value: Any) -> tuple[Any, ...]:
+    """Return what stands in a class: the functions behind methods and properties."""
+    if isinstance(value, staticmethod | classmethod):
+        return (value.__func__,)
+    if isinstance(value, property):
+        return (value.fget, value.fset, value.fdel)
+    if isinstance(value, cached_property):
+        return (value.func,)
+    if isinstance(value, MemberDescriptorType | GetSetDescriptorType):
+        return ()
+    return (value,)
 
 
 def _digest_file(file: Path) -> str:

@@ -45,14 +45,25 @@ class Reach:
         if _is_installed(origin):
             self.packages.add(top)
             return False
-        if origin not in self.files:
-            self.files[origin] = module
-            self._follow(origin, module)
+        self._follow(origin, module)
         return True
 
+    def add_file(self, file: str, module: str) -> None:
+        """Add the file that code of the user's stands in, and the module that it says it is of."""
+        origin = Path(os.path.realpath(file))
+        if _file_of(module) != origin:
+            modules = [(name, getattr(m, "__file__", None)) for name, m in sys.modules.items()]
+            named = [n for n, path in modules if path and os.path.realpath(path) == str(origin)]
+            module = min(named, key=len, default=origin.stem)
+        self._follow(origin, module)
+
     def _follow(self, file: Path, module: str) -> None:
+        if file in self.files:
+            return
+        self.files[file] = module
         state = file.stat()
-        imported, unknown = _imports_of(file, module, state.st_mtime_ns, state.st_size)
+        package = _package_of(file, module)
+        imported, unknown = _imports_of(file, package, state.st_mtime_ns, state.st_size)
         self.unknown += unknown
         for name in imported:
             self.add(name)
@@ -62,27 +73,26 @@ class Reach:
         return sorted({text for name in self.packages for text in _versions_of(name)})
 
 
-def is_source_of(module: str, file: str) -> bool:
-    """Tell whether code with this file name stands in the source of a module.
+def owner_of(file: str) -> str:
+    """Tell whose code with this file name is: ``user``, ``installed``, ``ours`` or ``typed in``.
 
-    Code that was typed into a notebook, or made by ``exec``, does not.
+    What was typed into a notebook, or made by ``exec``, has no file.
     """
-    found = _file_of(module)
-    return found is not None and os.path.realpath(file) == str(found)
-
-
-def has_source(module: str) -> bool:
-    """Tell whether a module has a file."""
-    return _file_of(module) is not None
+    if not os.path.isfile(file):
+        return "typed in"
+    path = Path(os.path.realpath(file))
+    if any(path.is_relative_to(folder) for folder in _our_folders()):
+        return "ours"
+    return "installed" if _is_of_python_or_installed(path) else "user"
 
 
 def is_installed(module: str) -> bool:
-    """Tell whether a module is part of Python, or of an installed package."""
-    found = _file_of(module)
+    """Tell whether a module is part of Python, of an installed package, or of this one."""
     top = module.partition(".")[0]
-    if found is None:
-        return top in sys.stdlib_module_names
-    return _is_installed(found) or found.is_relative_to(_standard_library())
+    if top in OURS or top in sys.stdlib_module_names:
+        return top != "__main__"
+    file = _file_of(module)
+    return file is not None and _is_of_python_or_installed(file)
 
 
 def _file_of(module: str) -> Path | None:
@@ -105,6 +115,24 @@ def _origin(module: str) -> Path | None:
     if found is None or _is_installed(found):
         return found
     return None if found.is_relative_to(_standard_library()) else found
+
+
+@lru_cache(maxsize=1)
+def _our_folders() -> tuple[Path, ...]:
+    files = [importlib.util.find_spec(name) for name in sorted(OURS)]
+    return tuple(Path(os.path.realpath(f.origin)).parent for f in files if f and f.origin)
+
+
+def _is_of_python_or_installed(path: Path) -> bool:
+    return _is_installed(path) or path.is_relative_to(_standard_library())
+
+
+def _package_of(file: Path, module: str) -> str:
+    """Return the package that relative imports of a module start from."""
+    if module == "__main__":
+        spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+        return str(spec.parent) if spec is not None else ""
+    return module if file.name == "__init__.py" else module.rpartition(".")[0]
 
 
 @lru_cache(maxsize=1)
@@ -140,7 +168,7 @@ def _versions_of(package: str) -> list[str]:
 
 @lru_cache(maxsize=1024)
 def _imports_of(
-    file: Path, module: str, changed: int, size: int
+    file: Path, package: str, changed: int, size: int
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the modules that a source file imports, and what it imports by a name unknown here.
 
@@ -150,7 +178,6 @@ def _imports_of(
         tree = ast.parse(file.read_bytes(), filename=str(file))
     except (SyntaxError, ValueError):
         return (), (f"what {file.name} imports, which is not Python source",)
-    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
     imported: dict[str, None] = {}
     unknown: list[str] = []
     for node in ast.walk(tree):

@@ -7,31 +7,40 @@ other object by what pickling would keep of it. What cannot be digested is named
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+
+from patchworks_core.plugins.models import digest_of_files
 
 MAX_DEPTH = 100
 """How deep a value may be nested."""
 
 
+class Visitor(Protocol):
+    """What goes through functions, classes and the attributes of objects."""
+
+    def function(self, function: FunctionType, name: str) -> bytes:
+        """Return the digest of a function."""
+
+    def class_(self, cls: type) -> bytes:
+        """Return the digest of a class."""
+
+    def state(self, value: object, state: dict[str, Any], name: str) -> list[bytes]:
+        """Return the digests of the attributes of an object."""
+
+
 class Digester:
     """Digests values, and remembers what it could not."""
 
-    def __init__(
-        self,
-        visit_function: Callable[[FunctionType, str], bytes],
-        visit_class: Callable[[type], bytes],
-        constant_state: Callable[[Any, dict[str, Any], str], dict[str, Any]],
-    ) -> None:
-        self._visit_function = visit_function
-        self._visit_class = visit_class
-        self._constant_state = constant_state
+    def __init__(self, visitor: Visitor) -> None:
+        self._visitor = visitor
         self._open: dict[int, int] = {}
         self.unknown: list[str] = []
         """What could not be digested, in words."""
@@ -54,44 +63,53 @@ class Digester:
         if value is None or value is Ellipsis or isinstance(value, bool | int | float | complex):
             return _join(kind, repr(value).encode())
         if isinstance(value, str):
-            return _join(kind, value.encode(errors="surrogatepass"))
+            return _join(kind, value.encode(errors="surrogatepass"), _content_of(value))
         if isinstance(value, bytes | bytearray):
             return _join(kind, bytes(value))
-        if isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject:
-            shape = repr((value.dtype.str, value.shape)).encode()
+        is_array = type(value) is np.ndarray or isinstance(value, np.generic)
+        if is_array and not value.dtype.hasobject:
+            shape = repr((value.dtype, value.shape)).encode()
             return _join(kind, shape, np.ascontiguousarray(value).tobytes())
         if isinstance(value, list | tuple):
             return self._all(kind, value, name)
         if isinstance(value, set | frozenset):
             return _join(kind, *sorted(self(item, name) for item in value))
         if isinstance(value, Mapping) and type(value).__module__ == "builtins":
-            pairs = (self(pair, f"{name}[{pair[0]!r}]") for pair in value.items())
-            return _join(kind, *sorted(pairs))
+            return _join(kind, *(self(pair, f"{name}[{pair[0]!r}]") for pair in value.items()))
         return self._digest_object(value, name, kind)
 
     def _digest_object(self, value: Any, name: str, kind: bytes) -> bytes:
         """Digest what is neither a number, text, an array, nor a container."""
         if isinstance(value, FunctionType):
-            return self._visit_function(value, name)
+            return self._visitor.function(value, name)
+        if isinstance(value, type):
+            return self._visitor.class_(value)
         if isinstance(value, MethodType):
             return self._all(kind, [value.__func__, value.__self__], name)
         if isinstance(value, partial):
-            return self._all(kind, [value.func, value.args, value.keywords], name)
+            keywords = sorted(value.keywords.items())
+            return self._all(kind, [value.func, value.args, keywords], name)
         if isinstance(value, CodeType):
             return self.code(value, name)
         if isinstance(value, PurePath):
-            return _join(kind, str(value).encode())
+            return _join(kind, str(value).encode(), _content_of(str(value)))
         if isinstance(value, re.Pattern):
             return self._all(kind, [value.pattern, value.flags], name)
         if isinstance(value, ModuleType):
             return _join(kind, value.__name__.encode())
-        if isinstance(value, type):
-            return self._visit_class(value)
         if isinstance(value, BuiltinFunctionType | np.ufunc):
             where = getattr(value, "__module__", "")
-            return _join(kind, f"{where}:{getattr(value, '__qualname__', value)}".encode())
-        if callable(getattr(value, "__wrapped__", None)):  # such as functools.cache
-            return self._all(kind, [value.__wrapped__], name)
+            text = f"{where}:{getattr(value, '__qualname__', value)}".encode()
+            owner = getattr(value, "__self__", None)
+            return _join(kind, text, b"" if isinstance(owner, ModuleType) else self(owner, name))
+        wrapped = getattr(value, "__wrapped__", None)
+        parts = [self._reduced(value, name, kind)]
+        if callable(wrapped):
+            parts.append(self(wrapped, name))
+        return _join(kind, *parts)
+
+    def _reduced(self, value: Any, name: str, kind: bytes) -> bytes:
+        """Digest what pickling would keep of an object."""
         try:
             reduced = value.__reduce_ex__(4)
         except Exception as error:  # whatever an object's own code raises
@@ -101,10 +119,14 @@ class Digester:
             return _join(kind, reduced.encode())
         # Function, arguments and state; then, where there are any, the items of a container.
         made, state = list(reduced[:2]), reduced[2] if len(reduced) > 2 else None
-        if isinstance(state, dict):
-            state = self._constant_state(value, state, name)
         items = [list(part) for part in reduced[3:5] if part is not None]
-        return self._all(kind, [*made, state, *items], name)
+        digest = self._all(kind, [*made, *items], name)
+        slots: list[Any] = list(state) if isinstance(state, tuple) else [state]
+        for part in slots:
+            attributes = isinstance(part, dict) and all(isinstance(key, str) for key in part)
+            digests = self._visitor.state(value, part, name) if attributes else [self(part, name)]
+            digest = _join(digest, *digests)
+        return digest
 
     def code(self, code: CodeType, name: str) -> bytes:
         """Return the digest of what code does, wherever it stands."""
@@ -115,6 +137,16 @@ class Digester:
 
     def _all(self, kind: bytes, values: Iterable[Any], name: str) -> bytes:
         return _join(kind, *(self(value, name) for value in values))
+
+
+def _content_of(text: str) -> bytes:
+    """Return the digest of the file that a text names; nothing where it names none."""
+    try:
+        if not 0 < len(text) < 4096 or not os.path.isfile(text):
+            return b""
+        return digest_of_files([Path(text)]).encode()
+    except (OSError, ValueError):  # no name of a file, or one that may not be read
+        return b""
 
 
 def digest_text(*parts: bytes) -> str:

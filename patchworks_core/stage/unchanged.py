@@ -15,8 +15,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from patchworks_core.errors import ImageError, StageError
+from patchworks_core.files.stores import places_of
 from patchworks_core.images.image import Image
 from patchworks_core.machine.pools import Pool
+from patchworks_core.operations.processed import ProcessedImage, process_lazily
 from patchworks_core.stage.arrays import NOT_STAGED
 from patchworks_core.stage.staging import Staging, checksum_of_pixels
 from patchworks_core.tiles.grid import TileBlock
@@ -30,14 +32,16 @@ def check_image(staging: Staging, *, pool: Pool) -> None:
     Parameters
     ----------
     staging : Staging
-        What staged them. Pixels in memory are not looked at again.
+        What staged them. Arrays of this process are not looked at again.
     pool : Pool
         What reads them, where the fingerprint of the image is another.
     """
     image = staging.image
-    if image.url is None or replace(image).fingerprint == staging.stage.plan.image.fingerprint:
+    if not places_of((image.source, image.pixels)):
         return
-    check_tiles(replace(staging, image=_opened_anew(image)), pool=pool)
+    now = _as_it_is_now(image)
+    if now.fingerprint != staging.stage.plan.image.fingerprint:
+        check_tiles(replace(staging, image=now), pool=pool)
 
 
 def check_tiles(staging: Staging, *, pool: Pool) -> None:
@@ -73,6 +77,13 @@ class _CheckTask:
             ):
                 changed.append(tile.index)
         return [block.key] if changed else []
+
+
+def _as_it_is_now(image: Image) -> Image:
+    """Return the image with its fingerprint to be taken again, opened anew where it has a place."""
+    if isinstance(image, ProcessedImage):
+        return process_lazily(_as_it_is_now(image.original), *image.operations)
+    return replace(image) if image.url is None else _opened_anew(image)
 
 
 def _opened_anew(image: Image) -> Image:

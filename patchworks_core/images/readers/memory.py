@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -13,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from patchworks_core.errors import ImageError
-from patchworks_core.files.locations import file_stamp, is_remote
+from patchworks_core.files.locations import file_stamp, folder_stamp, is_remote
+from patchworks_core.files.stores import places_of
 from patchworks_core.images.readers.file_array import FileArray
 from patchworks_core.images.readers.opened import Opened, axes_notes, check_level, file_axes
 
@@ -60,7 +62,7 @@ def open_numpy(array: npt.NDArray[np.generic], level: int, axes: str | None) -> 
 
 
 def open_dask(array: dask.array.Array, level: int, axes: str | None) -> Opened:
-    """Open a Dask array; its Dask token is its identity."""
+    """Open a Dask array; its Dask token and the local files that it reads are its identity."""
     where = "a Dask array"
     if any(not isinstance(n, int) for n in array.shape):
         raise ImageError(
@@ -101,4 +103,13 @@ def _content(array: npt.NDArray[np.generic]) -> Iterator[bytes]:
 
 
 def _dask_token(array: dask.array.Array) -> Iterator[bytes]:
+    """Yield the name of the graph, and what identifies the files behind it.
+
+    A graph that reads a file has the same name whatever the file holds. What lies on an object
+    store is not asked for.
+    """
     yield dask.base.tokenize(array).encode()
+    for place in sorted(places_of(array), key=str):
+        if place.protocol == "file" and os.path.exists(place.path):
+            is_folder = os.path.isdir(place.path)
+            yield from folder_stamp(place.path) if is_folder else file_stamp(place.path)

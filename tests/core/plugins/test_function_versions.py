@@ -8,8 +8,11 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -77,15 +80,24 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def ask(project: Path, expression: str = "fn") -> Segmentation:
-    """Return what a function of the project is now, imported anew."""
+@contextmanager
+def fresh_import(project: Path) -> Iterator[ModuleType]:
+    """Import the project anew, for as long as the block lasts."""
     names = {name.partition("/")[0].removesuffix(".py") for name in FILES} | {"user"}
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in sys.modules if name.partition(".")[0] in names]:
             patch.delitem(sys.modules, name)
         patch.syspath_prepend(project)
         patch.setattr(sys, "dont_write_bytecode", True)
-        return segmentation_of(eval(expression, vars(importlib.import_module("user"))))
+        yield importlib.import_module("user")
+        for name in [name for name in sys.modules if name.partition(".")[0] in names]:
+            del sys.modules[name]
+
+
+def ask(project: Path, expression: str = "fn") -> Segmentation:
+    """Return what a function of the project is now, imported anew."""
+    with fresh_import(project) as module:
+        return segmentation_of(eval(expression, vars(module)))
 
 
 def test_the_version_is_the_same_in_every_process(project):
@@ -173,14 +185,14 @@ def test_a_global_that_code_may_change_is_told_apart_from_the_version():
     assert first.changing != second.changing
 
 
-def test_a_model_that_is_loaded_with_the_first_tile_changes_nothing():
+def test_a_model_that_is_loaded_with_the_first_tile_makes_no_other_version():
     text = (
         "def fn(tile):\n    global MODEL\n    MODEL = MODEL or open('/dev/null')\n    return tile\n"
     )
     first = typed_in(text, MODEL=None)
-    second = typed_in(text, MODEL=threading.Lock())
-    assert (first.version, first.changing) == (second.version, second.changing)
-    assert not second.unknown
+    second = typed_in(text, MODEL=7)
+    assert first.version == second.version
+    assert first.changing != second.changing  # nobody can tell it from a setting
 
 
 def test_what_cannot_be_digested_is_named_and_the_function_runs_all_the_same():
@@ -211,7 +223,8 @@ def test_what_cannot_be_digested_is_named_and_the_function_runs_all_the_same():
 )
 def test_what_a_function_closes_over_counts(values):
     def versions(value):
-        return segmentation_of(lambda tile: (tile, value)).version
+        found = segmentation_of(lambda tile: (tile, value))
+        return found.version, found.changing
 
     one, other = values
     assert versions(one) == versions(one)
@@ -242,3 +255,155 @@ def test_a_declared_version_is_the_authors_word_and_files_count_by_content(tmp_p
     assert segmentation_of(vouched, {"weights": str(tmp_path)}).version != first.version
     assert segmentation_of(partial(vouched, level=1)).version != "7"
     assert segmentation_of(vouched, {"weights": "not there"}).version == "7"
+
+
+STATE = """
+import functools, types
+from scipy import ndimage
+from enum import Enum
+
+class Settings:
+    def __init__(self, level): self.level = level
+    def configure(self, level): self.level = level
+    def predict(self, tile): return tile > self.level
+
+def configured(level):
+    settings = Settings(0)
+    settings.configure(level)
+    return settings
+
+def reads_object(tile): return tile > SETTINGS.level
+def reads_module(tile): return tile > CONF.level
+def reads_replaced(tile): return tile > LEVEL
+def main(level):
+    global LEVEL
+    LEVEL = level
+
+def wrapping(level):
+    @functools.wraps(ndimage.label)
+    def fn(tile): return tile > level
+    return fn
+
+class Decorated:
+    def __init__(self, function, level):
+        functools.update_wrapper(self, function)
+        self.level = level
+    def __call__(self, tile): return tile > self.level
+
+def attribute(level):
+    def fn(tile): return tile > fn.level
+    fn.level = level
+    return fn
+
+def composed(first, second):
+    return lambda tile: first(second(tile))
+
+def above(level):
+    return lambda tile: tile > level
+
+def steps(order):
+    return lambda tile: [order[name] for name in order]
+
+def of_class(value):
+    class Held:
+        _level = value
+        levels = [value]
+        @staticmethod
+        def static(tile, level=value): return tile > level
+        @property
+        def p(self): return value
+        def __call__(self, tile): return tile > self._level
+    return Held()
+
+def of_enum(value):
+    T = Enum("T", {"LOW": value})
+    return lambda tile: tile > T.LOW.value
+
+def defaults(value):
+    def fn(tile, cache={"level": value}): return tile > cache["level"]
+    return fn
+"""
+
+PAIRS = {
+    "an object global": ("SETTINGS = Settings(5)", "SETTINGS = Settings(9)", "reads_object"),
+    "a module made at run time": (
+        "CONF = types.ModuleType('c'); CONF.level = 5",
+        "CONF = types.ModuleType('c'); CONF.level = 9",
+        "reads_module",
+    ),
+    "a global that a function sets": ("main(5)", "main(9)", "reads_replaced"),
+    "a fitted object": ("f = configured(5).predict", "f = configured(9).predict", "f"),
+    "a wrapper of an installed function": ("f = wrapping(5)", "f = wrapping(9)", "f"),
+    "an object that wraps": ("f = Decorated(main, 5)", "f = Decorated(main, 9)", "f"),
+    "an attribute of a function": ("f = attribute(5)", "f = attribute(9)", "f"),
+    "which of two functions": (
+        "a, b = above(1), above(2); f = composed(a, composed(b, a))",
+        "a, b = above(1), above(2); f = composed(a, composed(b, b))",
+        "f",
+    ),
+    "the order of steps": ("f = steps({'a': 1, 'b': 2})", "f = steps({'b': 2, 'a': 1})", "f"),
+    "what a class holds": ("f = of_class(5)", "f = of_class(9)", "f"),
+    "a member of an enumeration": ("f = of_enum(5)", "f = of_enum(9)", "f"),
+    "a default that may change": ("f = defaults(5)", "f = defaults(9)", "f"),
+    "a bound method of an array": ("f = np.arange(5).take", "f = np.arange(6).take", "f"),
+    "a mask": (
+        "m = np.ma.masked_equal([1, 2], 1); f = lambda tile: m",
+        "m = np.ma.masked_equal([1, 2], 2); f = lambda tile: m",
+        "f",
+    ),
+}
+
+
+@pytest.mark.parametrize("is_file", [False, True], ids=["typed in", "in a file"])
+@pytest.mark.parametrize("what", PAIRS)
+def test_what_a_function_depends_on_is_told_apart(what, is_file, tmp_path, monkeypatch):
+    """By its version, or by what may change: never taken for the same."""
+
+    def found(made: str) -> tuple[str, str]:
+        if not is_file:
+            version = typed_in(STATE + made, PAIRS[what][2])
+            return version.version, version.changing
+        (tmp_path / "state.py").write_text("import numpy as np\n" + STATE)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "state", raising=False)
+        module = importlib.import_module("state")
+        exec(made, vars(module))
+        version = segmentation_of(vars(module)[PAIRS[what][2]])
+        return version.version, version.changing
+
+    one, other, _ = PAIRS[what]
+    assert found(one) == found(one)
+    assert found(one) != found(other)
+
+
+def test_code_that_was_edited_after_it_was_imported_is_another_version(project):
+    with fresh_import(project) as module:
+        first = segmentation_of(module.fn).version
+        (project / "helpers.py").write_text("def label(tile, cache): return tile * 2\n")
+        mixed = segmentation_of(module.fn).version
+    assert len({first, mixed, ask(project).version}) == 3
+
+
+def test_weights_that_code_names_count_by_content(tmp_path):
+    weights = tmp_path / "w.txt"
+    weights.write_text("1")
+
+    def version() -> str:
+        return typed_in(f"W = {str(weights)!r}\ndef fn(tile): return open(W).read()").version
+
+    before = version()
+    assert version() == before
+    weights.write_text("22")
+    assert version() != before
+
+
+def test_a_value_of_a_module_that_was_set_at_run_time_is_told_apart(project):
+    (project / "user.py").write_text(
+        "import helpers\nfrom helpers import get\ndef fn(tile): return tile > helpers.level\n"
+        "def gets(tile): return tile > get()\n"
+    )
+    (project / "helpers.py").write_text("level = 1\ndef get(): return level\n")
+    for name in ("fn", "gets"):
+        one = ask(project, name)
+        two = ask(project, f"[setattr(helpers, 'level', 2), {name}][1]")
+        assert (one.version, one.changing) != (two.version, two.changing)

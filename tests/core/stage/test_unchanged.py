@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import dask.array as da
 import numpy as np
 import pytest
 import tifffile
@@ -13,6 +14,8 @@ from scipy import ndimage
 
 from patchworks_core import StageError, TilesFailedError, declare, segment_to_ome_zarr, tile_process
 from patchworks_core.images.image import open_image
+from patchworks_core.operations.filters import maximum
+from patchworks_core.operations.processed import process_lazily
 from patchworks_core.plugins.segmentation import segmentation_of
 
 FIRST = (np.random.default_rng(0).random((64, 96)) < 0.4).astype("u1")
@@ -113,6 +116,37 @@ def test_an_image_cut_short_while_it_is_segmented_fails_the_tiles_that_are_gone(
     write_tiff(path, FIRST)
     with pytest.raises(TilesFailedError, match="ends .* bytes before the pixels"):
         run(path, then=lambda: os.truncate(path, 2000))
+
+
+SOURCES = {
+    "processed": lambda path: process_lazily(open_image(path), maximum(1)),
+    "memory map": lambda path: np.load(path, mmap_mode="r"),
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_an_image_of_another_kind_that_changes_is_seen_too(kind, tmp_path):
+    path = tmp_path / "i.npy"
+    write_npy(path, FIRST)
+    NOW.update(n=0, then=lambda: write_npy(path, SECOND))
+    where = {"tile_shape": 32, "max_workers": 1, "write_to": tmp_path / "l.zarr"}
+    with pytest.raises(StageError, match="other pixels"):
+        tile_process(SOURCES[kind](path), changing, **where)
+
+
+@pytest.mark.parametrize("opened", [zarr.open_array, da.from_zarr])
+def test_an_array_of_zarr_that_changes_is_seen_and_its_labels_are_not_taken(opened, tmp_path):
+    write_zarr(tmp_path / "i.zarr", FIRST)
+    where = {"tile_shape": 32, "max_workers": 1, "write_to": tmp_path / "l.zarr"}
+    NOW.update(n=0, then=lambda: write_zarr(tmp_path / "i.zarr", SECOND))
+    with pytest.raises(StageError, match="other pixels"):
+        tile_process(opened(str(tmp_path / "i.zarr")), changing, **where)
+    for pixels in (SECOND, FIRST):
+        write_zarr(tmp_path / "i.zarr", pixels)
+        NOW.update(n=0, then=None)
+        labels = tile_process(opened(str(tmp_path / "i.zarr")), changing, **where)
+        np.testing.assert_array_equal(np.asarray(labels) > 0, pixels > 0)
+        assert NOW["n"] == 6
 
 
 def test_an_ome_zarr_is_not_made_of_two_images(tmp_path):
