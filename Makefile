@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 
-.PHONY: demo test lint check ui docs bench clean
+.PHONY: demo test test-all lint check ui docs bench clean
 
 demo: $(VENV)/.installed ## segment a real micrograph through all assets
 	$(BIN)/patchworks demo
@@ -13,15 +13,18 @@ demo: $(VENV)/.installed ## segment a real micrograph through all assets
 ui: $(VENV)/.installed ## serve the Dagster UI of ./.patchworks
 	$(BIN)/patchworks ui
 
-test: $(VENV)/.installed-dev ## all tests
+test: $(VENV)/.installed-dev ## the tests, but for the slow ones
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+test-all: export PATCHWORKS_TESTS = all
+test-all: test ## the slow ones too
 
 lint: $(VENV)/.installed-dev ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check: lint test ## what must be green before anything lands
+check: lint test-all ## what must be green before anything lands
 
 docs: $(VENV)/.installed-docs ## the documentation site, into build/site; a broken link fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -31,3 +31,12 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("the real images with ground truth are not beside this checkout")
     return SHARED_DATA
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave slow tests out, and say so, where not all are asked for."""
+    if os.environ.get("PATCHWORKS_TESTS") == "all":
+        return
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="slow; PATCHWORKS_TESTS=all runs it"))

@@ -96,10 +96,12 @@ def version_of(function: Callable[..., Any]) -> FunctionVersion:
     # Of the modules' files the content counts, not where they lie.
     modules = sorted(f"{name} {_digest_file(file)}" for file, name in walk.reach.files.items())
     packages = walk.reach.versions()
+    # A file that code names may be weights, or one that it writes.
+    changing = [*walk.changing, *walk.digester.contents]
     parts = [f"code:{digest_text(values, *(text.encode() for text in modules))}", *packages]
     return FunctionVersion(
         " ".join(parts),
-        digest_text(*walk.changing) if walk.changing else "",
+        digest_text(*changing) if changing else "",
         tuple(dict.fromkeys([*walk.digester.unknown, *walk.reach.unknown])),
     )
 

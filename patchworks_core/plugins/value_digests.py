@@ -44,6 +44,8 @@ class Digester:
         self._open: dict[int, int] = {}
         self.unknown: list[str] = []
         """What could not be digested, in words."""
+        self.contents: list[bytes] = []
+        """Digests of the files that texts and paths name."""
 
     def __call__(self, value: Any, name: str) -> bytes:
         """Return the digest of a value; `name` says what it is, where it cannot be digested."""
@@ -63,7 +65,8 @@ class Digester:
         if value is None or value is Ellipsis or isinstance(value, bool | int | float | complex):
             return _join(kind, repr(value).encode())
         if isinstance(value, str):
-            return _join(kind, value.encode(errors="surrogatepass"), _content_of(value))
+            self._note_file(value)
+            return _join(kind, value.encode(errors="surrogatepass"))
         if isinstance(value, bytes | bytearray):
             return _join(kind, bytes(value))
         is_array = type(value) is np.ndarray or isinstance(value, np.generic)
@@ -92,7 +95,8 @@ class Digester:
         if isinstance(value, CodeType):
             return self.code(value, name)
         if isinstance(value, PurePath):
-            return _join(kind, str(value).encode(), _content_of(str(value)))
+            self._note_file(str(value))
+            return _join(kind, str(value).encode())
         if isinstance(value, re.Pattern):
             return self._all(kind, [value.pattern, value.flags], name)
         if isinstance(value, ModuleType):
@@ -128,6 +132,14 @@ class Digester:
             digest = _join(digest, *digests)
         return digest
 
+    def _note_file(self, text: str) -> None:
+        """Note the content of the file that a text names, if it names one."""
+        try:
+            if 0 < len(text) < 4096 and os.path.isfile(text):
+                self.contents.append(digest_of_files([Path(text)]).encode())
+        except (OSError, ValueError):  # no name of a file, or one that may not be read
+            return
+
     def code(self, code: CodeType, name: str) -> bytes:
         """Return the digest of what code does, wherever it stands."""
         names = [code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars]
@@ -137,16 +149,6 @@ class Digester:
 
     def _all(self, kind: bytes, values: Iterable[Any], name: str) -> bytes:
         return _join(kind, *(self(value, name) for value in values))
-
-
-def _content_of(text: str) -> bytes:
-    """Return the digest of the file that a text names; nothing where it names none."""
-    try:
-        if not 0 < len(text) < 4096 or not os.path.isfile(text):
-            return b""
-        return digest_of_files([Path(text)]).encode()
-    except (OSError, ValueError):  # no name of a file, or one that may not be read
-        return b""
 
 
 def digest_text(*parts: bytes) -> str:

@@ -103,6 +103,7 @@ def pipeline(home: Path, instance: dg.DagsterInstance) -> Pipeline:  # noqa: F81
     return Pipeline(instance, {})
 
 
+@pytest.mark.slow
 def test_workers_that_die_take_their_tiles_along_and_nothing_else(
     pipeline,
     mended,  # noqa: F811

@@ -26,6 +26,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.slow
 def test_an_acquisition_that_lands_becomes_labels_on_postgresql(tmp_path):
     home = tmp_path / "home"
     prepare_home(home)

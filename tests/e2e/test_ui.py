@@ -72,6 +72,7 @@ def labels_under(home: Path, key: str = "marked") -> dict[str, bytes]:
     return {name: data for name, data in found.items() if not name.endswith("provenance.json")}
 
 
+@pytest.mark.slow
 def test_a_failed_tile_is_repaired_while_backfills_of_all_assets_run(home, tmp_path):
     before = {key: labels_under(home, key) for key in ("plain", *SMALL)}
     with serving(home, f"backfills: {{max_partitions_per_run: {MOST_TILES}}}") as served:
@@ -148,6 +149,7 @@ def test_every_asset_can_be_backfilled_by_itself_for_one_image_and_for_several(h
     assert {key: labels_under(home, key) for key in SMALL} == before
 
 
+@pytest.mark.slow
 def test_a_taken_port_is_an_error_and_sigterm_ends_what_is_served(tmp_path):
     (tmp_path / "home").mkdir()
     with serving(tmp_path / "home") as served:

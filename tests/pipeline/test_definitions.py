@@ -110,6 +110,7 @@ def test_resources_take_config_where_the_run_asks_for_it():
     assert LabelStore(root="memory://store").folder("a").path.path.endswith("store/a")
 
 
+@pytest.mark.slow
 def test_importing_the_definitions_writes_nothing(tmp_path):
     script = "import os, patchworks_pipeline.definitions; print(os.listdir('.'))"
     environment = {"PATCHWORKS_HOME": str(tmp_path / "nowhere"), "PATH": ""}

@@ -227,6 +227,7 @@ def test_one_channel_of_a_level_is_loaded_as_a_lazy_array(chunks, tmp_path):
     assert_same_partition(both, whole(PIXELS))
 
 
+@pytest.mark.slow
 def test_worker_processes_map_an_image_in_memory_and_are_not_sent_its_pixels(tmp_path):
     image = open_image(np.random.default_rng(0).random((512, 512)), channel=0)
     mapped = image.mapped_from(str(tmp_path / "image.npy"))
@@ -248,6 +249,7 @@ def cells_with_nuclei(tile, *, nuclei_channel=None, nuclei=None, nuclei_statisti
     return whole((tile > 0) & (nuclei > nuclei_statistics.mean))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["threads", "processes"])
 def test_a_function_may_be_given_another_channel_and_its_statistics(workers):
     nuclei = np.random.default_rng(1).random(PIXELS.shape)

@@ -50,6 +50,7 @@ def test_two_cells_that_touch_at_a_face_stay_two():
 
 
 # 4
+@pytest.mark.slow
 def test_an_oblique_line_is_one_object_where_the_function_uses_full_connectivity():
     line = np.eye(24, dtype=bool) | np.eye(24, dtype=bool)[::-1]
 
@@ -65,6 +66,7 @@ def test_an_oblique_line_is_one_object_where_the_function_uses_full_connectivity
 
 
 # 5 and 25
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:merge='overlap' with no halo")
 @pytest.mark.parametrize(
     ("tile_shape", "overlap", "seen"),

@@ -359,6 +359,7 @@ def slow_by_content(tile):
     return ndimage.label(tile)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("max_workers", "workers"), [(2, "threads"), (4, "threads"), (2, "processes")]
 )

@@ -105,6 +105,7 @@ def test_a_failed_tile_is_redone_alone_and_by_other_processes(image, mask, place
     assert not [name for name in names_in(place) if ".work" in name]
 
 
+@pytest.mark.slow
 def test_an_ome_zarr_label_image_on_s3_is_written_and_written_again(image, mask, place):
     segmentation = segmentation_of(components, {})
     for name in ("cells", "cells"):

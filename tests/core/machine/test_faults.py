@@ -70,6 +70,7 @@ def test_a_transient_fault_is_tried_again_until_it_passes():
     assert all(outcome.failure is None for outcome in outcomes.values())
 
 
+@pytest.mark.slow
 def test_a_transient_fault_that_does_not_pass_is_final_after_the_attempts():
     outcomes = run(FailsAtFirst({2: [MemoryError("a")] * 99}))
     assert outcomes[2].failure is not None
@@ -105,6 +106,7 @@ class AtOnce(Executor):
         return future
 
 
+@pytest.mark.slow
 def test_after_transient_faults_fewer_are_in_flight():
     executor = AtOnce()
     task = FailsAtFirst({item: [MemoryError()] for item in range(8)})

@@ -58,6 +58,7 @@ def test_a_tile_that_cannot_fit_is_refused_before_it_runs(granted):
         tile_process(np.zeros((2048, 2048)), label_components, tile_shape=-1)
 
 
+@pytest.mark.slow
 def test_the_first_tile_says_how_many_may_run_at_once(granted, capfd):
     granted(4, 10**9)
 
@@ -90,6 +91,7 @@ def test_without_a_gpu_the_cpu_is_used_and_it_is_said_once():
         pass
 
 
+@pytest.mark.slow
 def test_each_gpu_has_one_worker_that_sees_no_other(monkeypatch):
     pair = tuple(Device(i, f"GPU-{i}", "", 0, 0) for i in range(2))
     monkeypatch.setattr(dask_clients, "granted_devices", lambda: pair)

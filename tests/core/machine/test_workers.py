@@ -76,6 +76,7 @@ def test_workers_end_with_a_driver_that_was_killed(task, in_thread, tmp_path):
                 os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_workers_outlive_the_thread_that_started_the_first_of_them():
     with Pool.open(Workers(1, "processes")) as pool:
         pids = []

@@ -92,6 +92,7 @@ def small_levels(monkeypatch):
     monkeypatch.setattr("patchworks_core.ome_zarr.pyramid.SMALLEST_LEVEL", 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["0.5", "0.4"])
 @pytest.mark.parametrize(
     ("axes", "shape", "tile"),

@@ -165,6 +165,7 @@ def pyramid(group, labels, *, changed=None, chunks=(4, 4)):
     return [open_array(group / str(level))[...] for level in range(4)]
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(8), deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), data=st.data())
 def test_what_changed_rewritten_gives_what_all_rewritten_gives(seed, data, tmp_path_factory):

@@ -246,6 +246,7 @@ def test_on_an_object_store_old_labels_stay_while_only_what_changed_is_rewritten
     np.testing.assert_array_equal(open_array(target.path / "0")[...], merged_of(stages[0]))
 
 
+@pytest.mark.slow
 def test_on_an_object_store_killed_at_any_second_step_the_next_call_gives_the_labels(
     narrow, monkeypatch
 ):

@@ -389,7 +389,8 @@ def test_weights_that_code_names_count_by_content(tmp_path):
     weights.write_text("1")
 
     def version() -> str:
-        return typed_in(f"W = {str(weights)!r}\ndef fn(tile): return open(W).read()").version
+        found = typed_in(f"W = {str(weights)!r}\ndef fn(tile): return open(W).read()")
+        return found.version + found.changing
 
     before = version()
     assert version() == before

@@ -39,6 +39,7 @@ def with_holes(value):
     return pixels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dark_objects", [False, True])
 @pytest.mark.parametrize("sigma", [0, 1.5])

@@ -273,6 +273,7 @@ def test_a_gpu_out_of_memory_cuts_the_tile_and_remembers(recorded, folder):
     assert [call["n_tiles"] for call in recorded.calls] == [None, (1, 2), (2, 2), (2, 2)]
 
 
+@pytest.mark.slow
 def test_a_tile_that_fits_in_no_pieces_is_a_transient_fault(recorded, folder):
     recorded.fits = 0
     with pytest.raises(ResourceExhaustedError) as error:

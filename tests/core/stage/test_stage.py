@@ -167,6 +167,7 @@ def test_an_image_that_changed_after_planning_is_not_staged(tmp_path):
         list(stage_blocks(Staging(changed, stage, label_components), [], pool=pool))
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 2**16),
     overlap=st.integers(0, 2),
@@ -250,6 +251,7 @@ def test_a_plan_comes_back_from_its_record_and_notices_changes_by_hand(tmp_path)
         Plan.from_json(text.replace('"record_version": 1', '"record_version": 99'))
 
 
+@pytest.mark.slow
 def test_two_runs_that_stage_the_same_tiles_at_once_do_no_harm(tmp_path):
     pixels = blobs((24, 24))
     _, plan = plan_of(pixels)

@@ -86,6 +86,7 @@ def test_no_nucleus_of_256_real_images_is_lost_by_skipping(tile, shared_data):
     assert not lost
 
 
+@pytest.mark.slow
 def test_most_of_a_sparse_volume_is_skipped_and_the_labels_are_the_same():
     # A camera: an offset, and noise around it.
     volume = np.random.default_rng(0).normal(100, 3, (32, 256, 256)).round().astype("u2")

@@ -182,6 +182,7 @@ def test_an_image_that_cannot_be_staged_names_rule_image_tile_and_value(pipeline
     assert "-1" in failure.message
 
 
+@pytest.mark.slow
 def test_other_parameters_are_another_plan_whose_tiles_are_not_mixed_with_the_old(
     pipeline, tissue_path
 ):
@@ -222,6 +223,7 @@ def test_staging_a_tile_again_rewrites_nothing_that_is_the_same(pipeline, tissue
     assert files_under(folder.container / "labels") == before
 
 
+@pytest.mark.slow
 def test_only_tiles_whose_labels_changed_are_rewritten(pipeline, marked_path, monkeypatch):
     """The function sees another environment, which no fingerprint can know."""
     import tissue_functions

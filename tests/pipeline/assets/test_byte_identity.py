@@ -26,6 +26,7 @@ def labels_of(home, tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_workers_do_not_change_a_byte(labels_of):
     expected = labels_of(1, "threads")
     for workers, kind in [(2, "threads"), (2, "processes")]:

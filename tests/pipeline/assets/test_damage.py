@@ -58,6 +58,7 @@ def everything(folder: ImageFolder) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_a_record_with_a_bit_flipped_or_cut_short_is_never_taken_for_another(folder):
     expected = everything(folder)
     rng = np.random.default_rng(11)

@@ -171,6 +171,7 @@ def most_at_once(spans: list[tuple[float, float]]) -> int:
     return max(sum(a <= start < b for a, b in spans) for start, _ in spans)
 
 
+@pytest.mark.slow
 def test_a_device_never_has_more_tiles_than_slots_although_two_images_ask(
     tissue_path, tmp_path, monkeypatch
 ):

@@ -53,6 +53,7 @@ def plant_fault(folder):
     stage.write(block, [StagedTile(tile, numbered, objects)])
 
 
+@pytest.mark.slow
 def test_a_sound_run_passes_the_check_and_reports_its_figures(pipeline, image):
     folder = pipeline.register(image)
     done = pipeline.run_all(folder)["merge"]
@@ -107,6 +108,7 @@ def test_the_pilot_prints_trials_and_the_command_to_run_next(home, image):
     assert "objects at seams in 2 regions" in words
 
 
+@pytest.mark.slow
 def test_a_run_with_overlap_auto_on_an_empty_well_says_what_it_takes(home, tmp_path):
     empty_well = write_tiff(tmp_path / "well.ome.tif", np.full((64, 64), 5, "u2"))
     run = ["run", str(empty_well), "--segmentation", "threshold", "--tile-shape", "32"]
@@ -124,6 +126,7 @@ def test_the_pilot_refuses_an_image_of_one_tile(home, image):
     assert "a pilot needs seams" in " ".join(result.output.split())
 
 
+@pytest.mark.slow
 def test_a_run_with_overlap_auto_records_the_pilot_that_chose_it(home, image):
     options = ["--segmentation", "tissue_functions:perfect", "--tile-shape", str(TILE)]
     run = ["run", str(image), *options, "--name", "auto", "--home", str(home)]

@@ -293,6 +293,7 @@ def _failed_run(pipeline: Pipeline, three: list[ImageFolder]) -> dg.ExecuteInPro
         )
 
 
+@pytest.mark.slow
 def test_the_status_shows_the_others_and_names_the_damaged_one(home):
     for key in "abc":
         path = write_tiff(home.parent / f"{key}.tif", tissue((40, 40)))

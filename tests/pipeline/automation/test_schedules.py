@@ -81,6 +81,7 @@ def test_hours_are_those_of_the_timezone():
     assert [each.name for each in moved] == [each.name for each in SCHEDULES]
 
 
+@pytest.mark.slow
 def test_switched_off_automation_asks_for_nothing(instance, pipeline, folder):
     pipeline.run_all(folder)
     for schedule in SCHEDULES:
@@ -127,6 +128,7 @@ def test_an_image_that_is_gone_keeps_no_other_from_being_reprocessed(
     assert [request.partition_key for request in tick(instance, "reprocess_outdated")] == ["b"]
 
 
+@pytest.mark.slow
 def test_labels_of_older_code_are_merged_again(instance, pipeline, folder, monkeypatch):
     pipeline.run_all(folder)
     assert tick(instance, "remerge_outdated") == []
@@ -186,6 +188,7 @@ def test_the_schedule_asks_for_the_run_that_retires(instance):
     assert len(tick(instance, "retire_finished")) == 1
 
 
+@pytest.mark.slow
 def test_what_was_merged_long_ago_is_retired_and_its_labels_stay(
     instance, pipeline, folder, monkeypatch
 ):
@@ -210,6 +213,7 @@ def test_an_image_that_is_not_merged_is_never_retired(instance, pipeline, folder
     assert folder.stage().missing_blocks() == []
 
 
+@pytest.mark.slow
 def test_an_image_whose_tiles_changed_since_its_merge_is_not_retired(
     instance, pipeline, folder, monkeypatch
 ):
@@ -222,6 +226,7 @@ def test_an_image_whose_tiles_changed_since_its_merge_is_not_retired(
     assert not is_retired(folder)
 
 
+@pytest.mark.slow
 def test_an_image_that_a_run_is_at_is_not_retired(instance, pipeline, folder, monkeypatch):
     pipeline.run_all(folder)
     instance.create_run_for_job(
@@ -232,6 +237,7 @@ def test_an_image_that_a_run_is_at_is_not_retired(instance, pipeline, folder, mo
     assert not is_retired(folder)
 
 
+@pytest.mark.slow
 def test_retiring_that_was_cut_short_is_finished_by_the_next_run(
     instance, pipeline, folder, monkeypatch
 ):
@@ -246,6 +252,7 @@ def test_retiring_that_was_cut_short_is_finished_by_the_next_run(
     assert list(instance.get_dynamic_partitions(str(tiles.name))) == []
 
 
+@pytest.mark.slow
 def test_a_retired_image_can_be_staged_again_and_needs_no_merge(
     instance, pipeline, folder, monkeypatch
 ):

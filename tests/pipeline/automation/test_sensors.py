@@ -352,6 +352,7 @@ def test_a_new_version_goes_through_the_whole_chain(daemon, clock, landing):
     assert labels_of("a").shape == (64, 64)
 
 
+@pytest.mark.slow
 def test_cursors_that_are_reset_start_no_run(daemon, clock, landing):
     for key in ("a", "b"):
         choose(key, write_tiff(landing / f"{key}.tif", tissue((48, 48))))
@@ -397,6 +398,7 @@ def test_a_tile_that_comes_out_otherwise_is_merged_once(daemon, clock, landing):
     assert daemon.until_quiet() == ["merge_image"]
 
 
+@pytest.mark.slow
 def test_tiles_that_change_and_change_back_are_merged_each_time(daemon, clock, landing):
     choose("a", write_tiff(landing / "a.tif", tissue()))
     land(daemon, clock)
@@ -419,6 +421,7 @@ def change_a_tile(key: str) -> None:
     digests[0, 0] = digest_of_labels(labels[core])
 
 
+@pytest.mark.slow
 def test_a_tile_that_comes_out_the_same_is_not_merged_again(daemon, clock, landing):
     choose("a", write_tiff(landing / "a.tif", tissue()))
     land(daemon, clock)

@@ -119,6 +119,7 @@ def sink_at(kind: str, port: int) -> dict[str, object]:
     return {"smtp_host": "127.0.0.1", "smtp_port": port, "email_to": ["a@example.org"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["webhook", "mail"])
 @pytest.mark.parametrize("behaviour", BEHAVIOURS)
 def test_a_sink_that_is_none_raises_nothing_and_ends_in_time(behaviour, kind, memory, caplog):
@@ -195,6 +196,7 @@ def test_a_process_that_cannot_talk_is_a_sink_that_fails(monkeypatch):
     assert "no process could be started" in str(found.reason)
 
 
+@pytest.mark.slow
 def test_a_mail_server_that_hangs_when_it_is_left_has_the_message(memory):
     def hangs_on_quit(connection: socket.socket, stopped: threading.Event) -> None:
         lines = connection.makefile("rb")

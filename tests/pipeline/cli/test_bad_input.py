@@ -72,6 +72,7 @@ def test_a_pilot_of_a_function_that_returns_a_mask_says_so(home, tmp_path):
     assert says(found, "bool")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["status", "retry", "merge"])
 def test_a_key_that_names_no_image_is_named(home, tmp_path, command):
     path = write_tiff(tmp_path / "a.tif", tissue((40, 40)))

@@ -42,6 +42,7 @@ def marked_path(tmp_path):
     return write_tiff(tmp_path / "marked.tif", marked_tissue())
 
 
+@pytest.mark.slow
 def test_the_pixel_size_that_is_asked_for_is_that_of_the_labels(patchworks, home, tissue_path):
     assert patchworks("run", tissue_path, *PERFECT, "--pixel-size", "0.5")[0] == 0
 
@@ -105,6 +106,7 @@ def test_a_run_prints_where_everything_is_and_a_second_one_redoes_nothing(
     assert files_under(folder.path) == before
 
 
+@pytest.mark.slow
 def test_failing_tiles_are_listed_and_only_they_are_staged_again(
     patchworks, home, marked_path, mended
 ):
@@ -153,6 +155,7 @@ def test_a_tile_beyond_the_memory_is_refused(patchworks, tissue_path, monkeypatc
     assert "use smaller tiles" in printed
 
 
+@pytest.mark.slow
 def test_other_options_plan_anew_and_the_rest_is_kept(patchworks, tissue_path):
     above = ("--segmentation", "tissue_functions:above", *OPTIONS)
     assert patchworks("run", tissue_path, *above)[0] == 0
@@ -169,6 +172,7 @@ def test_other_options_plan_anew_and_the_rest_is_kept(patchworks, tissue_path):
     assert "(merge_image)" in printed
 
 
+@pytest.mark.slow
 def test_a_stage_that_was_deleted_is_made_again(patchworks, tissue_path):
     import shutil
 
@@ -183,6 +187,7 @@ def test_a_stage_that_was_deleted_is_made_again(patchworks, tissue_path):
     assert files_under(folder.container) == before
 
 
+@pytest.mark.slow
 def test_several_images_run_one_after_the_other(patchworks, tmp_path, marked_path, tissue_path):
     code, printed = patchworks("run", tissue_path, marked_path, *FAILS)
     assert code == 3
@@ -196,6 +201,7 @@ def test_several_images_run_one_after_the_other(patchworks, tmp_path, marked_pat
     assert f"tissue: labels {folder.labels(folder.plan()).path}" in printed
 
 
+@pytest.mark.slow
 def test_a_channel_is_chosen_by_its_name(patchworks, tmp_path):
     path = tmp_path / "channels.tif"
     tifffile.imwrite(
@@ -248,6 +254,7 @@ def test_a_missing_image_is_named(patchworks, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_two_images_of_one_name_need_another_name(patchworks, tmp_path, tissue_path):
     assert patchworks("run", tissue_path, *PERFECT)[0] == 0
     (tmp_path / "second").mkdir()
@@ -265,6 +272,7 @@ def test_one_name_cannot_name_two_images(patchworks, tissue_path, marked_path):
     assert (code, printed) == (2, "error: --name names one image, and several were given")
 
 
+@pytest.mark.slow
 def test_the_status_of_nothing_says_how_to_begin(patchworks, home, tissue_path):
     code, printed = patchworks("status")
     assert code == 2
@@ -276,6 +284,7 @@ def test_the_status_of_nothing_says_how_to_begin(patchworks, home, tissue_path):
     assert "its images are ['tissue']" in printed
 
 
+@pytest.mark.slow
 def test_the_status_names_what_was_refused_and_why(patchworks, home, tissue_path):
     assert patchworks("run", tissue_path, *PERFECT)[0] == 0
     assert "refused" not in patchworks("status")[1]
@@ -288,6 +297,7 @@ def test_the_status_names_what_was_refused_and_why(patchworks, home, tissue_path
     assert "refused" not in patchworks("status", "tissue")[1]
 
 
+@pytest.mark.slow
 def test_a_home_may_be_relative(patchworks, tissue_path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert patchworks("run", "tissue.tif", *PERFECT, "--home", "here")[0] == 0
@@ -369,6 +379,7 @@ def test_another_rule_is_merged_without_staging_again_and_is_kept(patchworks, ho
     assert labels_of("tissue").max() == before[1]
 
 
+@pytest.mark.slow
 def test_labels_corrected_by_hand_are_merged_over_only_with_overwrite(
     patchworks, home, tissue_path
 ):
@@ -385,6 +396,7 @@ def test_labels_corrected_by_hand_are_merged_over_only_with_overwrite(
     assert_same_partition(labels_of("tissue"), tissue())
 
 
+@pytest.mark.slow
 def test_changing_the_rule_rewrites_only_tiles_whose_ids_changed(patchworks, home, tissue_path):
     assert patchworks("run", tissue_path, *PERFECT)[0] == 0
     with dg.DagsterInstance.from_config(str(home / "dagster")) as instance:
@@ -395,6 +407,7 @@ def test_changing_the_rule_rewrites_only_tiles_whose_ids_changed(patchworks, hom
     assert metadata["n_tiles_unchanged"].value == 12
 
 
+@pytest.mark.slow
 def test_a_merge_with_holes_must_be_asked_for(patchworks, home, marked_path):
     assert patchworks("run", marked_path, *FAILS)[0] == 3
     code, printed = patchworks("merge", "marked")
@@ -414,6 +427,7 @@ def test_a_retry_heals_a_merge_with_holes(patchworks, home, marked_path, mended)
     assert_same_partition(labels_of("marked"), marked_tissue())
 
 
+@pytest.mark.slow
 def test_a_merge_by_a_rule_that_there_is_not_changes_nothing(patchworks, home, tissue_path):
     assert patchworks("run", tissue_path, *PERFECT)[0] == 0
     before = files_under(home / "store" / "tissue")

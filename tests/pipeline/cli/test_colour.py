@@ -46,6 +46,7 @@ def test_a_picture_in_the_landing_folder_says_so_too_unless_the_setting_chooses(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "chosen"), [("run", False), ("segment", False), ("segment", True)]
 )

@@ -18,6 +18,7 @@ def fluorescence():
     return 255 - slide()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pixels", "is_dark"), [(slide(), True), (fluorescence(), False)])
 def test_a_run_with_default_settings_labels_the_objects(home, tmp_path, pixels, is_dark):
     path = tmp_path / "a.png"

@@ -61,6 +61,7 @@ def test_an_option_that_says_what_is_built_in_beats_the_file(budgets, tmp_path):
     assert provenance("tissue")["merge"]["min_iou"] == 0.3
 
 
+@pytest.mark.slow
 def test_an_option_that_is_left_out_leaves_it_to_the_file(budgets, tmp_path, monkeypatch):
     # Processes would take seconds; which kind they are is seen in the config of the runs.
     monkeypatch.setattr(ComputeBudget, "open", lambda budget, count: Workers(count))

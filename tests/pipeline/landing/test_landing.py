@@ -370,6 +370,7 @@ def test_the_marker_of_a_plate_stands_for_its_fields(folder, tmp_path):
     assert landing.arrivals(1) == ["p_A1_0", "p_A1_1"]
 
 
+@pytest.mark.slow
 def test_thousands_come_in_pages_and_each_once(folder, landing):
     for n in range(2500):
         (folder / f"{n:04}.tif").write_bytes(b"1")
