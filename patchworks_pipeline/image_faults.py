@@ -26,13 +26,13 @@ class ImageFaults:
     ----------
     say : callable
         Is told in words, such as the ``warning`` of a logger.
-    said : mapping
+    record : mapping
         What `found` was at the last look, so that a sensor does not repeat itself.
     """
 
-    def __init__(self, say: Callable[[str], object], said: object = None) -> None:
+    def __init__(self, say: Callable[[str], object], record: object = None) -> None:
         self._say = say
-        self._said: Mapping[object, object] = said if isinstance(said, Mapping) else {}
+        self._said: Mapping[object, object] = record if isinstance(record, Mapping) else {}
         self.found: dict[str, str] = {}
         """What is wrong, by image."""
         self._errors: list[BaseException] = []

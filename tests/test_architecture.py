@@ -59,6 +59,10 @@ MAX_LINES_OF_A_BODY = 55
 """Of a function, from the first statement behind its docstring: some fifty."""
 
 
+PARTICIPLES = {"found", "given", "seen", "known", "each", "said", "got", "told", "asked", "wanted"}
+"""No names for a value: they say what happened to it, not what it is."""
+
+
 def modules() -> dict[str, Path]:
     found = {}
     for package in ("patchworks_core", "patchworks_pipeline"):
@@ -248,3 +252,17 @@ def test_a_look_at_the_world_is_seen_where_it_runs_at_import(code, is_found, mon
         return
     with pytest.raises(AssertionError):
         test_nothing_looks_at_the_world_at_import("example")
+
+
+@each_module
+def test_no_value_is_named_by_a_participle(module: str) -> None:
+    names = {
+        (node.lineno, node.id if isinstance(node, ast.Name) else node.arg)
+        for node in ast.walk(TREES[module])
+        if isinstance(node, ast.arg) or (isinstance(node, ast.Name) and is_bound(node))
+    }
+    assert not [f"{name} in line {line}" for line, name in sorted(names) if name in PARTICIPLES]
+
+
+def is_bound(name: ast.Name) -> bool:
+    return isinstance(name.ctx, ast.Store)

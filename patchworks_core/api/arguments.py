@@ -83,9 +83,9 @@ def _chunks_as_tiles(image: Image) -> tuple[int, ...]:
     return tuple(n if axis in "zyx" else 1 for n, axis in zip(chunks, image.axes, strict=True))
 
 
-def has_gpu(wanted: bool) -> bool:
+def has_gpu(wants_gpu: bool) -> bool:
     """Return whether a GPU is wanted and there is one; say so once where there is none."""
-    if not wanted:
+    if not wants_gpu:
         return False
     is_there = bool(granted_devices())
     if not is_there:

@@ -25,8 +25,8 @@ class StagingLog:
 
     def started(self, pool: Pool, count: StagingCount) -> None:
         """Say what the tiles run on, and why."""
-        taken = count.bytes_of_first
-        self._say(f"{pool.reason}; a tile took {human_bytes(taken)}" if taken else pool.reason)
+        n_bytes = count.bytes_of_first
+        self._say(f"{pool.reason}; a tile took {human_bytes(n_bytes)}" if n_bytes else pool.reason)
         if pool.dashboard:
             self._say(f"dashboard at {pool.dashboard}")
 

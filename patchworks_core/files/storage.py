@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -150,11 +151,19 @@ _CLAIMING = threading.Lock()
 
 
 @contextmanager
-def claimed(path: UPath, *, doing: str) -> Iterator[None]:
+def claimed(path: UPath, *, doing: str, patience: float = 0.0) -> Iterator[None]:
     """Keep other calls from working on a place at the same time.
 
     Of a local place all processes are kept out, and all threads. Object stores have no locks: there
     the other calls of this process are kept out.
+
+    Parameters
+    ----------
+    path : UPath
+    doing : str
+        In the error.
+    patience : float
+        Seconds to wait for a call that is working on it.
 
     Raises
     ------
@@ -165,11 +174,11 @@ def claimed(path: UPath, *, doing: str) -> Iterator[None]:
         f"one call at a time is {doing} {path}, and another one is at it; wait for it, or name "
         "another place"
     )
+    deadline = time.monotonic() + patience
     if is_local(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = _lock_file(f"{path}.lock")
-        if lock is None:
-            raise busy
+        while (lock := _lock_file(f"{path}.lock")) is None:
+            _wait_until(deadline, busy)
         try:
             yield
         finally:
@@ -178,14 +187,27 @@ def claimed(path: UPath, *, doing: str) -> Iterator[None]:
             finally:
                 os.close(lock)
         return
-    with _CLAIMING:
-        if str(path) in _CLAIMED:
-            raise busy
-        _CLAIMED.add(str(path))
+    while not _claim(str(path)):
+        _wait_until(deadline, busy)
     try:
         yield
     finally:
         _CLAIMED.discard(str(path))
+
+
+def _claim(path: str) -> bool:
+    """Claim a place for a call of this process; False where another one has it."""
+    with _CLAIMING:
+        is_free = path not in _CLAIMED
+        _CLAIMED.add(path)
+        return is_free
+
+
+def _wait_until(deadline: float, error: Exception) -> None:
+    """Wait a moment for a place; raise the error where it is too late."""
+    if time.monotonic() >= deadline:
+        raise error
+    time.sleep(0.02)
 
 
 def _lock_file(path: str) -> int | None:

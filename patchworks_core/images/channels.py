@@ -22,8 +22,8 @@ def channel_note(unasked: int | None, opened: Opened, where: str) -> tuple[str, 
     if n_channels < 2:
         return ()
     names = opened.channel_names or _colours_of(opened, n_channels)
-    said = [f"{i} is {name!r}" for i, name in enumerate(names)]
-    channels = f" ({', '.join(said)})" if said else ""
+    described = [f"{i} is {name!r}" for i, name in enumerate(names)]
+    channels = f" ({', '.join(described)})" if described else ""
     another = n_channels - 1
     return (
         f"channel {unasked} of {n_channels} in {where} is read{channels}; choose another with "

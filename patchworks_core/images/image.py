@@ -263,10 +263,10 @@ class Image:
                 f"channel {channel!r} is read beside one other, and {self.where} has one or is "
                 "read with all; choose one with channel="
             )
-        known = Opened(
+        opened_file = Opened(
             self.pixels, self.file_axes, self.format, self.stamp, channel_names=self.channel_names
         )
-        return replace(self, channel=choose_channel(channel, known, self.where))
+        return replace(self, channel=choose_channel(channel, opened_file, self.where))
 
     def reopened(
         self,
@@ -290,8 +290,8 @@ class Image:
             level=self.level if isinstance(level, _Default) else level,
             axes=self.requested_axes if axes is None else axes,
         )
-        asked = (again.channel, again.level, again.file_axes)
-        image = self if asked == (self.channel, self.level, self.file_axes) else again
+        choice = (again.channel, again.level, again.file_axes)
+        image = self if choice == (self.channel, self.level, self.file_axes) else again
         # That of another level is another one.
         is_same_level = again.level == self.level and axes is None
         if pixel_size is None and is_same_level:
@@ -457,11 +457,11 @@ def _open_url_again(
     level: int,
     axes: str | None,
     pixel_size: dict[str, float] | None,
-    known: str | None,
+    fingerprint: str | None,
 ) -> Image:
     """Open an image in another process, sharing the open files with its earlier tasks."""
     # A copy, because a fingerprint taken for an earlier task may be out of date.
-    image = replace(_open_once(url, channel, level, axes, changed_at(url), known))
+    image = replace(_open_once(url, channel, level, axes, changed_at(url), fingerprint))
     return image if pixel_size is None else image.of_pixel_size(pixel_size)
 
 
@@ -472,7 +472,7 @@ def _open_once(
     level: int,
     axes: str | None,
     changed: int | None,
-    known: str | None,
+    fingerprint: str | None,
 ) -> Image:
     """Open an image, once per process for as long as its content is not replaced.
 

@@ -105,13 +105,13 @@ def takes_options(options: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 def source_of(labels: ImageSource, options: LabelOptions | ReadingOptions) -> LabelSource:
     """Open labels as the options say."""
-    chosen: dict[str, Any] = {**DEFAULTS, **options}
+    values: dict[str, Any] = {**DEFAULTS, **options}
     return LabelSource.open(
-        labels, level=chosen["level"], axes=chosen["axes"], tile_shape=chosen["tile_shape"]
+        labels, level=values["level"], axes=values["axes"], tile_shape=values["tile_shape"]
     )
 
 
 def pool_of(options: LabelOptions | ReadingOptions) -> AbstractContextManager[Pool]:
     """Return the pool that the options ask for, to be opened."""
-    chosen: dict[str, Any] = {**DEFAULTS, **options}
-    return Pool.open(Workers(chosen["max_workers"], chosen["workers"]), chosen["progress"])
+    values: dict[str, Any] = {**DEFAULTS, **options}
+    return Pool.open(Workers(values["max_workers"], values["workers"]), values["progress"])

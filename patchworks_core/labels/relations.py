@@ -268,8 +268,8 @@ def _totals(counts: Array, column: int) -> tuple[Array, Array]:
     return rows[starts][:, :2], np.add.reduceat(rows[:, 2], starts)
 
 
-def _positions(objects: Array, wanted: Array) -> Array:
+def _positions(objects: Array, partners: Array) -> Array:
     """Return where each wanted (plane, id) is among sorted objects; all are there."""
-    _, inverse = np.unique(np.concatenate([objects, wanted]), axis=0, return_inverse=True)
+    _, inverse = np.unique(np.concatenate([objects, partners]), axis=0, return_inverse=True)
     # every wanted row occurs among the objects, so an object's rank is its position
     return np.asarray(inverse).reshape(-1)[len(objects) :]

@@ -98,9 +98,9 @@ def _memory_limits(environ: Mapping[str, str], cgroup: Path, process: Path) -> I
     )
     for controller, limit, used, source in files:
         for folder in _own_cgroups(cgroup, process, controller=controller):
-            allowed, taken = _content(folder / limit), _content(folder / used)
+            allowed, usage = _content(folder / limit), _content(folder / used)
             if allowed.isdigit():
-                held = int(taken) - _reclaimable(folder) if taken.isdigit() else 0
+                held = int(usage) - _reclaimable(folder) if usage.isdigit() else 0
                 yield Limit(max(0, int(allowed) - max(0, held)), source)
 
 

@@ -277,14 +277,14 @@ def in_order(
     items : iterable
         Hashable, no two the same.
     """
-    wanted = iter(items)
+    rest = iter(items)
     early: dict[Item, Outcome[Item, Result]] = {}
-    item = next(wanted, None)
+    item = next(rest, None)
     for outcome in outcomes:
         early[outcome.item] = outcome
         while item in early:
             yield early.pop(item)
-            item = next(wanted, None)
+            item = next(rest, None)
 
 
 def results(outcomes: Iterable[Outcome[Any, Result]], *, doing: str) -> Iterator[Result]:

@@ -264,21 +264,21 @@ class Compute:
                 yield Pool.of_cluster(local, RETRY)
             return
         certain = block_bytes(grid, dtype, function_bytes_per_pixel=0)
-        asked = self.max_workers
+        limit = self.max_workers
         memory = self.memory or granted_memory_bytes()
         # What ran once alone runs again alone, even where it took more than is to be used.
         usable = int(MEMORY_FRACTION * memory.value) - self.bytes_beside_tiles
         decision = decide_workers(
             max(certain, min(measured_bytes, usable)) + self.bytes_beside_tiles,
-            cores=granted_cores() if asked is None else Limit(asked, "the caller"),
+            cores=granted_cores() if limit is None else Limit(limit, "the caller"),
             memory=memory,
             memory_fraction=MEMORY_FRACTION,
-            at_most=asked,
+            at_most=limit,
         )
         count, reason = decision.count, decision.reason
-        if asked is not None and count < asked:
+        if limit is not None and count < limit:
             warnings.warn(
-                f"max_workers={asked} would not fit: {reason}; give smaller tiles for more workers",
+                f"max_workers={limit} would not fit: {reason}; give smaller tiles for more workers",
                 stacklevel=8,
             )
         with Workers(count, self.kind).open() as executor:

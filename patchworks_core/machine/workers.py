@@ -100,9 +100,9 @@ class ProcessPool(Executor):
         folder = None
         if self._slots:
             # Taken slots of one generation of workers: those that died took theirs along.
-            taken = tempfile.TemporaryDirectory(prefix="patchworks-slots-")
-            self._folders.append(taken)
-            folder = taken.name
+            temporary = tempfile.TemporaryDirectory(prefix="patchworks-slots-")
+            self._folders.append(temporary)
+            folder = temporary.name
         # No idle timeout, which is the default too: a worker that left would take its slot along.
         return ProcessPoolExecutor(
             self._count,

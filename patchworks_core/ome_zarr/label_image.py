@@ -30,6 +30,7 @@ from patchworks_core.files.records import read_mapping
 from patchworks_core.files.replacing import Working, check_reads, component_path, replacing
 from patchworks_core.files.storage import (
     ZarrFormat,
+    claimed,
     discard,
     duplicate,
     group_format,
@@ -53,6 +54,9 @@ from patchworks_core.seams.lookup import LookupTable
 from patchworks_core.stage.plan import Plan
 from patchworks_core.stage.stage import Stage
 from patchworks_core.tiles.regions import Region
+
+SECONDS_TO_LIST = 30.0
+"""Given to other calls that add their names to the same container."""
 
 PYRAMID = "most frequent id"
 """How lower levels are made; those that were made otherwise are not mixed with these."""
@@ -240,18 +244,20 @@ class LabelImage:
         return zarr.open_group(zarr_store(path), mode="a", zarr_format=self.zarr_format)
 
     def _list(self) -> None:
-        """Add the name to the ``labels`` of the container."""
-        self._open_group(self.container)
-        labels = self._open_group(self.container / "labels")
-        attributes: dict[str, Any] = dict(labels.attrs)
-        names = _listed(attributes)
-        if self.name in names:
-            return
-        if self.version == "0.5":
-            ome = {**attributes.get("ome", {}), "version": "0.5"}
-            labels.attrs.update({"ome": {**ome, "labels": sorted([*names, self.name])}})
-        else:
-            labels.attrs.update({"labels": sorted([*names, self.name])})
+        """Add the name to the ``labels`` of the container, one call after the other."""
+        folder = self.container / "labels"
+        with claimed(folder, doing="adding a name to", patience=SECONDS_TO_LIST):
+            self._open_group(self.container)
+            labels = self._open_group(folder)
+            attributes: dict[str, Any] = dict(labels.attrs)
+            names = _listed(attributes)
+            if self.name in names:
+                return
+            if self.version == "0.5":
+                ome = {**attributes.get("ome", {}), "version": "0.5"}
+                labels.attrs.update({"ome": {**ome, "labels": sorted([*names, self.name])}})
+            else:
+                labels.attrs.update({"labels": sorted([*names, self.name])})
 
     def _left_by_0_1_0(self) -> UPath | None:
         """Return what a killed call of version 0.1.0 left; labels of that name are not it."""

@@ -89,14 +89,14 @@ def layout_of(image: Image, chunks: Sequence[int] | None, shards: ShardsWanted) 
     chunks = _checked("chunks", chunks, image)
     chunks = tuple(min(c, n) for c, n in zip(chunks, image.shape, strict=True))
     grown = _grown(image.axes, image.shape, chunks, itemsize)
-    chosen = None
+    shard = None
     if shards is not None:
-        chosen = grown if isinstance(shards, str) else _checked("shards", shards, image)
-        if any(s % c for s, c in zip(chosen, chunks, strict=True)):
-            raise PlanError(f"a shard holds whole chunks, got {chosen!r} of chunks {chunks!r}")
-        chosen = _whole(chunks, chosen, image.shape)
-    unit = _over_source(chosen or grown, image)
-    return Layout(image.shape, chunks, chosen, unit, itemsize)
+        shard = grown if isinstance(shards, str) else _checked("shards", shards, image)
+        if any(s % c for s, c in zip(shard, chunks, strict=True)):
+            raise PlanError(f"a shard holds whole chunks, got {shard!r} of chunks {chunks!r}")
+        shard = _whole(chunks, shard, image.shape)
+    unit = _over_source(shard or grown, image)
+    return Layout(image.shape, chunks, shard, unit, itemsize)
 
 
 def _default_chunks(axes: str, shape: Sequence[int]) -> tuple[int, ...]:
@@ -134,10 +134,14 @@ def _over_source(unit: tuple[int, ...], image: Image) -> tuple[int, ...]:
     """Return the unit grown over larger chunks of the source, which are else decoded repeatedly."""
     grown = list(unit)
     for i, chunk in enumerate(image.chunks or unit):
-        wanted = [*grown[:i], unit[i] * ceil(min(chunk, image.shape[i]) / unit[i]), *grown[i + 1 :]]
+        candidate = [
+            *grown[:i],
+            unit[i] * ceil(min(chunk, image.shape[i]) / unit[i]),
+            *grown[i + 1 :],
+        ]
         is_spatial = image.axes[i] in SPATIAL_AXES
-        if is_spatial and prod(wanted) * image.dtype.itemsize <= UNIT_BYTES:
-            grown = wanted
+        if is_spatial and prod(candidate) * image.dtype.itemsize <= UNIT_BYTES:
+            grown = candidate
     return tuple(grown)
 
 

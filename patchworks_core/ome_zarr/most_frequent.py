@@ -56,16 +56,16 @@ def most_frequent(labels: Array, step: Sequence[int]) -> Array:
         padded[tuple(slice(a, None, s) for a, s in zip(corner, step, strict=True))]
         for corner in corners
     ]
-    chosen: Array = reduce(np.maximum, views).copy()
-    smallest = chosen.copy()
+    winners: Array = reduce(np.maximum, views).copy()
+    smallest = winners.copy()
     for view in views:
         np.minimum(smallest, view, out=smallest, where=view != 0)
-    is_mixed = smallest < chosen
+    is_mixed = smallest < winners
     del smallest
     if is_mixed.any():
         votes = _count(np.stack([view[is_mixed] for view in views], axis=1))
-        chosen[is_mixed] = _elect(votes, chosen[~is_mixed])
-    return chosen
+        winners[is_mixed] = _elect(votes, winners[~is_mixed])
+    return winners
 
 
 class _Votes(NamedTuple):
@@ -135,13 +135,13 @@ def _rescue(losers: Array, boxes: Array, owner: Array, n_boxes: Array) -> None:
             return
         best = np.flatnonzero(np.diff(losers, prepend=-1))
         # Of several objects that want one box, the smallest id comes first.
-        wanted, first = np.unique(boxes[best], return_index=True)
-        takers, givers = losers[best][first], owner[wanted]
+        pixels, first = np.unique(boxes[best], return_index=True)
+        takers, givers = losers[best][first], owner[pixels]
         order = np.argsort(givers, kind="stable")
         starts = np.flatnonzero(np.diff(givers[order], prepend=-1))
         sizes = np.diff(starts, append=len(order))
         rank = np.arange(len(order)) - np.repeat(starts, sizes)
         changes = order[rank < n_boxes[givers[order]] - 1]
-        owner[wanted[changes]] = takers[changes]
+        owner[pixels[changes]] = takers[changes]
         n_boxes[takers[changes]] += 1
         np.subtract.at(n_boxes, givers[changes], 1)

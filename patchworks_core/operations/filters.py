@@ -196,8 +196,8 @@ def _median(pixels: Array, *, place: TilePlace, size: PerAxis, shape: str) -> Ar
     # Types that SciPy's rank filters do not take; every value of theirs fits the other.
     wider = {"bool": np.uint8, "float16": np.float32}.get(pixels.dtype.name)
     if wider is not None:
-        found = _median(pixels.astype(wider), place=place, size=size, shape=shape)
-        return found.astype(pixels.dtype)
+        median = _median(pixels.astype(wider), place=place, size=size, shape=shape)
+        return median.astype(pixels.dtype)
     if pixels.dtype == np.uint8 and pixels.ndim > 1:
         return _rank_median(pixels, around)
     result = of_finite(
@@ -232,9 +232,9 @@ def _rank_median(pixels: Array, around: Array) -> Array:
 
     margins = [(k // 2, k // 2) for k in around.shape]
     # skimage leaves out what lies beyond the border, so the reflection is made before.
-    found = rank.median(np.pad(pixels, margins, mode="symmetric"), around.astype(np.uint8))
+    median = rank.median(np.pad(pixels, margins, mode="symmetric"), around.astype(np.uint8))
     inside = zip(margins, pixels.shape, strict=True)
-    return np.asarray(found)[tuple(slice(a, a + n) for (a, _), n in inside)]
+    return np.asarray(median)[tuple(slice(a, a + n) for (a, _), n in inside)]
 
 
 def _maximum(pixels: Array, *, place: TilePlace, size: PerAxis, shape: str) -> Array:

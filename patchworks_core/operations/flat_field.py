@@ -155,13 +155,13 @@ def _check_estimate(
 
 def _planes_of(images: Sequence[Planes], channel: int, most: int) -> list[Plane]:
     """Return the planes of a channel, evenly spread over all of them, `most` at most."""
-    found = []
+    planes = []
     for image in images:
         before = zip(image.axes[:-2], image.shape[:-2], strict=True)
         ranges = [(channel,) if axis == "c" else range(n) for axis, n in before]
-        found += [(image, index) for index in product(*ranges)]
-    kept = np.linspace(0, len(found) - 1, min(most, len(found))).round().astype(int)
-    return [found[number] for number in kept]
+        planes += [(image, index) for index in product(*ranges)]
+    kept = np.linspace(0, len(planes) - 1, min(most, len(planes))).round().astype(int)
+    return [planes[number] for number in kept]
 
 
 def _bands(planes: Sequence[Plane], statistic: str, memory_bytes: int) -> Iterator[slice]:

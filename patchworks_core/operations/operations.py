@@ -101,8 +101,8 @@ class Operation:
 
     def halo_of(self, axes: str) -> tuple[int, ...]:
         """Return the halo per axis of `axes`."""
-        found = per_axis(f"the halo of operation {self.name!r}", self.halo, axes)
-        return tuple(int(n) for n in found)
+        halo = per_axis(f"the halo of operation {self.name!r}", self.halo, axes)
+        return tuple(int(n) for n in halo)
 
     def dtype_of(self, dtype: npt.DTypeLike) -> np.dtype[Any]:
         """Return the data type of the result."""
@@ -132,8 +132,8 @@ class Operation:
 
     def run(self, pixels: Array, place: TilePlace) -> Array:
         """Run the operation as by a call, on pixels that it may write to."""
-        known = {"place": place} if _wants_place(self.function) else {}
-        result = np.asarray(self.function(pixels, **known, **self.parameters))
+        where = {"place": place} if _wants_place(self.function) else {}
+        result = np.asarray(self.function(pixels, **where, **self.parameters))
         dtype = self.dtype_of(pixels.dtype)
         if result.shape != pixels.shape:
             raise ImageError(
@@ -237,15 +237,15 @@ def chain(*operations: Operation | Chain) -> Chain:
     ('fabs > sqrt', (1, 3, 4))
     """
     steps: list[Operation] = []
-    for each in operations:
-        if isinstance(each, Chain):
-            steps += each.operations
-        elif isinstance(each, Operation):
-            steps.append(each)
+    for operation in operations:
+        if isinstance(operation, Chain):
+            steps += operation.operations
+        elif isinstance(operation, Operation):
+            steps.append(operation)
         else:
             raise ImageError(
-                f"an image is processed by operations, got {each!r}; make one of a function with "
-                "operation(function, halo=...)"
+                f"an image is processed by operations, got {operation!r}; make one of a function "
+                "with operation(function, halo=...)"
             )
     return Chain(tuple(steps))
 
@@ -283,10 +283,10 @@ def operation(
     """
     rule = same_dtype if dtype is None else _Always(np.dtype(dtype))
     # The same questions as of a segmentation function: which code, which version of it.
-    known = segmentation_of(function)
+    segmentation = segmentation_of(function)
     parameters = dict(parameters or {})
-    path = name or recorded_before(known.name)
-    return Operation(path, function, parameters, halo, rule, known.version)
+    path = name or recorded_before(segmentation.name)
+    return Operation(path, function, parameters, halo, rule, segmentation.version)
 
 
 def _wants_place(function: Callable[..., Array]) -> bool:
@@ -307,9 +307,9 @@ def _record(value: Any, name: str) -> Any:
         digest = hashlib.blake2b(np.ascontiguousarray(value).data, digest_size=16).hexdigest()
         return {"shape": list(value.shape), "dtype": str(value.dtype), "digest": digest}
     if isinstance(value, Mapping):
-        return {str(key): _record(each, name) for key, each in value.items()}
+        return {str(key): _record(item, name) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_record(each, name) for each in value]
+        return [_record(item, name) for item in value]
     raise ImageError(
         f"a parameter of operation {name!r} must be a number, text, an array, or a list or mapping "
         f"of these, so that it can be recorded, got {value!r}"

@@ -156,9 +156,9 @@ def _of_tile(field: Array, place: TilePlace, what: str) -> Array:
     channel = place.index.get("c", 0)
     # One without channels, such as a mosaic camera's, is the only one there is.
     if channel >= len(field) or ("c" not in place.index and len(field) > 1):
-        got = f"channel {channel}" if "c" in place.index else "an image without channel axis"
+        image = f"channel {channel}" if "c" in place.index else "an image without channel axis"
         raise ImageError(
-            f"the {what} is of {len(field)} channels, got {got}; give one of shape (y, x), or one "
-            "per channel"
+            f"the {what} is of {len(field)} channels, got {image}; give one of shape (y, x), or "
+            "one per channel"
         )
     return np.asarray(field[channel][lines])

@@ -101,8 +101,8 @@ def _channel_layer(image: Image, channel: int | None) -> LayerData:
 def _levels(image: Image, channel: int | None) -> list[Image]:
     """Open the level an image was opened at, and every coarser one."""
     axes = image.requested_axes
-    wanted = range(image.level, image.n_levels)
-    levels = [open_image(image.source, channel=channel, level=n, axes=axes) for n in wanted]
+    numbers = range(image.level, image.n_levels)
+    levels = [open_image(image.source, channel=channel, level=n, axes=axes) for n in numbers]
     sizes = image.requested_pixel_size
     if sizes is None:
         return levels

@@ -115,11 +115,11 @@ def sample_regions(
     probes = [_probe(grid, box) for box in boxes]
     threshold = measure(image, probes).threshold("otsu")
     signal = [float((image.read(probe) > threshold).mean()) for probe in probes]
-    chosen: list[int] = []
+    picks: list[int] = []
     for i in np.argsort(-np.array(signal), kind="stable"):
-        if len(chosen) < n_regions and not any(_overlap(boxes[i], boxes[j]) for j in chosen):
-            chosen.append(int(i))
-    return [boxes[i] for i in chosen], probes
+        if len(picks) < n_regions and not any(_overlap(boxes[i], boxes[j]) for j in picks):
+            picks.append(int(i))
+    return [boxes[i] for i in picks], probes
 
 
 def _box(grid: TileGrid, corner: Sequence[int], window: Sequence[int]) -> Region:

@@ -291,14 +291,14 @@ def _halos(
     grid: TileGrid, overlaps: Sequence[Sequence[int] | int] | None, extent: tuple[int, ...]
 ) -> list[tuple[int, ...]]:
     """Return the halos to try, each once, in the order given; smallest first by default."""
-    wanted: Sequence[Sequence[int] | int] = (
+    sizes: Sequence[Sequence[int] | int] = (
         [tuple(ceil(f * e) for e in extent) for f in FRACTIONS] if overlaps is None else overlaps
     )
-    asked = (
+    halos = (
         plan_grid(grid.axes, grid.shape, tile_shape=grid.tile_shape, overlap=halo).halo
-        for halo in wanted
+        for halo in sizes
     )
-    return list(dict.fromkeys(asked))
+    return list(dict.fromkeys(halos))
 
 
 def _try_halo(

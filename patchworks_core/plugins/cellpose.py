@@ -67,29 +67,29 @@ Measured on the host, in float32: 75 to 110 MB and 250 to 320 MB.
 def _prepare(parameters: Mapping[str, Any]) -> str:
     """Refuse what could not run, and return what the labels depend on beside the parameters."""
     version = check_installed()
-    given = {"normalize": "global", "percentiles": (1.0, 99.0), **parameters}
-    unknown = set(given) - set(_NAMED) - set(EVAL_OPTIONS)
+    values = {"normalize": "global", "percentiles": (1.0, 99.0), **parameters}
+    unknown = set(values) - set(_NAMED) - set(EVAL_OPTIONS)
     if unknown:
         name = min(unknown, key=lambda n: (n not in FIXED, n))
         why = FIXED.get(name, f"the further ones are {', '.join(EVAL_OPTIONS)}")
         raise SegmentationError(
             f"the segmentation function 'cellpose' has no parameter {name!r}: {why}"
         )
-    if not isinstance(given.get("model"), str):
+    if not isinstance(values.get("model"), str):
         raise SegmentationError(
             "the segmentation function 'cellpose' needs model=, the path of weights or the name of "
-            f"a Cellpose model, got {given.get('model')!r}"
+            f"a Cellpose model, got {values.get('model')!r}"
         )
-    _check_channels(given.get("channels"))
-    check_normalize(given["normalize"], given["percentiles"])
+    _check_channels(values.get("channels"))
+    check_normalize(values["normalize"], values["percentiles"])
     for name in ("diameter", "anisotropy", "batch_size"):
-        if given.get(name) is not None and not given[name] > 0:
+        if values.get(name) is not None and not values[name] > 0:
             raise SegmentationError(
-                f"{name} must be above 0, got {given[name]!r}; leave it out for the usual"
+                f"{name} must be above 0, got {values[name]!r}; leave it out for the usual"
             )
-    options = (given.get("model_options") or {}).values()
+    options = (values.get("model_options") or {}).values()
     more = [Path(v) for v in options if isinstance(v, str) and Path(v).is_file()]
-    weights = digest_of_files([weights_file(given["model"]), *more])
+    weights = digest_of_files([weights_file(values["model"]), *more])
     return f"cellpose=={version} weights:{weights}"
 
 
@@ -192,16 +192,16 @@ def cellpose(
     bounds = value_range(tile, normalize=normalize, percentiles=percentiles, statistics=statistics)
     if bounds is None:  # all pixels are the same
         return np.zeros(tile.shape, np.int32)
-    seen = [(volume, bounds[::-1] if invert else bounds)]
+    volumes = [(volume, bounds[::-1] if invert else bounds)]
     if nuclei is not None:
         beside = value_range(
             nuclei, normalize=normalize, percentiles=percentiles, statistics=nuclei_statistics
         )
         if beside is not None:  # where all pixels are the same, the channel is blank
-            seen.append((_checked_volume(nuclei, do_3D), beside))
+            volumes.append((_checked_volume(nuclei, do_3D), beside))
     loaded = _loaded(model, gpu, dict(model_options or {}), batch_size)
     arguments = eval_arguments(
-        *(found for _, found in seen),
+        *(volume_pixels for _, volume_pixels in volumes),
         n_channels=n_channels_of(loaded.model),
         is_volume=volume.ndim == 3,
         diameter=diameter,
@@ -211,7 +211,7 @@ def cellpose(
         **eval_options,
     )
     pixels = padded(
-        [(finite_pixels(found, low), low) for found, (low, _) in seen],
+        [(finite_pixels(volume_pixels, low), low) for volume_pixels, (low, _) in volumes],
         n_channels_of(loaded.model),
     )
     labels = run_in_memory(
@@ -294,11 +294,11 @@ def _loaded(model: str, gpu: bool, options: dict[str, Any], batch_size: int) -> 
     """Return the model, which this process loads once, and the batch sizes to try."""
 
     def load() -> Loaded:
-        found = load_model(model, gpu=gpu, options=options)
-        free = free_gpu_bytes() if found.gpu else None
-        each = BYTES_PER_PATCH[major_of(check_installed())]
-        first = fitting_batch_size(batch_size, each, free_bytes=free)
-        return Loaded(found, [first >> n for n in range(first.bit_length())])
+        network = load_model(model, gpu=gpu, options=options)
+        free = free_gpu_bytes() if network.gpu else None
+        n_bytes = BYTES_PER_PATCH[major_of(check_installed())]
+        first = fitting_batch_size(batch_size, n_bytes, free_bytes=free)
+        return Loaded(network, [first >> n for n in range(first.bit_length())])
 
     key = ("cellpose", model, gpu, json.dumps(options, sort_keys=True), batch_size)
     return load_once(key, load)

@@ -173,11 +173,11 @@ def load_model(model: str, *, gpu: bool, options: Mapping[str, Any]) -> Any:
     except Exception as error:
         if kind_of(error) == "transient":
             raise
-        said = " ".join(str(error).split())
+        message = " ".join(str(error).split())
         raise SegmentationError(
             f"Cellpose {version} cannot load {str(file)!r} with options {dict(options)!r} "
-            f"({type(error).__name__}: {said}); weights of Cellpose 3 are not for Cellpose 4, nor "
-            "the other way round: install the major that they were trained with"
+            f"({type(error).__name__}: {message}); weights of Cellpose 3 are not for Cellpose 4, "
+            "nor the other way round: install the major that they were trained with"
         ) from error
     if gpu and not loaded.gpu:
         warnings.warn(_no_gpu(models.torch.__version__), stacklevel=2)

@@ -87,7 +87,7 @@ def _digest_of_file(file: Path, size: int, changed: int) -> bytes:
         return hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=16)).digest()
 
 
-def beside_defaults(function: Callable[..., Any], **given: Any) -> dict[str, Any]:
+def beside_defaults(function: Callable[..., Any], **options: Any) -> dict[str, Any]:
     """Return the arguments that are not what they are by default: the others are not recorded.
 
     So a function of `cellpose_fn` and one that is chosen by name have the same record.
@@ -97,8 +97,8 @@ def beside_defaults(function: Callable[..., Any], **given: Any) -> dict[str, Any
     >>> beside_defaults(lambda a=1, b=None: a, a=1, b=2)
     {'b': 2}
     """
-    known = inspect.signature(function).parameters
-    return {name: value for name, value in given.items() if value != known[name].default}
+    defaults = inspect.signature(function).parameters
+    return {name: value for name, value in options.items() if value != defaults[name].default}
 
 
 def recordable(parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -96,8 +96,8 @@ def declare(
 
     def mark(function: LabelFunction) -> LabelFunction:
         channels = dict(other_channels or companions or {})
-        said = Declaration(merge, version, same_as_before, gpu, prepare, channels)
-        function.patchworks = said  # type: ignore[attr-defined]
+        declaration = Declaration(merge, version, same_as_before, gpu, prepare, channels)
+        function.patchworks = declaration  # type: ignore[attr-defined]
         return function
 
     return mark
@@ -148,9 +148,9 @@ class Segmentation:
     @property
     def wants_gpu(self) -> bool:
         """True if it declares a GPU, or was asked to use one by its parameter ``gpu``."""
-        given = {**_bound_keywords(self.function), **self.parameters}
-        asked = given.get("gpu") or given.get("use_gpu")
-        return declaration_of(self.function).gpu or bool(asked)
+        values = {**_bound_keywords(self.function), **self.parameters}
+        wants = values.get("gpu") or values.get("use_gpu")
+        return declaration_of(self.function).gpu or bool(wants)
 
     @property
     def merge(self) -> MergeRule:
@@ -197,19 +197,19 @@ class Segmentation:
     @property
     def other_channels(self) -> dict[str, int | str]:
         """Other channels to read with each tile, by the keyword that gets their pixels."""
-        given = {**_bound_keywords(self.function), **self.parameters}
+        values = {**_bound_keywords(self.function), **self.parameters}
         named = declaration_of(self.function).other_channels.items()
-        return {keyword: given[name] for keyword, name in named if given.get(name) is not None}
+        return {keyword: values[name] for keyword, name in named if values.get(name) is not None}
 
     @property
     def measured_channels(self) -> tuple[str, ...]:
         """Those of `other_channels` whose statistics the function asks for."""
-        known = _parameter_names(self.function)
-        return tuple(k for k in self.other_channels if f"{k}_statistics" in known)
+        names = _parameter_names(self.function)
+        return tuple(k for k in self.other_channels if f"{k}_statistics" in names)
 
-    def __call__(self, tile: np.ndarray[Any, Any], **known: Any) -> np.ndarray[Any, Any]:
+    def __call__(self, tile: np.ndarray[Any, Any], **context: Any) -> np.ndarray[Any, Any]:
         """Label one tile; `known` is what the function asks for, such as ``statistics``."""
-        return self.function(tile, **{**known, **self.parameters})
+        return self.function(tile, **{**context, **self.parameters})
 
     def bind(
         self, statistics: object | None, other_channels: Mapping[str, object] | None = None
@@ -223,9 +223,11 @@ class Segmentation:
         other_channels : mapping, optional
             Statistics of `measured_channels`, by keyword.
         """
-        known = {"statistics": statistics} if self.wants_statistics else {}
-        known |= {f"{name}_statistics": found for name, found in (other_channels or {}).items()}
-        return partial(self.function, **{**known, **self.parameters})
+        context = {"statistics": statistics} if self.wants_statistics else {}
+        context |= {
+            f"{name}_statistics": measured for name, measured in (other_channels or {}).items()
+        }
+        return partial(self.function, **{**context, **self.parameters})
 
     def to_dict(self) -> dict[str, Any]:
         """Return what identifies the function, JSON-ready."""
@@ -274,18 +276,18 @@ def segmentation_of(
         )
     name, parameters = short_name(name_of(function)), dict(parameters or {})
     versions = [_version_of(function)]
-    found = Segmentation(function, name, parameters)
-    given = {**_bound_keywords(function), **parameters}
+    segmentation = Segmentation(function, name, parameters)
+    values = {**_bound_keywords(function), **parameters}
     prepare = declaration_of(function).prepare
     if prepare is None:
-        versions.append(version_of_files(given))
+        versions.append(version_of_files(values))
     else:  # which knows what files its parameters mean
-        versions.append(FunctionVersion(prepare(given)))
+        versions.append(FunctionVersion(prepare(values)))
     return replace(
-        found,
-        version=" ".join(each.text for each in versions if each.text),
+        segmentation,
+        version=" ".join(part.text for part in versions if part.text),
         changing=versions[0].changing,
-        unknown=tuple(text for each in versions for text in each.unknown),
+        unknown=tuple(text for part in versions for text in part.unknown),
     )
 
 
@@ -327,15 +329,15 @@ def _import(name: str) -> LabelFunction:
             "or an import path 'module:function'"
         )
     try:
-        found: Any = importlib.import_module(module_name)
+        value: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
-            found = getattr(found, part)
+            value = getattr(value, part)
     except (ImportError, AttributeError) as error:
         raise SegmentationError(
             f"cannot import segmentation function {path!r}: {error}; the module must be installed, "
             "or its folder on PYTHONPATH"
         ) from error
-    return found  # type: ignore[no-any-return]
+    return value  # type: ignore[no-any-return]
 
 
 def _bound_keywords(function: LabelFunction) -> dict[str, Any]:

@@ -49,14 +49,14 @@ MAX_SPLITS = 6
 def _prepare(parameters: Mapping[str, Any]) -> str:
     """Refuse what could not run, and return what the labels depend on beside the parameters."""
     version = check_installed()
-    given = {"normalize": "global", "percentiles": (1.0, 99.8), **parameters}
-    if not isinstance(given.get("model"), str):
+    values = {"normalize": "global", "percentiles": (1.0, 99.8), **parameters}
+    if not isinstance(values.get("model"), str):
         raise SegmentationError(
             "the segmentation function 'stardist' needs model=, the folder of a saved model or the "
-            f"name of a pretrained one, got {given.get('model')!r}"
+            f"name of a pretrained one, got {values.get('model')!r}"
         )
-    check_normalize(given["normalize"], given["percentiles"])
-    folder = model_folder(given["model"])
+    check_normalize(values["normalize"], values["percentiles"])
+    folder = model_folder(values["model"])
     n_channels = config_of(folder).get("n_channel_in", 1)
     if n_channels != 1:
         raise SegmentationError(

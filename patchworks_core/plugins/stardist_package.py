@@ -70,14 +70,16 @@ def _pretrained_folder(model: str) -> Path:
     models = importlib.import_module("stardist.models")
     registry = importlib.import_module("csbdeep.models.pretrained")
     classes = (models.StarDist2D, models.StarDist3D)
-    known = {key: cls for cls in classes for key in registry.get_registered_models(cls)[0]}
-    if model not in known:
+    classes_by_model = {
+        key: cls for cls in classes for key in registry.get_registered_models(cls)[0]
+    }
+    if model not in classes_by_model:
         raise SegmentationError(
             f"no StarDist model at {str(Path(model).absolute())!r}, and none is called {model!r}; "
-            f"give the folder of a saved model, or one of {sorted(known)!r}"
+            f"give the folder of a saved model, or one of {sorted(classes_by_model)!r}"
         )
     try:
-        return Path(registry.get_model_folder(known[model], model))
+        return Path(registry.get_model_folder(classes_by_model[model], model))
     # Keras wraps what urllib raises into a bare Exception.
     except Exception as error:
         raise SegmentationError(

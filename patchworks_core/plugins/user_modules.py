@@ -111,10 +111,10 @@ def _file_of(module: str) -> Path | None:
 
 def _origin(module: str) -> Path | None:
     """Return the file of a module that is not part of Python."""
-    found = _file_of(module)
-    if found is None or _is_installed(found):
-        return found
-    return None if found.is_relative_to(_standard_library()) else found
+    file = _file_of(module)
+    if file is None or _is_installed(file):
+        return file
+    return None if file.is_relative_to(_standard_library()) else file
 
 
 @lru_cache(maxsize=1)
@@ -153,17 +153,17 @@ def _is_installed(path: Path) -> bool:
 
 @lru_cache(maxsize=1)
 def _distributions() -> dict[str, list[str]]:
-    return {name: sorted(set(found)) for name, found in packages_distributions().items()}
+    return {name: sorted(set(names)) for name, names in packages_distributions().items()}
 
 
 def _versions_of(package: str) -> list[str]:
-    found = []
+    versions = []
     for distribution in _distributions().get(package, [package]):
         try:
-            found.append(f"{distribution}=={version(distribution)}")
+            versions.append(f"{distribution}=={version(distribution)}")
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 @lru_cache(maxsize=1024)

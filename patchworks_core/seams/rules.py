@@ -101,14 +101,14 @@ class MergeOptions:
         if rule == "auto":
             rule = "overlap" if any(grid.halo) else "touching"
         n_spatial = len(grid.spatial)
-        wanted = min(self.connectivity or connectivity or 1, n_spatial)
-        if connectivity is not None and wanted != min(connectivity, n_spatial):
+        resolved = min(self.connectivity or connectivity or 1, n_spatial)
+        if connectivity is not None and resolved != min(connectivity, n_spatial):
             raise PlanError(
                 f"merge connectivity {self.connectivity} is not the connectivity {connectivity} of "
                 "the function's own labels: objects cut at a seam would be joined by another rule "
                 "than those inside tiles; give the function and the merge the same"
             )
-        return replace(self, rule=rule, connectivity=wanted)
+        return replace(self, rule=rule, connectivity=resolved)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as JSON-ready values."""

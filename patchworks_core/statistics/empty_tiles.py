@@ -147,13 +147,13 @@ def find_empty_tiles(
     if threshold is not None:
         finite_number("the threshold of empty tiles", threshold)
     record = _record_path(image, grid) if cache else None
-    known = _read_record(record, image) if record is not None else None
-    if known is None:
+    measured = _read_record(record, image) if record is not None else None
+    if measured is None:
         with (compute or Compute(max_workers=1)).open(grid, image.dtype) as pool:
-            known = measure_tiles(image, grid, pool)
+            measured = measure_tiles(image, grid, pool)
         if record is not None:
-            _write_record(record, image, *known)
-    maxima, statistics = known
+            _write_record(record, image, *measured)
+    maxima, statistics = measured
     if threshold is None:
         threshold = background_threshold(statistics)
     occupancy = (maxima > threshold).reshape(grid.grid_shape)
@@ -219,8 +219,8 @@ def _read_record(path: UPath, image: Image) -> tuple[npt.NDArray[Any], ImageStat
     if record is None or (record.get("record_version"), record.get("fingerprint")) != expected:
         return None
     try:
-        found = [np.nan if m is None else m for m in record["maxima"]]
-        return np.array(found, dtype=np.float64), ImageStatistics.from_dict(record["statistics"])
+        maxima = [np.nan if m is None else m for m in record["maxima"]]
+        return np.array(maxima, dtype=np.float64), ImageStatistics.from_dict(record["statistics"])
     except (KeyError, TypeError, ValueError):
         return None
 

@@ -32,10 +32,10 @@ Array: TypeAlias = npt.NDArray[Any]
 
 def limits(pixels: Array) -> tuple[Any, Any] | None:
     """Return the smallest and largest finite pixel, or None where there is none."""
-    found = [(piece.min(), piece.max()) for piece in finite_pieces(pixels) if piece.size]
-    if not found:
+    extremes = [(piece.min(), piece.max()) for piece in finite_pieces(pixels) if piece.size]
+    if not extremes:
         return None
-    return min(low for low, _ in found).item(), max(high for _, high in found).item()
+    return min(low for low, _ in extremes).item(), max(high for _, high in extremes).item()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

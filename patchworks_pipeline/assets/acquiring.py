@@ -106,15 +106,15 @@ def _take_up(context: dg.AssetExecutionContext, folder: ImageFolder, plan: Plan)
     if not is_same:
         folder.clear_failures()
     folder.write_plan(plan)
-    wanted = tile_keys(folder.key, plan.grid.block_keys())
+    keys = tile_keys(folder.key, plan.grid.block_keys())
     partitions = context.instance.get_dynamic_partitions(str(tiles.name))
     before = [key for key in partitions if key.rpartition("/")[0] == folder.key]
-    n_new, n_retired = len(set(wanted) - set(before)), len(set(before) - set(wanted))
+    n_new, n_retired = len(set(keys) - set(before)), len(set(before) - set(keys))
     if n_new or n_retired:
         # All are added anew in one call, so that the tiles of an image stay one contiguous range.
         for key in before:
             context.instance.delete_dynamic_partition(str(tiles.name), key)
-        context.instance.add_dynamic_partitions(str(tiles.name), wanted)
+        context.instance.add_dynamic_partitions(str(tiles.name), keys)
     return n_new, n_retired
 
 

@@ -103,7 +103,8 @@ def quality_report(context: dg.AssetExecutionContext, store: LabelStore) -> dg.M
         table, sizes, label, n_staged=int(counts.clip(min=0).sum()), plan_url=plan.image.url
     )
     summary |= seam_figures(seams)
-    write_text(folder.report / "summary.json", json.dumps(summary, indent=2) + "\n")
+    content = {**summary, "seam_problems": seams.problems()}
+    write_text(folder.report / "summary.json", json.dumps(content, indent=2) + "\n")
     return dg.MaterializeResult(
         metadata={
             "report": dg.MetadataValue.path(str(folder.report)),

@@ -5,6 +5,7 @@ is none. A sink that fails is logged and stops nobody, and is told again what it
 """
 
 import json
+import os
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,12 @@ from patchworks_pipeline.automation.sinks import MailSink, Message, WebhookSink,
 from patchworks_pipeline.partitions import tile_keys
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.settings import Deployed, setting
+
+ADDRESS_VARIABLE = "PATCHWORKS_UI"
+"""Where `patchworks ui` serves the UI; set by it for what it starts."""
+
+USUAL_ADDRESS = "http://127.0.0.1:3000"
+"""Of a webserver that was started with no other port."""
 
 MAX_CAUSES = 5
 """Causes told of one image in one run; more are counted."""
@@ -133,12 +140,19 @@ class Alerts(Deployed):
         "", is_secret=True, description='Gets {"text": ...} by POST, as Slack does; empty: none.'
     )
     base_url: str = setting(
-        "http://127.0.0.1:3000", description="Address of the UI, for the links."
+        "",
+        description="Address of the UI, for the links. Empty: where `patchworks ui` serves it, or "
+        f"{USUAL_ADDRESS}.",
     )
     quiet_hours: float = setting(
         24.0, ge=0, description="The same cause for the same image is told once in so long."
     )
     timeout_seconds: float = setting(10.0, gt=0, description="For a sink to take what it is told.")
+
+    @property
+    def address(self) -> str:
+        """Where links lead to."""
+        return self.base_url or os.environ.get(ADDRESS_VARIABLE) or USUAL_ADDRESS
 
     def sinks(self) -> list[MailSink | WebhookSink]:
         """Return who is to be told."""
@@ -171,15 +185,15 @@ class Alerts(Deployed):
             How many alerts reached a sink, or are in the log where there is none.
         """
         now = time.time()
-        told = {
+        remembered = {
             digest: when
             for digest, when in _read_memory(memory).items()
             if now - when < self.quiet_hours * 3600
         }
         new: dict[str, Alert] = {}
         for alert in alerts:
-            if alert.digest not in told and alert.digest not in new:
-                log.warning(alert.text(self.base_url))
+            if alert.digest not in remembered and alert.digest not in new:
+                log.warning(alert.text(self.address))
                 new[alert.digest] = alert
         sinks, reached = self.sinks(), set()
         outbox = Outbox(memory.parent / MISSED)
@@ -189,13 +203,15 @@ class Alerts(Deployed):
                 letter for letter in missed if letter.sink == sink.name and letter.due <= now
             ]
             letters += [
-                Letter(sink.name, digest, alert.subject, alert.text(self.base_url), now)
+                Letter(sink.name, digest, alert.subject, alert.text(self.address), now)
                 for digest, alert in new.items()
             ]
             reached |= self._deliver(sink, letters, outbox, now, log)
         if new:
             with _logged(log):
-                write_text(memory, json.dumps(told | dict.fromkeys(new, now), indent=0) + "\n")
+                write_text(
+                    memory, json.dumps(remembered | dict.fromkeys(new, now), indent=0) + "\n"
+                )
         return len(reached) if sinks else len(new)
 
     def _deliver(
@@ -211,10 +227,10 @@ class Alerts(Deployed):
             return set()
         messages = [Message(letter.subject, letter.text) for letter in letters]
         outcomes = tell(sink, messages, timeout_seconds=self.timeout_seconds)
-        taken = set()
+        delivered = set()
         for letter, outcome in zip(letters, outcomes, strict=True):
             if outcome.is_taken:
-                taken.add(letter.digest)
+                delivered.add(letter.digest)
             with _logged(log):
                 if outcome.is_taken:
                     outbox.remove(letter)
@@ -224,9 +240,11 @@ class Alerts(Deployed):
         for reason in dict.fromkeys(reasons):
             n = f"{reasons.count(reason)} alerts" if reasons.count(reason) > 1 else "an alert"
             log.error(f"{n} could not be sent to {sink.name}: {reason}; sent again later")
-        for said in filter(None, (delivery.reason for delivery in outcomes if delivery.is_taken)):
-            log.error(f"{sink.name} took an alert, but {said}")
-        return taken
+        for problem in filter(
+            None, (delivery.reason for delivery in outcomes if delivery.is_taken)
+        ):
+            log.error(f"{sink.name} took an alert, but {problem}")
+        return delivered
 
 
 @contextmanager
@@ -240,15 +258,15 @@ def _logged(log: Logger) -> Iterator[None]:
 
 def _still_wanted(outbox: Outbox, now: float, log: Logger) -> list[Letter]:
     """Return what is kept; remove what could not be told for too long."""
-    wanted: list[Letter] = []
+    letters: list[Letter] = []
     with _logged(log):
         for letter in outbox.letters(log):
             if now - letter.written < KEPT_SECONDS:
-                wanted.append(letter)
+                letters.append(letter)
                 continue
             log.error(f"{letter.sink} could not be told for days; given up: {letter.subject}")
             outbox.remove(letter)
-    return wanted
+    return letters
 
 
 def _read_memory(memory: UPath) -> dict[str, float]:

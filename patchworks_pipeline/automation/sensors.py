@@ -35,8 +35,8 @@ from patchworks_pipeline.landing.arrivals import (
     Version,
     Watch,
     look,
-    seen_from_json,
-    seen_to_json,
+    looks_from_json,
+    looks_to_json,
     why_unreadable,
 )
 from patchworks_pipeline.landing.candidates import find_candidates
@@ -93,7 +93,7 @@ def landing_sensor(
         context.log.warning(ledger.damage)
     before = dict(ledger.taken)
     quarantine = Quarantine(store.path() / ".quarantine")
-    candidates = find_candidates(source.layout(), known=ledger.taken)
+    candidates = find_candidates(source.layout(), taken=ledger.taken)
     _confirm(context.instance, record.get("asked", {}), ledger)
     folders = [c.url for c in candidates if c.is_folder and c.url in ledger.taken]
     turn = int(record.get("turn", 0))
@@ -101,7 +101,7 @@ def landing_sensor(
         candidates,
         Watch(source.settle_seconds, source.max_per_tick),
         now=now(),
-        seen=seen_from_json(record.get("seen", {})),
+        looks=looks_from_json(record.get("seen", {})),
         ledger=ledger,
         refused=quarantine.names(),
         again=[folders[(turn + i) % len(folders)] for i in range(min(LOOKED_AGAIN, len(folders)))],
@@ -122,8 +122,8 @@ def landing_sensor(
         log=context.log,
     )
     cursor = {
-        "seen": seen_to_json(arrivals.seen),
-        "asked": decisions.asked,
+        "seen": looks_to_json(arrivals.looks),
+        "asked": decisions.pending,
         "turn": (turn + LOOKED_AGAIN) % max(1, len(folders)),
         "faults": dict(_last(faults.found.items(), MAX_WAITING)),
     }
@@ -142,7 +142,7 @@ class _Decisions:
     refused: list[tuple[Arrival, str]] = field(default_factory=list)
     """With the reason."""
 
-    asked: dict[str, list[str]] = field(default_factory=dict)
+    pending: dict[str, list[str]] = field(default_factory=dict)
     """Name and version of what was requested, by URL; in the ledger once it has its run."""
 
     def take(
@@ -162,7 +162,7 @@ class _Decisions:
             if not folder.has("acquisition.json"):
                 folder.write_acquisition(candidate.acquisition())
             self.requests.append(_plan_request(arrival))
-            self.asked[candidate.url] = [arrival.name, version.signature, version.glance]
+            self.pending[candidate.url] = [arrival.name, version.signature, version.glance]
 
     def result(self, cursor: str, *, otherwise: str) -> dg.SensorResult:
         """Return what the sensor answers; `otherwise` is why nothing is requested."""
@@ -183,13 +183,13 @@ class _Decisions:
         )
 
 
-def _confirm(instance: dg.DagsterInstance, asked: dict[str, list[str]], ledger: Ledger) -> None:
+def _confirm(instance: dg.DagsterInstance, pending: dict[str, list[str]], ledger: Ledger) -> None:
     """Enter what was requested and has its run into the ledger.
 
     A daemon may die between a tick and its runs, so a request is not yet a run. What has none
     settles and is requested again, under the same run key.
     """
-    for url, (run_key, signature, glance) in asked.items():
+    for url, (run_key, signature, glance) in pending.items():
         if instance.get_runs(dg.RunsFilter(tags={RUN_KEY: run_key}), limit=1):
             ledger.taken[url] = Version(signature, glance)
 
@@ -352,8 +352,8 @@ def merging_sensor(
     heard_of = unique([*map(image_of, staged), *measured])
     partitions = set(context.instance.get_dynamic_partitions(str(images.name)))
     due = {key: when for key, when in record.get("waiting", {}).items() if key in partitions}
-    said = record.get("faults")
-    faults = ImageFaults(context.log.warning, said)
+    faults_before = record.get("faults")
+    faults = ImageFaults(context.log.warning, faults_before)
     time_now = now()
     candidates = [key for key in heard_of if key in partitions]
     candidates += [key for key, when in due.items() if when <= time_now and key not in heard_of]
@@ -380,7 +380,7 @@ def merging_sensor(
                 "staged": of_tiles.to_json(),
                 "measured": of_images.to_json(),
                 "waiting": dict(_last(due.items(), MAX_WAITING)),
-                "faults": dict(_last(_still(said, faults, due), MAX_WAITING)),
+                "faults": dict(_last(_still(faults_before, faults, due), MAX_WAITING)),
             }
         ),
     )
@@ -420,9 +420,9 @@ def _has_stage(folder: ImageFolder) -> bool:
     return folder.has("plan.json") and (folder.path / "stage.zarr" / "plan.json").exists()
 
 
-def _still(said: Any, faults: ImageFaults, due: Iterable[str]) -> list[tuple[str, str]]:
+def _still(record: Any, faults: ImageFaults, due: Iterable[str]) -> list[tuple[str, str]]:
     """Return what is wrong with images, those included that were not looked at this time."""
-    before = said if isinstance(said, dict) else {}
+    before = record if isinstance(record, dict) else {}
     return list({**{key: before[key] for key in due if key in before}, **faults.found}.items())
 
 

@@ -130,7 +130,7 @@ def tell(
     list of Delivery
         One per message. After a fault that is not about the message the others are not tried.
     """
-    asked = {
+    request = {
         "name": sink.name,
         "sink": asdict(sink),
         "messages": [asdict(message) for message in messages],
@@ -141,7 +141,7 @@ def tell(
         # What is secret goes through the pipe: arguments are seen by everybody on the machine.
         ended = subprocess.run(
             [sys.executable, "-P", __file__],
-            input=json.dumps(asked).encode(),
+            input=json.dumps(request).encode(),
             capture_output=True,
             timeout=timeout_seconds,
             check=False,
@@ -162,23 +162,23 @@ def tell(
 
 def main() -> None:
     """Send what is asked for on the standard input; print a line for each that fared."""
-    asked = json.load(sys.stdin)
-    (kind,) = [message for message in SINKS if message.name == asked["name"]]
-    sink = kind(**asked["sink"])
-    for message in asked["messages"]:
-        told: list[str | None] = []
+    request = json.load(sys.stdin)
+    (kind,) = [message for message in SINKS if message.name == request["name"]]
+    sink = kind(**request["sink"])
+    for message in request["messages"]:
+        reasons: list[str | None] = []
 
-        def taken(said: str | None, told: list[str | None] = told) -> None:
-            told.append(said)
+        def taken(reason: str | None, reasons: list[str | None] = reasons) -> None:
+            reasons.append(reason)
             # At once: a sink may hang while it is taken leave of, and has the message.
-            print(json.dumps(asdict(Delivery(True, said))), flush=True)
+            print(json.dumps(asdict(Delivery(True, reason))), flush=True)
 
         try:
-            sink.send(Message(**message), asked["timeout_seconds"], taken)
+            sink.send(Message(**message), request["timeout_seconds"], taken)
         except _FAULTS as error:
-            if not told:
+            if not reasons:
                 print(json.dumps(asdict(Delivery(False, _words(error)))), flush=True)
-            if not told and not isinstance(error, _ANSWERS):
+            if not reasons and not isinstance(error, _ANSWERS):
                 return
 
 

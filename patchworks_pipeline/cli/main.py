@@ -80,7 +80,7 @@ def run(
 
     Options that are left out keep what was chosen for the image before.
     """
-    chosen = {
+    options = {
         "function": segmentation,
         "parameters": parameters(param) if param else None,
         "tile_shape": numbers_of("--tile-shape", tile_shape),
@@ -94,7 +94,7 @@ def run(
     if name is not None and len(image) > 1:
         fail("--name names one image, and several were given", BAD_INPUT)
     codes = [
-        _run_one(url, name, chosen, home=home, workers=workers, worker_kind=worker_kind)
+        _run_one(url, name, options, home=home, workers=workers, worker_kind=worker_kind)
         for url in image
     ]
     raise typer.Exit(max(codes))
@@ -173,6 +173,7 @@ def _say(result: Any, home: Path) -> None:
         f"  labels   {folder.labels(folder.plan()).path}",
         f"  overlay  {folder.report / 'overlay.png'}",
         f"  table    {folder.path / 'objects.csv'}",
+        *(f"  seams    {problem}" for problem in summary.get("seam_problems", [])),
     ]
     say("\n".join(lines))
 
@@ -224,8 +225,8 @@ def merge(
     from patchworks_pipeline.cli.progress_bars import progress_bars
     from patchworks_pipeline.cli.runs import merge_again
 
-    chosen = {"rule": merge, "min_iou": min_iou, "min_size": min_size}
-    options = {name: value for name, value in chosen.items() if value is not None}
+    values = {"rule": merge, "min_iou": min_iou, "min_size": min_size}
+    options = {name: value for name, value in values.items() if value is not None}
     with (
         _known_image(image, home) as (instance, folder),
         progress_bars(folder.key, console),

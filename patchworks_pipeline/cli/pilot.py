@@ -116,8 +116,8 @@ def describe(report: "PilotReport", command: list[str]) -> str:
         overlap = overlap_text(best)
         cost = best.read_factor - 1
         lines.insert(0, f"overlap {overlap}, merge {best.rule}: reads {cost:.0%} more pixels")
-        chosen = ["--overlap", overlap, "--merge", best.rule]
-        lines += ["next:", f"  {shlex.join([*command, *chosen])}"]
+        arguments = ["--overlap", overlap, "--merge", best.rule]
+        lines += ["next:", f"  {shlex.join([*command, *arguments])}"]
     return "\n".join(lines)
 
 

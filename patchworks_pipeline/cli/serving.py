@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from patchworks_core.errors import PlanError
+from patchworks_pipeline.automation.alerts import ADDRESS_VARIABLE
 from patchworks_pipeline.image_faults import words_of
 from patchworks_pipeline.instance.home import home_environment, prepare_home
 from patchworks_pipeline.instance.run_processes import open_instance
@@ -44,6 +45,7 @@ def serve(home: Path, *, host: str, port: int, automation: bool = True) -> int:
     environment = {**os.environ, **home_environment(prepare_home(home))}
     if not automation:
         environment[AUTOMATION_VARIABLE] = "off"
+    environment.setdefault(ADDRESS_VARIABLE, _address(host, port))
     os.environ.update(environment)
     _must_be_free(host, port)
     with open_instance(home):
@@ -52,7 +54,7 @@ def serve(home: Path, *, host: str, port: int, automation: bool = True) -> int:
         [sys.executable, "-m", "dagster_webserver", "-m", MODULE, "-h", host, "-p", str(port)],
         [sys.executable, "-m", "dagster._daemon", "run", "-m", MODULE],
     ]
-    print(f"Dagster UI of {home}: http://{host}:{port} (Ctrl-C ends it)", flush=True)
+    print(f"Dagster UI of {home}: {_address(host, port)} (Ctrl-C ends it)", flush=True)
     # A terminal sends Ctrl-C to all three; a service manager sends SIGTERM to this one. What was
     # started in the background of a shell ignores Ctrl-C, and would hand that down.
     previous = {
@@ -71,6 +73,13 @@ def serve(home: Path, *, host: str, port: int, automation: bool = True) -> int:
         for number, handler in previous.items():
             signal.signal(number, handler)
         _stop(processes)
+
+
+def _address(host: str, port: int) -> str:
+    """Return where a browser finds the UI; one that listens everywhere, by this machine's name."""
+    is_everywhere = host in ("0.0.0.0", "::")
+    name = socket.getfqdn() if is_everywhere else host
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
 def _must_be_free(host: str, port: int) -> None:

@@ -50,14 +50,14 @@ def view(
     from patchworks_core.files.storage import as_path, write_bytes
     from patchworks_core.pictures.viewing import layers_of, picture_of, show
 
-    asked = Asked(image, labels, channel, level, axes)
-    asked = asked.in_home(home)
+    request = ViewRequest(image, labels, channel, level, axes)
+    request = request.in_home(home)
     wants_napari = picture is None and find_spec("napari") is not None
-    opened, labelled, grid = asked.open(None if wants_napari else 0, tile_shape)
+    opened, labelled, grid = request.open(None if wants_napari else 0, tile_shape)
     if wants_napari:
         show(layers_of(opened, labelled, grid), title=image)
         return
-    path = picture or Path(f"{Path(asked.image.rstrip('/')).name}.overlay.png")
+    path = picture or Path(f"{Path(request.image.rstrip('/')).name}.overlay.png")
     reads = [i.source for i in (opened, labelled) if i is not None]
     naming: dict[str, Any] = {"what": "a picture", "another": "--picture"}
     with replacing(as_path(path), reads=reads, overwrite=overwrite, **naming) as working:
@@ -68,7 +68,7 @@ def view(
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ViewRequest:
     """What is to be shown."""
 
     image: str
@@ -88,7 +88,7 @@ class Asked:
     pixel_size: Any = None
     """Micrometers per pixel, as was chosen for the image."""
 
-    def in_home(self, home: Path) -> "Asked":
+    def in_home(self, home: Path) -> "ViewRequest":
         """Return the same with the paths of an image of a home, where the image is the key of one.
 
         The labels are those that were merged last; while there are none, none are shown.
@@ -108,7 +108,7 @@ class Asked:
             acquisition = folder.acquisition()
             path = folder.labels(folder.plan()).path if folder.has("plan.json") else None
         has_labels = path is not None and path.exists()
-        return Asked(
+        return ViewRequest(
             acquisition.url,
             self.labels or (str(path) if has_labels else None),
             self.channel or (None if acquisition.channel is None else str(acquisition.channel)),
@@ -136,6 +136,6 @@ class Asked:
         labels = None if self.labels is None else open_image(self.labels, channel=None)
         grid = None if self.labels is None else grid_of_labels(self.labels)
         if tile_shape is not None:
-            wanted = one_or_all(numbers_of("--tile-shape", tile_shape))
-            grid = plan_grid(image.axes, image.shape, tile_shape=wanted)
+            shape = one_or_all(numbers_of("--tile-shape", tile_shape))
+            grid = plan_grid(image.axes, image.shape, tile_shape=shape)
         return image, labels, grid

@@ -40,7 +40,7 @@ MAX_PENDING = 1000
 LOOKED_AGAIN = 5
 """Taken Zarr folders whose every file is looked at again per look, in turn."""
 
-Seen = Mapping[str, tuple[str, int]]
+Looks = Mapping[str, tuple[str, int]]
 """Per candidate: signature, and the second since when it is the same."""
 
 _GONE = (FileNotFoundError, NotADirectoryError)
@@ -81,7 +81,7 @@ class Look:
     arrivals: list[Arrival]
     """Complete now, by path."""
 
-    seen: dict[str, tuple[str, int]]
+    looks: dict[str, tuple[str, int]]
     """For the next look."""
 
     n_waiting: int
@@ -116,7 +116,7 @@ class Ledger:
         records = [_read_ledger(place) for place in (path, copy)]
         if records == [None, None]:
             return cls(path)
-        (first, is_whole), (second, copy_is_whole) = (each or ({}, False) for each in records)
+        (first, is_whole), (second, copy_is_whole) = (record or ({}, False) for record in records)
         if is_whole:
             return cls(path, first)
         if copy_is_whole:
@@ -154,7 +154,7 @@ def _read_ledger(path: UPath) -> tuple[dict[str, Version], bool] | None:
     content = unsealed(record)
     if content is None:  # of what is there, any could be wrong
         return {}, False
-    taken = {url: Version(**said) for url, said in content.items() if _is_version(said)}
+    taken = {url: Version(**version) for url, version in content.items() if _is_version(version)}
     return taken, len(taken) == len(content)
 
 
@@ -220,7 +220,7 @@ def look(
     watch: Watch,
     *,
     now: int,
-    seen: Seen,
+    looks: Looks,
     ledger: Ledger,
     refused: frozenset[str] = frozenset(),
     again: Iterable[str] = (),
@@ -233,7 +233,7 @@ def look(
     watch : Watch
     now : int
         Seconds since 1970.
-    seen : mapping
+    looks : mapping
         What the look before handed back.
     ledger : Ledger
         Its glances are brought up to date where metadata were touched and nothing changed.
@@ -257,7 +257,7 @@ def look(
     n_waiting = 0
     in_full = set(again)
     for candidate in candidates:
-        taken, before = ledger.taken.get(candidate.url), seen.get(candidate.name)
+        taken, before = ledger.taken.get(candidate.url), looks.get(candidate.name)
         try:
             is_marked = candidate.marker is None or _exists(candidate.marker)
             glance = glance_at(candidate)
@@ -369,11 +369,11 @@ def why_unreadable(acquisition: Acquisition) -> str | None:
     return None
 
 
-def seen_to_json(seen: Seen) -> dict[str, Any]:
+def looks_to_json(looks: Looks) -> dict[str, Any]:
     """Return what was seen as JSON has it."""
-    return {name: list(entry) for name, entry in seen.items()}
+    return {name: list(entry) for name, entry in looks.items()}
 
 
-def seen_from_json(record: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
-    """Read what `seen_to_json` gave."""
+def looks_from_json(record: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
+    """Read what `looks_to_json` gave."""
     return {name: (str(signature), int(since)) for name, (signature, since) in record.items()}

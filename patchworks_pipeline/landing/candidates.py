@@ -92,13 +92,13 @@ class LandingLayout:
             )
 
 
-def find_candidates(layout: LandingLayout, *, known: Container[str] = ()) -> list[Candidate]:
+def find_candidates(layout: LandingLayout, *, taken: Container[str] = ()) -> list[Candidate]:
     """Return what lies in a landing folder, by path.
 
     Parameters
     ----------
     layout : LandingLayout
-    known : container of str
+    taken : container of str
         URLs of images that hold no others; their metadata are not read again.
 
     Returns
@@ -110,39 +110,39 @@ def find_candidates(layout: LandingLayout, *, known: Container[str] = ()) -> lis
     fs, root = filesystem(folder)
     # Object stores cache listings, and would never show what landed since.
     fs.invalidate_cache()
-    wanted = [layout.template] if layout.template else layout.patterns
-    wanted = wanted or [f"*{suffix}" for suffix in SUFFIXES]
-    found: dict[str, Candidate] = {}
-    for parts in ([_regex(part) for part in each.split("/")] for each in wanted):
+    patterns = [layout.template] if layout.template else layout.patterns
+    patterns = patterns or [f"*{suffix}" for suffix in SUFFIXES]
+    by_name: dict[str, Candidate] = {}
+    for parts in ([_regex(part) for part in pattern.split("/")] for pattern in patterns):
         for path, entry, fields in _match(fs, root.rstrip("/"), parts, {}):
             is_folder = entry["type"] == "directory"
             name = path[len(root.rstrip("/")) + 1 :]
-            if name in found or (is_folder and not name.endswith(_ZARR_SUFFIX)):
+            if name in by_name or (is_folder and not name.endswith(_ZARR_SUFFIX)):
                 continue
             url = f"{folder.rstrip('/')}/{name}"
             key = _key("/".join(fields.values()) if layout.template else name)
             marker = _marker(layout.marker, url)
             version = () if is_folder else tuple(info_stamp(entry))
-            found[name] = Candidate(url, name, key, is_folder, marker, version=version)
+            by_name[name] = Candidate(url, name, key, is_folder, marker, version=version)
     if not is_remote(folder):
-        found = _with_sets(found)
+        by_name = _with_sets(by_name)
     candidates: list[Candidate] = []
-    for name in sorted(found):
-        whole = found[name]
+    for name in sorted(by_name):
+        whole = by_name[name]
         opening = _opening(layout, whole.name)
         if opening.series not in (None, ALL):
             candidates.append(_within(whole, f"#{opening.series}", opening, whole.key))
-        elif opening.series == ALL or whole.others or (whole.is_folder and whole.url not in known):
+        elif opening.series == ALL or whole.others or (whole.is_folder and whole.url not in taken):
             candidates += _images_of(whole, layout)
         else:
             candidates.append(replace(whole, opening=opening))
     return candidates
 
 
-def _with_sets(found: dict[str, Candidate]) -> dict[str, Candidate]:
+def _with_sets(candidates: dict[str, Candidate]) -> dict[str, Candidate]:
     """Return the candidates with one in place of all the files of a set: the first by name."""
-    whole = dict(found)
-    for name in sorted(found):
+    whole = dict(candidates)
+    for name in sorted(candidates):
         candidate = whole.get(name)
         if candidate is None or not name.lower().endswith(_TIFF_SUFFIXES):
             continue

@@ -90,10 +90,10 @@ class Opening:
     @property
     def digest(self) -> str:
         """Of what is not as it is by default; empty where all is."""
-        chosen = {k: v for k, v in asdict(self).items() if v != getattr(DEFAULT, k)}
-        chosen.pop("match", None)
-        text = repr(sorted(chosen.items()))
-        return blake2b(text.encode(), digest_size=4).hexdigest() if chosen else ""
+        values = {k: v for k, v in asdict(self).items() if v != getattr(DEFAULT, k)}
+        values.pop("match", None)
+        text = repr(sorted(values.items()))
+        return blake2b(text.encode(), digest_size=4).hexdigest() if values else ""
 
 
 def with_setting(reason: str, name: str) -> str:

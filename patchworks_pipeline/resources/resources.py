@@ -122,15 +122,15 @@ class AcquisitionSource(Deployed):
             If there is none, or more than one.
         """
         layout = self.layout()
-        found = [each for each in find_candidates(layout) if each.key == image]
-        if len(found) != 1:
-            names = [each.name for each in found]
+        matches = [candidate for candidate in find_candidates(layout) if candidate.key == image]
+        if len(matches) != 1:
+            names = [candidate.name for candidate in matches]
             raise ImageError(
-                f"image {image!r} is not registered and {len(found)} acquisitions in "
+                f"image {image!r} is not registered and {len(matches)} acquisitions in "
                 f"{layout.landing} have that key ({names!r}); copy exactly one there, or register "
                 "it with 'patchworks run'"
             )
-        return found[0].acquisition()
+        return matches[0].acquisition()
 
 
 class Automation(Deployed):

@@ -96,10 +96,10 @@ class Deployed(dg.ConfigurableResource):
             If the file is not one of settings, has a field that the resource has not, or a value
             that it cannot take.
         """
-        found = read_section(home_folder() / SETTINGS, self.section)
-        self._check(found)
+        section = read_section(home_folder() / SETTINGS, self.section)
+        self._check(section)
         displaced = self.displaced()
-        beneath = {name: value for name, value in found.values.items() if name not in displaced}
+        beneath = {name: value for name, value in section.values.items() if name not in displaced}
         return type(self)(**{**beneath, **dict(self)})
 
     def displaced(self) -> Collection[str]:
@@ -110,19 +110,19 @@ class Deployed(dg.ConfigurableResource):
         """Give assets and sensors the resource with the settings of the home."""
         return self.of_home()
 
-    def _check(self, found: Section) -> None:
+    def _check(self, section: Section) -> None:
         """Raise, with file and line, where the file sets what cannot be, used or not."""
         fields = sorted(type(self).model_fields)
-        for name in found.values:
+        for name in section.values:
             if name not in fields:
                 raise PlanError(
-                    f"{found.where(name)}: section {self.section!r} has no field {name!r}; its "
+                    f"{section.where(name)}: section {self.section!r} has no field {name!r}; its "
                     f"fields are {fields!r}"
                 )
         try:
-            type(self)(**found.values)
+            type(self)(**section.values)
         except _RefusedError as error:
-            where, variable = found.where(error.field), found.variables.get(error.field)
+            where, variable = section.where(error.field), section.variables.get(error.field)
             if variable is not None:  # its value may be a secret
                 raise PlanError(
                     f"{where}: {error.rule}; correct the variable {variable!r}"

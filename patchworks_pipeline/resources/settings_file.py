@@ -125,19 +125,19 @@ def _compose(path: Path) -> tuple[yaml.SafeLoader, yaml.Node | None]:
     return loader, root
 
 
-def _refuse_repeated(path: Path, node: yaml.Node, seen: set[int]) -> None:
+def _refuse_repeated(path: Path, node: yaml.Node, node_ids: set[int]) -> None:
     """Raise where a mapping, however deep, has a key twice."""
-    if id(node) in seen:  # an alias
+    if id(node) in node_ids:  # an alias
         return
-    seen.add(id(node))
+    node_ids.add(id(node))
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            _refuse_repeated(path, item, seen)
+            _refuse_repeated(path, item, node_ids)
     if not isinstance(node, yaml.MappingNode):
         return
     first: dict[str, int] = {}
     for key, value in node.value:
-        _refuse_repeated(path, value, seen)
+        _refuse_repeated(path, value, node_ids)
         if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGED:
             continue
         if key.value in first:
@@ -150,12 +150,12 @@ def _refuse_repeated(path: Path, node: yaml.Node, seen: set[int]) -> None:
 
 def _section(path: Path, name: str, loader: yaml.SafeLoader, node: yaml.Node) -> Section:
     """Return a section, its variables looked up."""
-    found = {str(key): value for key, value in loader.construct_document(node).items()}
-    lines = dict.fromkeys(found, _line(node))  # what is merged in from an anchor
-    lines |= {str(key.value): _line(key) for key, _ in node.value if str(key.value) in found}
+    values = {str(key): value for key, value in loader.construct_document(node).items()}
+    lines = dict.fromkeys(values, _line(node))  # what is merged in from an anchor
+    lines |= {str(key.value): _line(key) for key, _ in node.value if str(key.value) in values}
     variables = {
         key: str(value["env"])
-        for key, value in found.items()
+        for key, value in values.items()
         if isinstance(value, dict) and set(value) == {"env"}
     }
     for key, variable in variables.items():
@@ -164,8 +164,8 @@ def _section(path: Path, name: str, loader: yaml.SafeLoader, node: yaml.Node) ->
                 f"{path}, line {lines[key]}: {name}.{key} is the variable {variable!r}, which is "
                 "not set; set it"
             )
-        found[key] = os.environ[variable]
-    return Section(path, name, found, lines, variables)
+        values[key] = os.environ[variable]
+    return Section(path, name, values, lines, variables)
 
 
 def _is_empty(node: yaml.Node) -> bool:

@@ -171,25 +171,25 @@ def _names(order: str, shape: tuple[int, ...]) -> list[str]:
 
 def _pixel_sizes(image: Any, letters: str) -> dict[str, float]:
     """Return the pixel size of every axis of which the file says one."""
-    found = {axis: getattr(image.physical_pixel_sizes, axis.upper()) for axis in SPATIAL_AXES}
+    sizes = {axis: getattr(image.physical_pixel_sizes, axis.upper()) for axis in SPATIAL_AXES}
     interval: Any = getattr(image, "time_interval", None)
-    found["t"] = interval.total_seconds() if hasattr(interval, "total_seconds") else interval
+    sizes["t"] = interval.total_seconds() if hasattr(interval, "total_seconds") else interval
     return {
         axis: abs(float(size))
-        for axis, size in found.items()
+        for axis, size in sizes.items()
         if axis in letters and isinstance(size, (int, float)) and size
     }
 
 
 def _units(image: Any, sizes: dict[str, float], file: str) -> dict[str, str]:
     """Return the units of pixel sizes that the plugin says or that are known of the format."""
-    known = dict.fromkeys(SPATIAL_AXES, "micrometer")
-    known = known if file.lower().endswith(_IN_MICROMETERS) else {}
-    known["t"] = "second"
+    usual = dict.fromkeys(SPATIAL_AXES, "micrometer")
+    usual = usual if file.lower().endswith(_IN_MICROMETERS) else {}
+    usual["t"] = "second"
     units = {}
     for axis in sizes:
-        said = getattr(getattr(image.dimension_properties, axis.upper(), None), "unit", None)
-        if (unit := said or known.get(axis)) is not None:
+        unit_name = getattr(getattr(image.dimension_properties, axis.upper(), None), "unit", None)
+        if (unit := unit_name or usual.get(axis)) is not None:
             units[axis] = str(unit)
     return units
 

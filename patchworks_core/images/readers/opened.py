@@ -163,10 +163,10 @@ def axes_notes(
             f"axes of {where!r} are taken for {letters!r}, as it names none; axes= says otherwise"
         )
         return (text,) if guessed else ()
-    said = "".join(names)
-    if override is None or said.lower().replace("s", "c") == letters:
+    file_axes = "".join(names)
+    if override is None or file_axes.lower().replace("s", "c") == letters:
         return ()
-    return (f"axes {said!r} of {where!r} are taken for {letters!r}, as axes= says",)
+    return (f"axes {file_axes!r} of {where!r} are taken for {letters!r}, as axes= says",)
 
 
 def are_axes(letters: object) -> bool:

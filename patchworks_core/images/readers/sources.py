@@ -127,9 +127,9 @@ def _open_url(url: str, level: int, axes: str | None) -> Opened:
     """Open a path or URL: a folder is Zarr, a file is what its extension says."""
     file, scene = _file_of(url)
     extension = os.path.splitext(file)[1].lower()
-    known = _files()
+    readers = _files()
     if is_remote(url):
-        if extension not in known:
+        if extension not in readers:
             return _open_remote_folder(url, level, axes)
         fs, path = filesystem(file)
         if not fs.exists(path):
@@ -147,11 +147,11 @@ def _open_url(url: str, level: int, axes: str | None) -> Opened:
         check_regular_file(file, repr(url))
     if split_zip(file) and not is_remote(url):
         return zarr_node.open_zarr(url, level, axes)
-    if extension in known:
+    if extension in readers:
         if scene is not None and extension not in tiff.EXTENSIONS:
             choose_scene(scene, [""], repr(url))
             url = file
-        return known[extension](url, level, axes)
+        return readers[extension](url, level, axes)
     if extension in bioio.PLUGINS or find_spec("bioio"):
         return bioio.open_bioio(url, level, axes)
     raise ImageError(

@@ -307,9 +307,9 @@ def _check_count(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, url: s
     """Raise ImageError unless a series has as many planes as the file says it has."""
     sizes = dict(zip(series.axes, series.shape, strict=True))
     n_planes = series.size // (sizes.get("Y", 1) * sizes.get("X", 1))
-    for said, rule in _counts_said(tif, series):
-        if said != n_planes:
-            raise _damaged(url, f"{rule} says {said} planes, and {n_planes} are there")
+    for n_said, rule in _counts_said(tif, series):
+        if n_said != n_planes:
+            raise _damaged(url, f"{rule} says {n_said} planes, and {n_planes} are there")
 
 
 def _counts_said(

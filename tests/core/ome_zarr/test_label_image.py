@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import zarr
 
 from patchworks_core.errors import PlanError
 from patchworks_core.files.label_arrays import output_chunks
-from patchworks_core.files.storage import as_path, open_array
+from patchworks_core.files.storage import as_path, claimed, open_array
 from patchworks_core.machine.pools import Pool
 from patchworks_core.machine.workers import Workers
 from patchworks_core.merge.apply import _ApplyTask
@@ -383,3 +384,19 @@ def test_a_tile_is_a_whole_number_of_the_chunks_it_writes(tile):
     axes = "zyx"[-len(tile) :]
     chunks = output_chunks(TileGrid(axes, tuple(2 * n for n in tile), tile, (0,) * len(tile)))
     assert all(n % c == 0 for n, c in zip(tile, chunks, strict=True))
+
+
+def test_two_that_finish_at_once_are_both_listed(tmp_path):
+    stage = stage_into(tmp_path / "stage", blobs((21, 18)), tile_shape=6)
+    container = tmp_path / "a.ome.zarr"
+    write(stage, container, name="cells")
+    folder = as_path(container / "labels")
+    with ThreadPoolExecutor() as threads:
+        with claimed(folder, doing="adding a name to"):  # as the other call does
+            second = threads.submit(write, stage, container, name="nuclei")
+            wait([second], timeout=2)
+            labels = zarr.open_group(str(folder), mode="a", zarr_format=3)
+            labels.attrs.update({"ome": {"version": "0.5", "labels": ["cells", "tissue"]}})
+        second.result()
+    assert listed(container) == ["cells", "nuclei", "tissue"]
+    assert not (container / "labels.lock").exists()

@@ -138,6 +138,23 @@ def test_an_alert_is_posted_as_slack_wants_it(webhook, memory):
     assert message == {"text": ALERT.text("http://127.0.0.1:3000")}
 
 
+@pytest.mark.parametrize(
+    ("setting", "variable", "address"),
+    [
+        ("", None, "http://127.0.0.1:3000"),
+        ("", "http://127.0.0.1:8080", "http://127.0.0.1:8080"),
+        ("https://dagster.example.org", "http://127.0.0.1:8080", "https://dagster.example.org"),
+    ],
+)
+def test_links_lead_to_where_the_ui_is_served(
+    setting: str, variable: str | None, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PATCHWORKS_UI", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("PATCHWORKS_UI", variable)
+    assert Alerts(base_url=setting).address == address
+
+
 def test_the_same_cause_is_told_once(webhook, memory):
     alerts = Alerts(**to_webhook(webhook))
     again = Alert("a", "ValueError: no", "/runs/2", n_tiles=7)

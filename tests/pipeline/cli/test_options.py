@@ -14,7 +14,7 @@ from patchworks_pipeline.cli.main import merge, retry, run
 from patchworks_pipeline.cli.options import HOME
 from patchworks_pipeline.cli.pilot import pilot
 from patchworks_pipeline.cli.segment import segment
-from patchworks_pipeline.cli.view import Asked, view
+from patchworks_pipeline.cli.view import ViewRequest, view
 from patchworks_pipeline.instance.home import prepare_home
 from patchworks_pipeline.records import Acquisition
 from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore, SegmentationDefaults
@@ -120,7 +120,7 @@ def test_the_level_and_the_axes_asked_for_beat_those_of_the_image(pipeline, home
     prepare_home(home)
     path = write_tiff(tmp_path / "tissue.tif", tissue())
     pipeline.register(path, level=1, axes="yx")
-    assert Asked("tissue", None, None, 0, "xy").in_home(home).level == 0
-    assert Asked("tissue", None, None, 0, "xy").in_home(home).axes == "xy"
-    left_out = Asked("tissue", None, None, None, None).in_home(home)
+    assert ViewRequest("tissue", None, None, 0, "xy").in_home(home).level == 0
+    assert ViewRequest("tissue", None, None, 0, "xy").in_home(home).axes == "xy"
+    left_out = ViewRequest("tissue", None, None, None, None).in_home(home)
     assert (left_out.level, left_out.axes) == (1, "yx")

@@ -28,8 +28,8 @@ from patchworks_pipeline.landing.arrivals import (
     Version,
     Watch,
     look,
-    seen_from_json,
-    seen_to_json,
+    looks_from_json,
+    looks_to_json,
     signature_of,
     why_unreadable,
 )
@@ -52,19 +52,19 @@ class Landing:
         self.max_arrivals = 100
 
     def candidates(self) -> list[Candidate]:
-        return find_candidates(self.layout, known=self.ledger.taken)
+        return find_candidates(self.layout, taken=self.ledger.taken)
 
     def look(self, now: int, *again: str) -> Look:
         found = look(
             self.candidates(),
             Watch(SETTLE, self.max_arrivals),
             now=now,
-            seen=seen_from_json(json.loads(json.dumps(seen_to_json(self.seen)))),
+            looks=looks_from_json(json.loads(json.dumps(looks_to_json(self.seen)))),
             ledger=self.ledger,
             refused=self.quarantine.names(),
             again=again,
         )
-        self.seen = found.seen
+        self.seen = found.looks
         return found
 
     def arrivals(self, now: int) -> list[str]:
@@ -338,8 +338,8 @@ def test_a_changed_chunk_alone_is_seen_when_its_turn_comes(folder, landing):
     landing.look(0)
     landing.take(SETTLE)
     (path / "0" / "c" / "0" / "0").write_bytes(b"other pixels")
-    assert landing.look(2 * SETTLE).seen == {}
-    assert "a.ome.zarr" in landing.look(3 * SETTLE, str(path)).seen
+    assert landing.look(2 * SETTLE).looks == {}
+    assert "a.ome.zarr" in landing.look(3 * SETTLE, str(path)).looks
     assert [each.candidate.key for each in landing.take(4 * SETTLE)] == ["a"]
 
 
@@ -389,7 +389,7 @@ def test_one_that_is_taken_away_meanwhile_stops_nothing(folder, landing):
     candidates = landing.candidates()
     (folder / "a.tif").unlink()
     watch = Watch(0, 1)
-    found = look(candidates, watch, now=0, seen={}, ledger=landing.ledger)
+    found = look(candidates, watch, now=0, looks={}, ledger=landing.ledger)
     assert (found.arrivals, found.n_waiting) == ([], 1)
 
 
