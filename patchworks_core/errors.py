@@ -22,6 +22,10 @@ class TileOutputError(ValueError):
     """A segmentation function returned something that is not a label image of its tile."""
 
 
+class ClusterError(PlanError, RuntimeError):
+    """A Dask cluster cannot take tiles: its workers are in this process, or there are none."""
+
+
 class StageError(RuntimeError):
     """A stage is missing, incomplete, or belongs to another plan."""
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 CORE = [
     "errors",
-    *("tiles", "machine", "files", "seams", "images", "statistics"),
+    *("calls", "tiles", "machine", "files", "seams", "images", "statistics"),
     *("plugins", "operations"),
     *("stage", "merge", "ome_zarr", "labels", "pilot", "pictures"),
     "api",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+import json
 from pathlib import Path
 
 import pytest
@@ -12,48 +12,77 @@ import patchworks_core
 
 DOCS = Path(__file__).parents[1] / "docs"
 
-OURS_ALONE = "–"  # noqa: RUF001
+NOT_THERE = "–"  # noqa: RUF001
+
+PAGE = (DOCS / "api-parity.md").read_text()
+
+FACTS = json.loads((DOCS.parent / "benchmarks" / "peer_signatures.json").read_text())
+"""What `inspect` says of the old API's public names, in an environment of its own."""
 
 
-def parity_rows() -> Iterator[tuple[str, str, str, str, str]]:
-    for line in (DOCS / "api-parity.md").read_text().splitlines():
-        if line.startswith("| `"):
-            name, parameter, known, ours, meaning = (c.strip() for c in line.strip("|").split("|"))
-            yield name.strip("`"), parameter.strip("`"), known, ours, meaning
+def rows_of(n_columns: int) -> list[tuple[str, ...]]:
+    """Return the rows of a table of the page, by its number of columns."""
+    rows = []
+    for line in PAGE.splitlines():
+        if line.startswith("| `") and len(cells := line.strip("| ").split(" | ")) == n_columns:
+            rows.append((*(cell.strip("`") for cell in cells[:-1]), cells[-1]))
+    return rows
 
 
-ROWS = list(parity_rows())
+ROWS = {(name, parameter): rest for name, parameter, *rest in rows_of(5)}
 
 
 def default_of(parameter: inspect.Parameter) -> str:
-    """Write a default as the table does."""
+    """Write a default as the facts do."""
     if parameter.kind is inspect.Parameter.VAR_KEYWORD:
         return "any"
-    return "required" if parameter.default is parameter.empty else f"`{parameter.default!r}`"
+    return "required" if parameter.default is parameter.empty else repr(parameter.default)
 
 
-@pytest.mark.parametrize("name", sorted({row[0] for row in ROWS}))
-def test_the_table_of_the_old_api_is_what_the_signatures_say(name):
+def defaults_here(name: str) -> dict[str, str]:
     parameters = inspect.signature(getattr(patchworks_core, name)).parameters
-    listed = {row[1]: row[3] for row in ROWS if row[0] == name}
-    assert listed == {key: default_of(value) for key, value in parameters.items()}
+    return {key: default_of(value) for key, value in parameters.items()}
 
 
-def test_what_deviates_from_the_old_api_has_its_reason():
-    for name, parameter, known, ours, meaning in ROWS:
-        assert meaning, (name, parameter)
-        if known not in (ours, OURS_ALONE):
-            assert meaning != "same", (name, parameter)
+@pytest.mark.parametrize("name", sorted({name for name, _ in ROWS}))
+def test_the_table_of_the_old_api_is_what_both_signatures_say(name):
+    there, here = FACTS["functions"][name], defaults_here(name)
+    listed = {p: row[:2] for (function, p), row in ROWS.items() if function == name}
+    assert listed == {p: [there.get(p, NOT_THERE), here.get(p, NOT_THERE)] for p in there | here}
 
 
-def test_all_of_the_known_names_are_there():
-    known = {
-        *("tile_process", "merge_tile_labels", "relabel_sequential_array"),
-        *("relabel_sequential_zarr", "load_ome_zarr", "auto_tile_shape", "auto_overlap"),
-        *("auto_tile_shape_cellpose", "safe_worker_count", "estimate_empty_tiles"),
-        *("make_local_cluster", "label_relations", "measure_objects", "cellpose_fn", "stardist_fn"),
-    }
-    assert known == {row[0] for row in ROWS}
+@pytest.mark.parametrize(("row", "rest"), ROWS.items(), ids=str)
+def test_what_deviates_from_the_old_api_has_its_reason(row, rest):
+    there, here, meaning = rest
+    kind, _, reason = meaning.partition(": ")
+    also = getattr(getattr(patchworks_core, row[0]), "other_spellings", {})
+    if there == NOT_THERE:
+        assert kind == "ours"
+    elif here == NOT_THERE:
+        assert kind == ("different" if row[1] in also else "absent")
+        assert reason.startswith(f"taken for `{also.get(row[1])}`") == (row[1] in also)
+    else:
+        assert kind == "different" or (kind, there) == ("same", here)
+    assert bool(reason) == (kind != "same")
+
+
+def test_every_name_of_the_old_api_is_on_the_page():
+    names = {name for name, _ in ROWS}
+    absent = {name: reason for name, reason in rows_of(2)}
+    assert names == {n for n in FACTS["functions"] if hasattr(patchworks_core, n)}
+    assert {n for n in absent if "." not in n} == set(FACTS["functions"]) - names
+    assert {n for n in absent if "." in n} == {f"plugins.{n}" for n in FACTS["plugins"]}
+    assert all(absent.values())
+
+
+def test_the_page_counts_its_rows():
+    kinds = [meaning.partition(":")[0] for *_, meaning in ROWS.values()]
+    n = {kind: kinds.count(kind) for kind in ("same", "different", "absent", "ours")}
+    text = (
+        f"{n['same']} parameters are the same, {n['different']} are different, {n['absent']} are "
+        f"absent, and {n['ours']} are ours alone; {len(rows_of(2))} names have no"
+    )
+    assert text in PAGE
 
 
 def test_every_public_name_is_in_the_api_page():

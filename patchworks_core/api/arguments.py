@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -13,7 +11,7 @@ import numpy as np
 from patchworks_core.errors import PlanError
 from patchworks_core.images.image import Image
 from patchworks_core.machine.budget import granted_cores, granted_memory_bytes
-from patchworks_core.machine.devices import granted_devices
+from patchworks_core.machine.devices import Gpus, devices_for
 from patchworks_core.machine.pools import Compute
 from patchworks_core.machine.progress import Progress, no_progress, step_bars
 from patchworks_core.machine.sizing import MEMORY_FRACTION, auto_tile_shape
@@ -83,14 +81,9 @@ def _chunks_as_tiles(image: Image) -> tuple[int, ...]:
     return tuple(n if axis in "zyx" else 1 for n, axis in zip(chunks, image.axes, strict=True))
 
 
-def has_gpu(wants_gpu: bool) -> bool:
+def has_gpu(wants_gpu: bool, gpus: Gpus = None) -> bool:
     """Return whether a GPU is wanted and there is one; say so once where there is none."""
-    if not wants_gpu:
-        return False
-    is_there = bool(granted_devices())
-    if not is_there:
-        warnings.warn("no GPU found; the function runs on the CPU", stacklevel=3)
-    return is_there
+    return bool(devices_for(wants_gpu, gpus))
 
 
 @contextmanager
@@ -101,8 +94,3 @@ def progress_of(progress: bool | Progress) -> Iterator[Progress]:
             yield show
     else:
         yield progress or no_progress
-
-
-def say_aloud(text: str) -> None:
-    """Say something on standard error."""
-    print(text, file=sys.stderr, flush=True)

@@ -372,4 +372,6 @@ class Job:
 
     def _readers(self) -> Compute:
         """Return what reads: that releases the GIL, so threads of this process are right."""
-        return Compute(self.compute.max_workers or max(1, granted_cores().value - 1))
+        return Compute(
+            self.compute.max_workers or max(1, granted_cores().value - 1), only_here=True
+        )

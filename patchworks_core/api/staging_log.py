@@ -32,13 +32,14 @@ class StagingLog:
 
     def finished(self, outcome: Outcome[TileBlock, StagedBlock], count: StagingCount) -> bool:
         """Say what became of one tile block; the others go on."""
-        key, staged = outcome.item.key, outcome.value
+        key, staged, core = outcome.item.key, outcome.value, outcome.item.core
+        tile = f"tile {key} at {core.start} of {core.shape} pixels"
         if outcome.failure is not None:
-            self._say(f"tile {key} failed: {outcome.failure}")
+            self._say(f"{tile} failed: {outcome.failure}")
         elif staged is not None and staged.n_skipped == len(outcome.item.tiles):
-            self._say(f"tile {key} is empty and was not segmented")
+            self._say(f"{tile} is empty and was not segmented")
         elif staged is not None:
-            self._say(f"tile {key}: {staged.n_labels} labels in {outcome.seconds:.2f} s")
+            self._say(f"{tile}: {staged.n_labels} labels in {outcome.seconds:.2f} s")
         self._progress("stage", count.n_done, count.n_blocks)
         return True
 

@@ -14,19 +14,20 @@ from patchworks_core.api.arguments import (
     TileShape,
     has_gpu,
     progress_of,
-    say_aloud,
     shape_of_tiles,
 )
 from patchworks_core.api.estimate import estimate
 from patchworks_core.api.job import Job, Resume, check_resume
+from patchworks_core.calls.spellings import also_spelled
 from patchworks_core.files.replacing import component_path
 from patchworks_core.files.storage import Location, as_path, open_array
 from patchworks_core.images.calibration import LengthUnit, SizeLimits
 from patchworks_core.images.image import DEFAULT_CHANNEL, DEFAULT_LEVEL, open_image
 from patchworks_core.images.image_source import ImageSource
 from patchworks_core.images.units import PixelSize
+from patchworks_core.machine.devices import Gpus
 from patchworks_core.machine.pools import Compute
-from patchworks_core.machine.progress import Progress
+from patchworks_core.machine.progress import Progress, say_aloud
 from patchworks_core.machine.workers import WorkerKind
 from patchworks_core.plugins.segmentation import LabelFunction, Segmentation, segmentation_of
 from patchworks_core.seams.rules import MergeOptions, MergeRule
@@ -35,6 +36,16 @@ from patchworks_core.stage.plan import Plan
 log = logging.getLogger(__name__)
 
 
+@also_spelled(
+    {"stitch": "merge", "iou_threshold": "min_iou"},
+    values={"stitch": {"touch": "touching", "iou": "overlap"}},
+    absent={
+        "log_file": "what is done is told to logging's 'patchworks_core'; give it a FileHandler",
+        "plan_sample": "dry_run=True segments a few tiles of itself",
+        "pyramid_levels": "segment_to_ome_zarr writes a pyramid, of as many levels as it takes",
+        "pyramid_downscale": "segment_to_ome_zarr writes a pyramid, by 2 in x and y",
+    },
+)
 def tile_process(
     image: ImageSource,
     fn: str | LabelFunction | Segmentation,
@@ -47,6 +58,7 @@ def tile_process(
     pixel_size: PixelSize | None = None,
     parameters: Mapping[str, Any] | None = None,
     use_gpu: bool = False,
+    gpus: Gpus = None,
     max_workers: int | None = None,
     workers: WorkerKind = "threads",
     client: Any = None,
@@ -100,20 +112,23 @@ def tile_process(
     use_gpu : bool
         One worker process per GPU that this process may use, with a dashboard; the CPU, with a
         warning, where there is none.
+    gpus : int, or sequence of int or str, optional
+        Which GPUs: the first so many that this process may use, or some of them by their place
+        among those or by UUID; implies `use_gpu`, and it is an error where there is none of them.
     max_workers : int, optional
         Tiles at once. None is as many as the granted cores (less one) and 80 % of the granted
-        memory allow, going by what the first tile was seen to take.
+        memory allow, going by what the first tile was seen to take. A Dask client has its own
+        number of workers.
     workers : {"threads", "processes"}
         ``processes`` for functions that hold the GIL, or that may crash.
     client : distributed.Client, optional
-        Dask client whose workers take the tiles; None is the active one, unless `max_workers` is
-        given.
+        Dask client whose workers take the tiles; None is the active one, if there is one.
     compute : bool
         Return a NumPy array even when it was written.
     progress : bool or callable
         True draws progress bars in a terminal; ``progress(step, done, total)`` is called.
     verbose : bool
-        Say on standard error what was decided, and what became of each tile.
+        Say on standard error what was decided, and place, shape and labels of each tile.
     write_to : path or URL, optional
         Zarr group to write the labels into. The stage is kept beside it while the work is not
         complete.
@@ -198,7 +213,7 @@ def tile_process(
                 sequential_labels,
                 limits.most,
             ),
-            Compute(max_workers, workers, has_gpu(use_gpu), client).with_memory(),
+            Compute(max_workers, workers, has_gpu(use_gpu, gpus), gpus, client).with_memory(),
             report,
             say_aloud if verbose else log.info,
             skip_empty=skip_empty or empty_threshold is not None,

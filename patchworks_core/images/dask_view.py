@@ -14,7 +14,7 @@ from patchworks_core.tiles.regions import Region
 
 
 def load_ome_zarr(
-    path: Location,
+    store_path: Location,
     channel: int | str | None = DEFAULT_CHANNEL,
     level: int = DEFAULT_LEVEL,
     chunks: Sequence[int] | int | str | None = None,
@@ -23,7 +23,7 @@ def load_ome_zarr(
 
     Parameters
     ----------
-    path : path or URL
+    store_path : path or URL
         OME-Zarr 0.4 or 0.5; anything else that `open_image` opens will do.
     channel : int, str or None
         Position or name; None keeps every channel.
@@ -50,7 +50,7 @@ def load_ome_zarr(
         nuclei = load_ome_zarr("plate.ome.zarr/B/03/0", channel="DAPI", level=1)
         nuclei[0].mean().compute()
     """
-    return as_dask(open_image(path, channel=channel, level=level), chunks)
+    return as_dask(open_image(store_path, channel=channel, level=level), chunks)
 
 
 def as_dask(image: Image, chunks: Sequence[int] | int | str | None = None) -> Any:

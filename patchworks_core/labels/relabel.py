@@ -69,12 +69,12 @@ def relabel_sequential_array(labels: Any) -> Any:
 
 
 def relabel_sequential_zarr(
-    location: Location,
-    write_to: Location | None = None,
+    store_path: Location,
+    component: str = "labels",
     *,
-    input_component: str = "labels",
+    write_to: Location | None = None,
     output_component: str = "labels",
-    in_place: bool = False,
+    in_place: bool | None = None,
     n_workers: int | None = None,
     overwrite: bool = False,
 ) -> int:
@@ -82,15 +82,18 @@ def relabel_sequential_zarr(
 
     Parameters
     ----------
-    location : path or URL
+    store_path : path or URL
         Zarr group that holds the label image, an array.
+    component : str
+        Name of the array in the group.
     write_to : path or URL, optional
-        Zarr group for the result; made if it is not there.
-    input_component, output_component : str
-        Names of the arrays in the groups.
-    in_place : bool
-        Replace the label image itself; then `write_to` and `output_component` do not apply. The new
-        one is written beside it first, so that a killed call leaves one or the other, whole.
+        Zarr group for the result; made if it is not there. None replaces the label image itself:
+        the new one is written beside it first, so that a killed call leaves one or the other,
+        whole.
+    output_component : str
+        Name of the array in `write_to`.
+    in_place : bool, optional
+        Says the same once more: True is without `write_to`, False with it.
     n_workers : int, optional
         Chunks at once; None is the granted cores less one.
     overwrite : bool
@@ -105,23 +108,29 @@ def relabel_sequential_zarr(
     Raises
     ------
     PlanError
-        If there is no place to write to, it is the place that is read, or what is there is not ours
-        to replace.
+        If the place to write to is the one that is read, or what is there is not ours to replace.
     ImageError
         If these are not labels.
     """
-    source = as_path(location) / input_component
-    if write_to is None and not in_place:
+    if not isinstance(component, str):
         raise PlanError(
-            f"the labels at {source} are not replaced unless asked; give write_to, or in_place=True"
+            f"component is the name of an array in {store_path}, got {component!r}; a place to "
+            "write to is write_to="
         )
-    if write_to is not None and in_place:
-        raise PlanError("labels are replaced or written elsewhere, got both in_place and write_to")
+    source = component_path(as_path(store_path), component)
+    if in_place is not None and in_place != (write_to is None):
+        raise PlanError(
+            "labels are written to write_to, or else replaced, got "
+            f"in_place={in_place!r} and write_to={write_to!r}"
+        )
+    in_place = write_to is None
     target = source if write_to is None else as_path(write_to) / output_component
     if write_to is not None:
         target = component_path(as_path(write_to), output_component)
         if target == source:
-            raise PlanError(f"write_to names the labels that are read, {source}; say in_place=True")
+            raise PlanError(
+                f"write_to names the labels that are read, {source}; leave it out to replace them"
+            )
     recover(source)
     labels = open_array(source)
     _check_dtype(labels, str(source))

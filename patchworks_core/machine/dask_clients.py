@@ -6,19 +6,21 @@ from taking the others down, and shows what goes on in its dashboard.
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import cloudpickle
 
-from patchworks_core.errors import PlanError
+from patchworks_core.errors import ClusterError, PlanError
 from patchworks_core.machine.budget import granted_cores, granted_memory_bytes
-from patchworks_core.machine.devices import VISIBLE_DEVICES, granted_devices
+from patchworks_core.machine.devices import VISIBLE_DEVICES, Gpus, devices_for
 from patchworks_core.machine.sending import NOT_PICKLED, SMALL_BYTES, PickledTask
 from patchworks_core.machine.sizing import MEMORY_FRACTION
+from patchworks_core.tiles.numbers import whole_number
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,14 +39,14 @@ def active_client() -> Any | None:
 
 
 def refuse_in_process(client: Any) -> None:
-    """Raise PlanError where the workers of a Dask client are threads of this process.
+    """Raise ClusterError where the workers of a Dask client are threads of this process.
 
     They share the lock that a segmentation function may hold, so heartbeats stop and the cluster
     takes its workers for dead; and a function that crashes takes the run along.
     """
     address = client.scheduler.address
     if address.startswith("inproc://"):
-        raise PlanError(
+        raise ClusterError(
             f"the Dask client at {address} has its workers in this process; start worker processes "
             "(make_local_cluster(), or cluster: {local: {processes: true}}), or give the address "
             "of a scheduler"
@@ -83,41 +85,72 @@ class ClusterExecutor(Executor):
         """Do nothing: the cluster is its owner's."""
 
 
-@contextmanager
+class LocalCluster(NamedTuple):
+    """A client and its cluster: a pair to unpack, or a context that gives the client.
+
+    The context closes both at its end.
+    """
+
+    client: Any
+    """`distributed.Client`."""
+
+    cluster: Any
+    """`distributed.SpecCluster`."""
+
+    def __enter__(self) -> Any:
+        return self.client
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop client and workers; more than once is harmless."""
+        self.client.close()
+        self.cluster.close()
+
+
 def make_local_cluster(
     use_gpu: bool = False,
     n_workers: int | None = None,
-    *,
     threads_per_worker: int = 1,
+    memory_limit: int | str | None = "auto",
+    *,
     memory_bytes: int | None = None,
+    gpus: Gpus = None,
     dashboard_address: str | None = "localhost:0",
-) -> Iterator[Any]:
-    """Start worker processes on this machine, and stop them at the end.
+) -> LocalCluster:
+    """Start worker processes on this machine.
 
     Parameters
     ----------
     use_gpu : bool
-        One worker per GPU that this process may use, each seeing its own device only.
+        One worker per GPU that this process may use, each seeing its own device only; the CPU, with
+        a warning, where there is none.
     n_workers : int, optional
         Processes; by default the granted cores less one, or the GPUs.
     threads_per_worker : int
         Tiles at once in each process.
+    memory_limit : int, str or None
+        Bytes of each worker, or text such as ``"8GB"``; ``auto`` shares `memory_bytes`; None is no
+        limit. A worker that takes more is killed, and its tile fails.
     memory_bytes : int, optional
-        For all workers together; by default 80 % of what was granted. A worker that takes more
-        than its share is killed, and its tile fails.
+        For all workers together; by default 80 % of what was granted.
+    gpus : int, or sequence of int or str, optional
+        Which GPUs, as in `tile_process`; implies `use_gpu`.
     dashboard_address : str, optional
         Where the dashboard is served; port 0 is any free one, None is no dashboard.
 
-    Yields
-    ------
-    distributed.Client
-        ``client.dashboard_link`` is the address of the dashboard. While it is open, `tile_process`
-        uses it without being told.
+    Returns
+    -------
+    LocalCluster
+        ``client, cluster = make_local_cluster()``, to be closed by you; or
+        ``with make_local_cluster() as client``, which closes both. ``client.dashboard_link`` is the
+        address of the dashboard. While it is open, `tile_process` uses it without being told.
 
     Raises
     ------
     PlanError
-        If GPUs are asked for and there is none, or more workers than GPUs.
+        If there are to be more workers than GPUs, or a number is none.
 
     Examples
     --------
@@ -128,25 +161,24 @@ def make_local_cluster(
     """
     from distributed import Client, Nanny, Scheduler, SpecCluster
 
-    devices = granted_devices() if use_gpu else ()
-    if use_gpu and not devices:
-        raise PlanError(
-            "a cluster with use_gpu=True needs a GPU, and none is visible to this process; check "
-            f"the driver and {VISIBLE_DEVICES}, or use_gpu=False"
-        )
+    devices = devices_for(use_gpu, gpus)
+    if n_workers is not None:
+        n_workers = whole_number("n_workers", n_workers, least=1)
+    threads = whole_number("threads_per_worker", threads_per_worker, least=1)
     count = n_workers or len(devices) or max(1, granted_cores().value - 1)
-    if use_gpu and count > len(devices):
+    if devices and count > len(devices):
         raise PlanError(
             f"a GPU has one worker, got n_workers={count} for {len(devices)} GPUs; leave "
             "n_workers out"
         )
-    total = memory_bytes or int(MEMORY_FRACTION * granted_memory_bytes().value)
+    limit = _limit_of_each(memory_limit, memory_bytes, count)
     workers = {
         number: {
             "cls": Nanny,
             "options": {
-                "nthreads": threads_per_worker,
-                "memory_limit": total // count,
+                "nthreads": threads,
+                "memory_limit": limit,
+                "silence_logs": logging.WARNING,
                 "env": {VISIBLE_DEVICES: devices[number].uuid} if devices else {},
             },
         }
@@ -156,6 +188,39 @@ def make_local_cluster(
     address = dashboard_address or "localhost:0"
     options = {"dashboard_address": address, "dashboard": dashboard_address is not None}
     scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, **options}}
-    with SpecCluster(workers=workers, scheduler=scheduler) as cluster, Client(cluster) as client:
+    cluster = SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.WARNING)
+    try:
+        client = Client(cluster)
         client.wait_for_workers(count)
-        yield client
+    except BaseException:
+        cluster.close()
+        raise
+    return LocalCluster(client, cluster)
+
+
+def _limit_of_each(
+    memory_limit: int | str | None, memory_bytes: int | None, n_workers: int
+) -> int | None:
+    """Return the bytes that one worker may take."""
+    if memory_limit is None:
+        return None
+    if memory_limit == "auto":
+        total = int(MEMORY_FRACTION * granted_memory_bytes().value)
+        if memory_bytes is not None:
+            total = whole_number("memory_bytes", memory_bytes, least=1)
+        return total // n_workers
+    if memory_bytes is not None:
+        raise PlanError(
+            f"memory_limit is of each worker and memory_bytes of all, got {memory_limit!r} and "
+            f"{memory_bytes!r}; give one of them"
+        )
+    if isinstance(memory_limit, str):
+        from dask.utils import parse_bytes
+
+        try:
+            return int(parse_bytes(memory_limit))
+        except ValueError:
+            raise PlanError(
+                f"memory_limit is a number of bytes or text such as '8GB', got {memory_limit!r}"
+            ) from None
+    return whole_number("memory_limit", memory_limit, least=1)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import importlib
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from patchworks_core.errors import PlanError
+from patchworks_core.tiles.numbers import whole_number
 
 VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 
@@ -66,6 +68,57 @@ def granted_devices(
     finally:
         library.nvmlShutdown()
     return visible(devices, (os.environ if environ is None else environ).get(VISIBLE_DEVICES))
+
+
+Gpus = int | Sequence[int | str] | None
+"""How GPUs may be chosen: the first so many that this process may use, or some of them by their
+place among those or by their UUID; None is all."""
+
+
+def devices_for(use_gpu: bool, gpus: Gpus = None) -> tuple[Device, ...]:
+    """Return the GPUs that are wanted; none, and a warning, where there is none to use.
+
+    Raises
+    ------
+    PlanError
+        If `gpus` names one that this process may not use.
+    """
+    if not use_gpu and gpus is None:
+        return ()
+    devices = granted_devices()
+    if not devices and gpus is None:
+        warnings.warn("no GPU found; the function runs on the CPU", stacklevel=4)
+    return devices if gpus is None else _chosen(devices, gpus)
+
+
+def _chosen(devices: Sequence[Device], gpus: int | Sequence[int | str]) -> tuple[Device, ...]:
+    """Return some of the devices, in the order they are named in.
+
+    Examples
+    --------
+    >>> pair = [Device(0, "GPU-aa", "", 0, 0), Device(1, "GPU-bb", "", 0, 0)]
+    >>> [d.uuid for d in _chosen(pair, 1)], [d.uuid for d in _chosen(pair, [1, "GPU-aa"])]
+    (['GPU-aa'], ['GPU-bb', 'GPU-aa'])
+    """
+    names: Sequence[int | str] = [gpus] if isinstance(gpus, str) else gpus  # type: ignore[assignment]
+    if isinstance(gpus, int):
+        names = range(whole_number("gpus", gpus, least=1))
+    chosen: list[Device] = []
+    for name in names:
+        if isinstance(name, str):
+            matching = [device for device in devices if name and device.uuid.startswith(name)]
+        else:
+            matching = list(devices[name : name + 1]) if name >= 0 else []
+        if len(matching) != 1 or matching[0] in chosen:
+            there = ", ".join(f"{i} ({d.uuid})" for i, d in enumerate(devices)) or "none"
+            raise PlanError(
+                f"gpus={gpus!r} names {name!r}, and each GPU is named once and is one that this "
+                f"process may use: {there} (see {VISIBLE_DEVICES} and the driver)"
+            )
+        chosen.append(matching[0])
+    if not chosen:
+        raise PlanError(f"gpus names at least one GPU, got {gpus!r}; leave it out for all of them")
+    return tuple(chosen)
 
 
 def _device(nvml: Any, index: int) -> Device:

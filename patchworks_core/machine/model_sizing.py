@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import ceil, prod
-from typing import Any
+from math import ceil
 
 import numpy.typing as npt
 
-from patchworks_core.machine.devices import granted_devices
-from patchworks_core.machine.sizing import MEMORY_FRACTION, auto_overlap, auto_tile_shape, axes_of
+from patchworks_core.calls.spellings import also_spelled
+from patchworks_core.machine.sizing import auto_overlap, auto_tile_shape, axes_of
 from patchworks_core.tiles.numbers import finite_number, whole_number
 
 CELLPOSE_BYTES_PER_PIXEL = 260
@@ -19,10 +18,15 @@ of its normalised copy of the tile."""
 CELLPOSE_DIAMETER = 30.0
 """Pixels that Cellpose scales objects to (``diam_mean`` of the stock models)."""
 
-UNKNOWN_VRAM_BYTES = 4 << 30
-"""Assumed free on a GPU whose memory cannot be read."""
 
-
+@also_spelled(
+    {"available_memory": "memory_bytes", "gpu_memory": "vram_bytes"},
+    absent={
+        "model_memory_bytes": "give vram_bytes= less what the model takes",
+        "cellpose_memory_factor": "it was measured; give function_bytes_per_pixel= to "
+        "auto_tile_shape for another",
+    },
+)
 def auto_tile_shape_cellpose(
     shape: Sequence[int],
     dtype: npt.DTypeLike,
@@ -35,6 +39,9 @@ def auto_tile_shape_cellpose(
     n_workers: int | None = None,
     memory_bytes: int | None = None,
     vram_bytes: int | None = None,
+    anisotropy: float | None = None,
+    n_channels: int = 1,
+    verbose: bool = False,
 ) -> tuple[int, ...]:
     """Choose a tile for Cellpose: planes for its 2-D networks, blocks for ``do_3D``.
 
@@ -50,7 +57,13 @@ def auto_tile_shape_cellpose(
     use_gpu : bool
         Whether the dynamics run on a GPU, whose free memory then counts as well.
     vram_bytes : int, optional
-        Free memory of the smallest GPU; by default asked of NVML, and 4 GiB where it cannot say.
+        As in `auto_tile_shape`.
+    anisotropy : float, optional
+        Distance of planes over that of pixels, for ``do_3D``: Cellpose makes so many planes of one.
+    n_channels : int
+        As in `auto_tile_shape`.
+    verbose : bool
+        Say on standard error what was chosen.
 
     Returns
     -------
@@ -72,31 +85,28 @@ def auto_tile_shape_cellpose(
         finite_number("diameter", diameter, least=0)
     if n_workers is not None:
         n_workers = whole_number("n_workers", n_workers, least=1)
-    if vram_bytes is not None:
-        vram_bytes = int(finite_number("vram_bytes", vram_bytes, least=0))
+    planes = 1.0
+    if anisotropy is not None:
+        planes = max(1.0, finite_number("anisotropy", anisotropy, least=0)) if do_3D else 1.0
     enlarged = max(1.0, CELLPOSE_DIAMETER / diameter) ** n_axes if diameter else 1.0
-    per_pixel = ceil(CELLPOSE_BYTES_PER_PIXEL * enlarged)
-    devices = granted_devices() if use_gpu else ()
-    workers = n_workers or (len(devices) or None)
+    per_pixel = ceil(CELLPOSE_BYTES_PER_PIXEL * enlarged * planes)
     flat = (
         shape
         if n_axes == 3
         else [1 if a == "z" else n for n, a in zip(shape, letters, strict=True)]
     )
     pieces = None if chunks is None else [min(c, n) for c, n in zip(chunks, flat, strict=True)]
-    halo = auto_overlap(diameter or CELLPOSE_DIAMETER)
-    options: dict[str, Any] = {
-        "axes": letters,
-        "chunks": pieces,
-        "overlap": halo,
-        "function_bytes_per_pixel": per_pixel,
-    }
-    tile = auto_tile_shape(flat, dtype, n_workers=workers, memory_bytes=memory_bytes, **options)
-    if not use_gpu:
-        return tile
-    free_bytes = [device.free_bytes for device in devices]
-    free = min(free_bytes, default=UNKNOWN_VRAM_BYTES) if vram_bytes is None else vram_bytes
-    on_device = auto_tile_shape(
-        flat, dtype, n_workers=1, memory_bytes=int(MEMORY_FRACTION * free), **options
+    return auto_tile_shape(
+        flat,
+        dtype,
+        axes=letters,
+        chunks=pieces,
+        overlap=auto_overlap(diameter or CELLPOSE_DIAMETER),
+        function_bytes_per_pixel=per_pixel,
+        n_workers=n_workers,
+        memory_bytes=memory_bytes,
+        use_gpu=use_gpu,
+        vram_bytes=vram_bytes,
+        n_channels=n_channels,
+        verbose=verbose,
     )
-    return min(tile, on_device, key=prod)

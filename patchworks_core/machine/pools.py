@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from patchworks_core.errors import PlanError
+from patchworks_core.errors import ClusterError
 from patchworks_core.machine.budget import (
     Limit,
     address_space_limit,
@@ -35,7 +35,7 @@ from patchworks_core.machine.dask_clients import (
     make_local_cluster,
     refuse_in_process,
 )
-from patchworks_core.machine.devices import granted_devices
+from patchworks_core.machine.devices import Gpus, granted_devices
 from patchworks_core.machine.engine import (
     WINDOW_PER_WORKER,
     Outcome,
@@ -99,13 +99,13 @@ class Pool:
 
         Raises
         ------
-        PlanError
+        ClusterError
             If there are no workers, or they are threads of this process.
         """
         refuse_in_process(client)
         address, n_threads = client.scheduler.address, sum(client.nthreads().values())
         if not n_threads:
-            raise PlanError(
+            raise ClusterError(
                 f"the Dask cluster at {address} has no workers; start some, or wait for them with "
                 "client.wait_for_workers(1)"
             )
@@ -193,8 +193,14 @@ class Compute:
     use_gpu: bool = False
     """One worker process per GPU; the CPU where there is none."""
 
+    gpus: Gpus = None
+    """Which GPUs; None is all that this process may use. Naming some implies `use_gpu`."""
+
     client: Any = None
     """Dask client; None is the active one, if there is one."""
+
+    only_here: bool = False
+    """True takes no Dask client, not even the active one."""
 
     memory: Limit | None = None
     """Granted memory as it was when tiles were planned, so that what was planned is not refused by
@@ -206,14 +212,16 @@ class Compute:
     @property
     def is_decided(self) -> bool:
         """True where what a tile takes would not change how many are worked on at once."""
-        on_gpu = self.use_gpu and bool(granted_devices())
-        return self.max_workers is not None or self._client() is not None or on_gpu
+        return self.max_workers is not None or self._client() is not None or self._is_on_gpu
 
     @property
     def is_in_process(self) -> bool:
         """True where tiles run in threads of this process, and share its memory."""
-        on_gpu = self.use_gpu and bool(granted_devices())
-        return self.kind == "threads" and self._client() is None and not on_gpu
+        return self.kind == "threads" and self._client() is None and not self._is_on_gpu
+
+    @property
+    def _is_on_gpu(self) -> bool:
+        return self.gpus is not None or (self.use_gpu and bool(granted_devices()))
 
     @property
     def bytes_beside_tiles(self) -> int:
@@ -227,14 +235,14 @@ class Compute:
         return self if self.memory else replace(self, memory=granted_memory_bytes())
 
     def _client(self) -> Any | None:
-        """Return the client to use; a number of workers is a wish for none."""
-        if self.client is not None:
+        """Return the client to use, which has its own number of workers."""
+        if self.client is not None or self.only_here:
             return self.client
-        return active_client() if self.max_workers is None else None
+        return active_client()
 
     def alone(self) -> Compute:
         """Return the one worker that shows what a tile takes."""
-        return replace(self, max_workers=1, use_gpu=False, client=None)
+        return replace(self, max_workers=1, use_gpu=False, gpus=None, client=None, only_here=True)
 
     @contextmanager
     def open(
@@ -257,10 +265,14 @@ class Compute:
         """
         client = self._client()
         if client is not None:
-            yield Pool.of_cluster(client, RETRY)
+            pool = Pool.of_cluster(client, RETRY)
+            if self.max_workers is not None:
+                reason = f"{pool.reason}, whatever max_workers={self.max_workers} says"
+                pool = replace(pool, reason=reason)
+            yield pool
             return
-        if self.use_gpu and granted_devices():
-            with make_local_cluster(use_gpu=True, n_workers=self.max_workers) as local:
+        if self._is_on_gpu:
+            with make_local_cluster(True, self.max_workers, gpus=self.gpus) as local:
                 yield Pool.of_cluster(local, RETRY)
             return
         certain = block_bytes(grid, dtype, function_bytes_per_pixel=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -15,6 +16,11 @@ Progress = Callable[[str, int, int], None]
 
 def no_progress(step: str, done: int, total: int) -> None:
     """Take no notice of progress."""
+
+
+def say_aloud(text: str) -> None:
+    """Say something on standard error."""
+    print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -13,8 +13,8 @@ nothing and a changed image is measured again.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from hashlib import blake2b
 from typing import Any
 
@@ -41,8 +41,8 @@ million Gaussian pixels fewer than one is brighter."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class EmptyTiles:
-    """Which tiles of an image have signal."""
+class EmptyTiles(Mapping[str, Any]):
+    """Which tiles of an image have signal; ``empty["n_tiles"]`` is ``empty.n_tiles``."""
 
     threshold: float
     """A tile is empty where no pixel that it reads is above this."""
@@ -71,6 +71,20 @@ class EmptyTiles:
     def empty_fraction(self) -> float:
         """Share of the tiles that are empty."""
         return 1 - self.n_occupied / self.n_tiles
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in (names := list(self)):
+            raise KeyError(f"{name!r} is not one of {', '.join(names)}")
+        return getattr(self, name)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from (*(field.name for field in fields(self)), "empty_fraction")
+
+    def __len__(self) -> int:
+        return len(fields(self)) + 1
+
+    def __eq__(self, other: object) -> bool:  # a mapping's would compare arrays
+        return self is other
 
     def __str__(self) -> str:
         return (
@@ -149,7 +163,7 @@ def find_empty_tiles(
     record = _record_path(image, grid) if cache else None
     measured = _read_record(record, image) if record is not None else None
     if measured is None:
-        with (compute or Compute(max_workers=1)).open(grid, image.dtype) as pool:
+        with (compute or Compute(1, only_here=True)).open(grid, image.dtype) as pool:
             measured = measure_tiles(image, grid, pool)
         if record is not None:
             _write_record(record, image, *measured)

@@ -51,7 +51,9 @@ def test_ids_are_those_of_scikit_image(seed, n, lazy):
 def test_a_stored_image_is_renumbered_elsewhere_or_in_place(tmp_path, zarr_format):
     labels = gappy()
     stored(tmp_path / "a.zarr", labels, chunks=(7, 11), zarr_format=zarr_format)
-    n = relabel_sequential_zarr(tmp_path / "a.zarr", tmp_path / "b.zarr", output_component="ids")
+    n = relabel_sequential_zarr(
+        tmp_path / "a.zarr", write_to=tmp_path / "b.zarr", output_component="ids"
+    )
     expected = relabel_sequential(labels)[0]
     assert n == expected.max()
     written = zarr.open_array(str(tmp_path / "b.zarr" / "ids"))
@@ -108,21 +110,25 @@ def test_what_somebody_drew_is_not_replaced_by_renumbered_labels(tmp_path):
     stored(tmp_path / "a.zarr", gappy(), chunks=(7, 11))
     stored(tmp_path / "b.zarr", gappy() + 1, chunks=(7, 11))
     with pytest.raises(PlanError, match="overwrite=True"):
-        relabel_sequential_zarr(tmp_path / "a.zarr", tmp_path / "b.zarr")
+        relabel_sequential_zarr(tmp_path / "a.zarr", write_to=tmp_path / "b.zarr")
     with pytest.raises(PlanError, match="name of an array within its group"):
-        relabel_sequential_zarr(tmp_path / "a.zarr", tmp_path / "b.zarr", output_component="../c")
-    relabel_sequential_zarr(tmp_path / "a.zarr", tmp_path / "b.zarr", overwrite=True)
-    assert relabel_sequential_zarr(tmp_path / "a.zarr", tmp_path / "b.zarr") == 40
+        relabel_sequential_zarr(
+            tmp_path / "a.zarr", write_to=tmp_path / "b.zarr", output_component="../c"
+        )
+    relabel_sequential_zarr(tmp_path / "a.zarr", write_to=tmp_path / "b.zarr", overwrite=True)
+    assert relabel_sequential_zarr(tmp_path / "a.zarr", write_to=tmp_path / "b.zarr") == 40
 
 
-def test_labels_are_never_replaced_unasked(tmp_path):
+def test_where_labels_go_is_said_once_and_is_not_where_they_are_read(tmp_path):
     stored(tmp_path / "a.zarr", gappy(), chunks=(7, 11))
-    with pytest.raises(PlanError, match="not replaced unless asked; give write_to, or in_place"):
-        relabel_sequential_zarr(tmp_path / "a.zarr")
+    with pytest.raises(PlanError, match="or else replaced, got in_place=False and write_to=None"):
+        relabel_sequential_zarr(tmp_path / "a.zarr", in_place=False)
+    with pytest.raises(PlanError, match="the name of an array in .*; a place to write to is write"):
+        relabel_sequential_zarr(tmp_path / "a.zarr", tmp_path / "b.zarr")
     with pytest.raises(PlanError, match="write_to names the labels that are read"):
-        relabel_sequential_zarr(tmp_path / "a.zarr", tmp_path / "a.zarr")
-    with pytest.raises(PlanError, match="got both in_place and write_to"):
-        relabel_sequential_zarr(tmp_path / "a.zarr", tmp_path / "b.zarr", in_place=True)
+        relabel_sequential_zarr(tmp_path / "a.zarr", write_to=tmp_path / "a.zarr")
+    with pytest.raises(PlanError, match="got in_place=True and write_to="):
+        relabel_sequential_zarr(tmp_path / "a.zarr", write_to=tmp_path / "b.zarr", in_place=True)
 
 
 def test_what_are_no_labels_is_refused():

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchworks_core.errors import PlanError
-from patchworks_core.machine import model_sizing, sizing
+from patchworks_core.machine import sizing
 from patchworks_core.machine.budget import Limit, block_bytes
 from patchworks_core.machine.devices import Device
 from patchworks_core.machine.model_sizing import auto_tile_shape_cellpose
@@ -30,7 +30,7 @@ def granted(monkeypatch):
         devices = tuple(Device(i, f"GPU-{i}", "", free, free) for i, free in enumerate(gpus))
         monkeypatch.setattr(sizing, "granted_cores", lambda: Limit(cores, "a test"))
         monkeypatch.setattr(sizing, "granted_memory_bytes", lambda: Limit(memory, "a test"))
-        monkeypatch.setattr(model_sizing, "granted_devices", lambda: devices)
+        monkeypatch.setattr(sizing, "granted_devices", lambda: devices)
 
     return grant
 
@@ -134,9 +134,9 @@ def test_a_gpu_bounds_the_tile_by_its_free_memory_or_a_cautious_guess(granted):
 
 def test_a_halo_is_one_diameter_per_axis():
     assert auto_overlap(17) == 17
-    assert auto_overlap(10, voxel_size=0.5) == 20
-    assert auto_overlap(10, voxel_size=(2, 0.5)) == (5, 20)
-    with pytest.raises(PlanError, match="must be above 0, got 0 and None"):
+    assert auto_overlap(10, voxel_size=0.5) == 10
+    assert auto_overlap(10, voxel_size=(2, 0.5)) == (3, 10)
+    with pytest.raises(PlanError, match="diameter must be above 0, got 0"):
         auto_overlap(0)
 
 
