@@ -26,6 +26,7 @@ from patchworks_core.labels.postprocess import (
 )
 from patchworks_core.labels.relabel import relabel_sequential_array, relabel_sequential_zarr
 from patchworks_core.labels.relations import Relations, label_relations
+from patchworks_core.labels.write_labels import WrittenLabelImage, write_labels
 from patchworks_core.machine.dask_clients import make_local_cluster
 from patchworks_core.machine.model_sizing import auto_tile_shape_cellpose
 from patchworks_core.machine.sizing import (
@@ -57,6 +58,7 @@ __all__ = [
     "TileGrid",
     "TileOutputError",
     "TilesFailedError",
+    "WrittenLabelImage",
     "auto_overlap",
     "auto_tile_shape",
     "auto_tile_shape_cellpose",
@@ -90,4 +92,5 @@ __all__ = [
     "segmentation_of",
     "stardist_fn",
     "tile_process",
+    "write_labels",
 ]

@@ -31,7 +31,7 @@ from patchworks_core.machine.pools import Compute, Pool
 from patchworks_core.machine.progress import Progress, no_progress
 from patchworks_core.merge.apply import apply_lut, create_apply_records
 from patchworks_core.merge.steps import look_up, pair_tiles
-from patchworks_core.ome_zarr.label_image import LabelImage, write_labels
+from patchworks_core.ome_zarr.label_image import LabelImage, write_merged
 from patchworks_core.pilot.trials import PilotReport, recommend_overlap
 from patchworks_core.plugins.segmentation import LabelFunction, Segmentation
 from patchworks_core.seams.lookup import LookupTable
@@ -190,7 +190,7 @@ class Job:
                     done.append(key)
                     self.progress("apply", len(done), plan.grid.n_blocks)
 
-                write_labels(
+                write_merged(
                     stage,
                     lut,
                     target,

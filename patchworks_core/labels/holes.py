@@ -80,7 +80,7 @@ def write_filled(
         for _ in pool.map(task, items, step="fill", n=stage.grid.n_blocks):
             pass
 
-    return written(source, to, make)
+    return written(source, to, make, pool)
 
 
 def _background(source: LabelSource, path: UPath, pool: Pool) -> tuple[Stage, LookupTable]:

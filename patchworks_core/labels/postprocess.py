@@ -42,7 +42,9 @@ def fill_holes(
         Label image: a NumPy, dask or Zarr array, or anything `open_image` opens that holds whole
         numbers >= 0, such as a Zarr array or an OME-Zarr label image. 0 is background.
     write_to : path or URL, optional
-        Zarr group to write the result into; None returns it in memory.
+        Zarr group to write the result into; None returns it in memory. Where its name ends in
+        ``.ome.zarr`` it becomes a label image of that OME-Zarr, ``labels/<output_component>``, with
+        pyramid and the calibration of the labels.
     max_size : float, optional
         Holes larger than this stay; area or volume in `unit`.
     unit : {"pixels", "micrometers"}

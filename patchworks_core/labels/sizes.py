@@ -53,7 +53,7 @@ def write_sized(
         for _ in pool.map(task, items, step="write", n=len(items)):
             pass
 
-    return written(source, to, make)
+    return written(source, to, make, pool)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,25 +1,30 @@
 """Label images made from label images, tile by tile.
 
-1. `written` makes a label array, which takes the place of what was there.
+1. `written` makes a label array, which takes the place of what was there: in memory, as one array
+   of a Zarr group, or as a label image of an OME-Zarr, with pyramid and calibration.
 2. `filter_tiles` does so for a filter that answers within a bounded reach.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import zarr
 from upath import UPath
 
 from patchworks_core.files.label_arrays import create_label_array, open_label_group
 from patchworks_core.files.replacing import Working, component_path, replacing
-from patchworks_core.files.storage import Location, ZarrFormat, as_path, open_array
+from patchworks_core.files.storage import Location, ZarrFormat, as_path, open_array, zarr_store
 from patchworks_core.labels.source import LabelSource
 from patchworks_core.machine.pools import Pool
+from patchworks_core.ome_zarr.label_image import LabelImage, version_of
+from patchworks_core.ome_zarr.metadata import OmeVersion, check_axes
+from patchworks_core.stage.plan import ImageRecord, Plan
 from patchworks_core.tiles.grid import Tile
 
 Array = npt.NDArray[Any]
@@ -30,17 +35,27 @@ class Destination:
     """Where labels go."""
 
     write_to: Location | None
-    """Zarr group to write into; None returns a NumPy array."""
+    """Zarr group to write into; None returns a NumPy array. Where its name ends in ``.ome.zarr``
+    the labels become a label image of that OME-Zarr, with pyramid and calibration."""
 
     component: str
-    """Name of the array in the group."""
+    """Name of the array in the group, or of the label image."""
 
     overwrite: bool = False
     """Replace what patchworks did not write there, or what was changed since."""
 
+    @property
+    def is_ome_zarr(self) -> bool:
+        """Whether the labels become a label image of an OME-Zarr."""
+        return self.write_to is not None and as_path(self.write_to).name.endswith(OME_ZARR)
+
+
+OME_ZARR = ".ome.zarr"
+"""How the name of a group ends that is to be an OME-Zarr."""
+
 
 def written(
-    source: LabelSource, to: Destination, make: Callable[[Working, ZarrFormat], None]
+    source: LabelSource, to: Destination, make: Callable[[Working, ZarrFormat], None], pool: Pool
 ) -> Any:
     """Make a label array and return it, in memory or where it was to be written.
 
@@ -51,6 +66,8 @@ def written(
     to : Destination
     make : callable
         ``make(working, zarr_format)`` writes the array to ``working.new``.
+    pool : Pool
+        Writes the pyramid, where there is one.
 
     Returns
     -------
@@ -67,6 +84,11 @@ def written(
             working = Working(UPath(folder), UPath(folder) / "new")
             make(working, 3)
             return np.asarray(open_array(working.new)[...])
+    import dask.array as da
+
+    if to.is_ome_zarr:
+        path = write_ome(source, to, make, pool)
+        return da.from_zarr(open_array(path / "0"))
     group = as_path(to.write_to)
     target = component_path(group, to.component)
     with replacing(
@@ -77,9 +99,48 @@ def written(
         overwrite=to.overwrite,
     ) as working:
         make(working, open_label_group(group))
-    import dask.array as da
-
     return da.from_zarr(open_array(target))
+
+
+def write_ome(
+    source: LabelSource,
+    to: Destination,
+    make: Callable[[Working, ZarrFormat], None],
+    pool: Pool,
+    *,
+    version: OmeVersion | None = None,
+    reads: Sequence[Any] = (),
+) -> UPath:
+    """Make a label image of an OME-Zarr; return its path.
+
+    Parameters
+    ----------
+    source, to, make, pool
+        As in `written`; axes and calibration are those of the source.
+    version : {"0.5", "0.4"}, optional
+        Of OME-NGFF; by default that of the container, 0.5 where there is none.
+    reads : sequence, optional
+        What else must not be written over.
+
+    Raises
+    ------
+    PlanError
+        As `written`; or if OME-Zarr cannot hold the axes, or the container is of another version.
+    """
+    check_axes(source.grid.axes)
+    container = as_path(to.write_to)  # type: ignore[arg-type]
+    plan = Plan(ImageRecord.of(source.image), source.grid, {"function": "labels from elsewhere"})
+    target = LabelImage(container, to.component, plan, version or version_of(container))
+    with target.writing(
+        reads=(source.image.source, source.image.pixels, *reads),
+        another="output_component or write_to",
+        overwrite=to.overwrite,
+    ) as working:
+        group = zarr.open_group(zarr_store(working.new), mode="w", zarr_format=target.zarr_format)
+        make(Working(working.folder, working.new / "0"), group.metadata.zarr_format)
+        target.record(working, {"made_from": source.name})
+        target.finish(working, None, pool=pool)
+    return target.path
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +183,16 @@ def filter_tiles(
     to : Destination
     pool : Pool
     """
+    return written(source, to, filtered(source, function, reach, pool), pool)
+
+
+def filtered(
+    source: LabelSource,
+    function: Callable[[Array], Array],
+    reach: tuple[int, ...],
+    pool: Pool,
+) -> Callable[[Working, ZarrFormat], None]:
+    """Return what makes the array of a filter, for `written`; arguments as in `filter_tiles`."""
 
     def make(working: Working, zarr_format: ZarrFormat) -> None:
         dtype = id_type(source, pool)
@@ -130,7 +201,7 @@ def filter_tiles(
         for _ in pool.map(task, source.grid.tiles(), step="filter", n=source.grid.n_tiles):
             pass
 
-    return written(source, to, make)
+    return make
 
 
 @dataclass(frozen=True, slots=True)

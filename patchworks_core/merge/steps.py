@@ -4,7 +4,7 @@
 2. stage: `patchworks_core.stage.staging.stage_blocks`
 3. pair: `pair_tiles`
 4. look up: `look_up`
-5. apply: `patchworks_core.ome_zarr.label_image.write_labels` (with publishing, step 6), or
+5. apply: `patchworks_core.ome_zarr.label_image.write_merged` (with publishing, step 6), or
    `patchworks_core.merge.apply.apply_lut` alone
 """
 

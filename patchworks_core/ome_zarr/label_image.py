@@ -122,7 +122,7 @@ class LabelImage:
         resume: bool = False,
         clear: Callable[[UPath], None] = discard,
     ) -> Iterator[Working]:
-        """Give the place for `write_labels`; what is whole at the end is published and listed.
+        """Give the place for `write_merged`; what is whole at the end is published and listed.
 
         Parameters
         ----------
@@ -269,6 +269,12 @@ class LabelImage:
         return None if is_group and left.name in _listed(self._open_group(labels).attrs) else left
 
 
+def version_of(container: UPath) -> OmeVersion:
+    """Return the version of OME-NGFF whose labels can be part of a container; 0.5 of a new one."""
+    actual = group_format(container)
+    return next((v for v, zarr_format in ZARR_FORMATS.items() if zarr_format == actual), "0.5")
+
+
 def _listed(attributes: Mapping[str, Any]) -> list[str]:
     """Return the names in the attributes of a group of label images, 0.4 or 0.5."""
     return list(attributes.get("ome", attributes).get("labels", []))
@@ -294,7 +300,7 @@ class WrittenLabels:
     n_pyramid_chunks: int
 
 
-def write_labels(
+def write_merged(
     stage: Stage,
     lut: LookupTable,
     target: LabelImage,

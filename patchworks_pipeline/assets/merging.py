@@ -14,7 +14,7 @@ from patchworks_core.files.label_arrays import output_chunks
 from patchworks_core.files.storage import open_array, write_bytes
 from patchworks_core.machine.pools import Pool
 from patchworks_core.merge.steps import ids_are_sequential, look_up, pair_tiles
-from patchworks_core.ome_zarr.label_image import LabelImage, WrittenLabels, write_labels
+from patchworks_core.ome_zarr.label_image import LabelImage, WrittenLabels, write_merged
 from patchworks_core.pictures.report import overlay_picture, overview_region, seam_region
 from patchworks_core.seams.judge import SeamReport, judge_seams
 from patchworks_core.seams.lookup import LookupTable
@@ -234,7 +234,7 @@ def merged_labels(
         target.writing(another=ANOTHER, overwrite=config.overwrite) as working,
         Pool.open(budget.open(decision.count)) as pool,
     ):
-        written = write_labels(
+        written = write_merged(
             stage,
             lut,
             target,

@@ -429,7 +429,7 @@ def write_root(folder, n_series, version="0.5"):
     return folder
 
 
-def write_labels(folder, names):
+def write_merged(folder, names):
     """Write a group of label images."""
     set_ome(zarr.create_group(folder), "0.5", {"labels": list(names)})
     for i, name in enumerate(names):
@@ -441,7 +441,7 @@ def write_labels(folder, names):
 def test_every_image_that_a_group_holds_is_listed_and_opens(tmp_path, version):
     plate = write_plate(tmp_path / "plate", version, written=["B/03"])
     root = write_root(tmp_path / "root", 2, version)
-    labels = write_labels(tmp_path / "labels", ["cells", "nuclei"])
+    labels = write_merged(tmp_path / "labels", ["cells", "nuclei"])
     assert list_images(plate) == [f"{plate}/B/03/0", f"{plate}/B/03/1"]
     assert list_images(plate / "B" / "03") == list_images(plate)
     assert list_images(root) == [f"{root}/0", f"{root}/1"]
@@ -464,7 +464,7 @@ def test_an_image_of_a_group_may_be_named_after_a_hash(tmp_path):
 
 def test_a_group_of_one_image_is_that_image(tmp_path):
     assert_reads(open_image(write_root(tmp_path / "root", 1)), pixels_of((9, 12), seed=0))
-    labels = open_image(write_labels(tmp_path / "labels", ["cells"]))
+    labels = open_image(write_merged(tmp_path / "labels", ["cells"]))
     assert labels.is_label_image
     with pytest.raises(ImageError, match=r"a group is many images, .* with images none yet$"):
         open_image(write_root(tmp_path / "empty", 0))

@@ -19,7 +19,7 @@ from patchworks_core.files.storage import as_path, claimed, open_array
 from patchworks_core.machine.pools import Pool
 from patchworks_core.machine.workers import Workers
 from patchworks_core.merge.apply import _ApplyTask
-from patchworks_core.ome_zarr.label_image import LabelImage, write_labels
+from patchworks_core.ome_zarr.label_image import LabelImage, write_merged
 from patchworks_core.ome_zarr.most_frequent import most_frequent
 from patchworks_core.ome_zarr.pyramid import level_steps
 from patchworks_core.seams.lookup import LookupTable
@@ -48,7 +48,7 @@ def write(stage, container, *, name="labels", version="0.5", lut=None, on_block=
     """Merge a stage into an OME-Zarr; return the label image and what was written."""
     target = LabelImage(as_path(container), name, stage.plan, version)
     with target.writing(**options) as working, Pool.open(Workers()) as pool:
-        written = write_labels(
+        written = write_merged(
             stage,
             lut if lut is not None else lut_of(stage),
             target,
