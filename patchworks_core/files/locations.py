@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -131,6 +132,23 @@ def is_within(path: str, folders: Iterable[str]) -> bool:
     return any(os.path.commonpath([real, top]) == top for top in tops)
 
 
+def check_linked_folder(path: str, top: str) -> None:
+    """Raise ImageError where a link to a folder leads out of `top`, or to one that it lies in."""
+    if not os.path.islink(path):
+        return
+    real, parent = os.path.realpath(path), os.path.realpath(os.path.dirname(path))
+    if not is_within(path, [top]):
+        raise ImageError(
+            f"an image lies within its folder, got a link from {path!r} to {real!r}; copy what is "
+            "there into the folder"
+        )
+    if os.path.commonpath([real, parent]) == real:
+        raise ImageError(
+            f"a folder of an image must not hold itself, got a link from {path!r} to {real!r}; "
+            "remove it"
+        )
+
+
 def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
     """Return the filesystem of a URL and the path in it.
 
@@ -182,6 +200,8 @@ def folder_stamp(folder: str) -> Iterator[bytes]:
     yield folder.encode()
     for parent, folders, files in os.walk(folder):
         folders.sort()
+        for name in folders:
+            check_linked_folder(os.path.join(parent, name), folder)
         for name in sorted(files):
             path = os.path.join(parent, name)
             relative = os.path.relpath(path, folder)
@@ -220,5 +240,14 @@ def info_stamp(info: dict[str, Any]) -> Iterator[bytes]:
 
 
 def _local_file(path: str) -> Iterator[bytes]:
-    status = os.stat(path)
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT):
+            raise  # may be there again in a moment
+        raise ImageError(
+            f"a file of the image cannot be looked at: {error}; restore it, or remove the link"
+        ) from error
+    if not stat.S_ISREG(status.st_mode):
+        check_regular_file(path, repr(os.path.dirname(path)))
     yield f"{status.st_size},{status.st_mtime_ns}".encode()

@@ -19,6 +19,7 @@ import zarr
 from patchworks_core.errors import ImageError
 from patchworks_core.files.locations import changed_at
 from patchworks_core.images.channels import channel_note
+from patchworks_core.images.readers.damage import is_damage, is_of_a_codec
 from patchworks_core.images.readers.memory import MappedArray
 from patchworks_core.images.readers.opened import (
     Gaps,
@@ -31,15 +32,6 @@ from patchworks_core.images.readers.sources import open_source, source_url
 from patchworks_core.images.units import MICROMETERS, PixelSize, pixel_sizes
 from patchworks_core.tiles.grid import AXES
 from patchworks_core.tiles.regions import Region
-
-_CODECS = {"imagecodecs", "numcodecs", "zlib"}
-"""Modules whose errors say that compressed bytes are not what they should be."""
-
-
-def _is_of_a_codec(error: Exception) -> bool:
-    if isinstance(error, RuntimeError) and "decompress" in str(error):
-        return True
-    return type(error).__module__.partition(".")[0] in _CODECS
 
 
 class _Default(int):
@@ -220,8 +212,14 @@ class Image:
         """Return pixels in file axis order; what a codec cannot decode is an error of the image."""
         try:
             return np.asarray(self.pixels[index])
+        except ImageError as error:
+            if self.where in str(error):
+                raise
+            raise ImageError(f"{error} (the pixels at {region} in {self.where})") from error
         except Exception as error:
-            if not _is_of_a_codec(error):
+            # What is in memory may be anybody's code, which says best what is wrong.
+            is_read = self.url is not None or isinstance(self.pixels, zarr.Array)
+            if not (is_damage(error) if is_read else is_of_a_codec(error)):
                 raise  # such as a passing fault of disk or network
             raise ImageError(
                 f"the pixels at {region} in {self.where} cannot be decoded: "
@@ -361,7 +359,7 @@ def open_image(
     ----------
     source : str, os.PathLike, UPath, ndarray, dask array, zarr.Array, zarr.Group or Image
         A path, a URL (``s3://``, ``https://``, ``memory://``), or an object in memory. By path:
-        OME-Zarr 0.4 and 0.5 (also in a zip file, ``.ome.zarr.zip`` or ``.ozx``), Zarr v2 and v3,
+        OME-Zarr 0.1 to 0.5 (also in a zip file, ``.ome.zarr.zip`` or ``.ozx``), Zarr v2 and v3,
         TIFF with its dialects, PNG, JPEG, BMP, ``.npy``; LIF, ND2 and others with the extra
         ``bioio``. PNG, JPEG and BMP are decoded whole, into memory. Of a TIFF with several images
         the first is opened; of a plate the field that the path names, ``a.zarr/B/03/0``; of a

@@ -346,7 +346,8 @@ def version_before(function: Callable[..., Any]) -> str:
     parts = []
     module = inspect.getmodule(function)
     file = getattr(module, "__file__", None)
-    if module is not None and file:
+    # A script that was typed in, or piped to Python, has a name and no file.
+    if module is not None and file and Path(str(file)).is_file():
         package = module.__name__.partition(".")[0]
         with suppress(PackageNotFoundError):
             parts.append(f"{package}=={version(package)}")

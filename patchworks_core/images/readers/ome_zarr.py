@@ -1,4 +1,4 @@
-"""OME-Zarr 0.4 and 0.5: which array a level is, and what the metadata says about it.
+"""OME-Zarr 0.1 to 0.5: which array a level is, and what the metadata says about it.
 
 Metadata are read through `ome-zarr-models`, which checks them against the specification. Channel
 names are the exception: neither version specifies ``omero.channels.label``, so the models have no
@@ -16,7 +16,13 @@ import ome_zarr_models.v05.multiscales
 import zarr
 
 from patchworks_core.errors import ImageError
-from patchworks_core.images.readers.ngff import MULTISCALES, ome_attributes, parse_attributes
+from patchworks_core.images.readers.ngff import (
+    MULTISCALES,
+    is_uncalibrated,
+    ome_attributes,
+    parse_attributes,
+    stated_version,
+)
 from patchworks_core.images.readers.node_paths import member
 from patchworks_core.images.readers.opened import Opened, check_level, check_size, file_axes
 from patchworks_core.tiles.grid import AXES, SPATIAL_AXES
@@ -35,6 +41,7 @@ class _Metadata:
     multiscale: Multiscale
     labels: tuple[str, ...]
     is_label_image: bool
+    is_calibrated: bool
 
 
 def open_multiscale(
@@ -85,6 +92,8 @@ def open_multiscale(
         )
     letters = file_axes(names, array.shape, axes, where)
     size, translation = _geometry(metadata.multiscale, level, letters)
+    if not metadata.is_calibrated:
+        size, translation = {}, {}
     units = zip(letters, (axis.unit for axis in metadata.multiscale.axes), strict=True)
     n_channels = array.shape[letters.index("c")] if "c" in letters else 0
     return Opened(
@@ -109,7 +118,10 @@ def _read_metadata(group: zarr.Group, where: str, number: int) -> _Metadata:
     version, ome = ome_attributes(group)
     multiscales = parse_attributes(group, MULTISCALES, where, _CORRECT)
     labels = _channel_labels(ome.get("omero"))
-    return _Metadata(version, multiscales[number], labels, "image-label" in ome)
+    is_calibrated = not is_uncalibrated(ome)
+    version = version if is_calibrated else stated_version(ome, MULTISCALES) or version
+    multiscale = multiscales[number]
+    return _Metadata(version, multiscale, labels, "image-label" in ome, is_calibrated)
 
 
 def _channel_labels(omero: Any) -> tuple[str, ...]:

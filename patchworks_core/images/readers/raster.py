@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,9 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP"}
 MAX_PIXELS = 2**31
 """Largest raster that is decoded: the widest a BMP or PNG side can be, and 2 to 8 GB of memory."""
 
+_PIXELS_PER_BYTE = {"PNG": 8 * 1032, "JPEG": 1024, "BMP": 8 * 1032}
+"""What compresses best: deflate 1032 times, 1 bit a pixel; JPEG takes a bit for 8 by 8 pixels."""
+
 _INKS = {"CMYK", "YCbCr", "LAB", "HSV"}
 """Pillow's names of colours that are not intensities."""
 
@@ -39,18 +43,29 @@ def open_raster(url: str, level: int, axes: str | None) -> Opened:
     applied, nothing is dropped.
     """
     extension = next(e for e in FORMATS if url.lower().endswith(e))
-    array = _decode(url)
+    array = _decode(url, extension)
     letters = file_axes("yx" if array.ndim == 2 else "yxc", array.shape, axes, repr(url))
     check_level(level, [array.shape], repr(url))
     return Opened(array, letters, FORMATS[extension], partial(file_stamp, url))
 
 
-def _decode(url: str) -> npt.NDArray[Any]:
+def _check_plausible(n_pixels: int, n_bytes: int, extension: str, url: str) -> None:
+    """Raise ImageError where a file is too short for the pixels that its header speaks of."""
+    most = _PIXELS_PER_BYTE[FORMATS[extension]]
+    if n_pixels > most * n_bytes:
+        raise ImageError(
+            f"a byte of {FORMATS[extension]} holds {most} pixels at most, got {n_pixels} in "
+            f"{n_bytes} bytes of {url!r}; it is damaged: copy it again from where it was written"
+        )
+
+
+def _decode(url: str, extension: str) -> npt.NDArray[Any]:
     """Return the first image of a raster file."""
     source: Any = url
     if is_remote(url):
         fs, path = filesystem(url)
         source = io.BytesIO(fs.cat_file(path))
+    n_bytes = len(source.getbuffer()) if is_remote(url) else os.path.getsize(url)
     try:
         with _large_images_allowed(), iio.imopen(source, "r", plugin="pillow") as file:
             shape = file.properties(index=0).shape
@@ -60,6 +75,7 @@ def _decode(url: str) -> npt.NDArray[Any]:
                     f"{shape!r} in {url!r}; convert it to tiled TIFF or Zarr"
                 )
             check_size(shape, shape, 1, repr(url))
+            _check_plausible(prod(shape[:2]), n_bytes, extension, url)
             mode = file.metadata(index=0).get("mode")
             if mode in _INKS:
                 raise ImageError(

@@ -24,6 +24,7 @@ from patchworks_core.files.locations import (
 from patchworks_core.files.replacing import put_back
 from patchworks_core.files.storage import as_path
 from patchworks_core.images.readers import bioio, memory, raster, tiff, zarr_node
+from patchworks_core.images.readers.damage import damage_refused
 from patchworks_core.images.readers.node_paths import METADATA_FILES
 from patchworks_core.images.readers.opened import Opened, choose_scene
 
@@ -76,6 +77,11 @@ def list_images(location: str | os.PathLike[str] | UPath) -> list[str]:
         If the metadata name no image, or are not valid.
     """
     url = locate(location)
+    with damage_refused(repr(url)):
+        return _list_images(url)
+
+
+def _list_images(url: str) -> list[str]:
     file, scene = _file_of(url)
     extension = os.path.splitext(file)[1].lower()
     if scene is None and extension in tiff.EXTENSIONS and not os.path.isdir(file):
@@ -97,17 +103,9 @@ def open_source(source: Any, level: int, axes: str | None) -> Opened:
     ImageError
         If it is not there, is of no kind that is read, or is damaged.
     """
-    try:
+    url = source_url(source)
+    with damage_refused(repr(url) if url else f"an image in memory of {type(source).__name__}"):
         return _open_source(source, level, axes)
-    except ImageError:
-        raise
-    # What a damaged header makes a reader raise is of any kind: KeyError, SyntaxError, ...
-    except Exception as error:
-        where = source_url(source) or f"an image in memory of type {type(source).__name__}"
-        raise ImageError(
-            f"cannot open {where!r}, its metadata are damaged or of a kind that is not read: "
-            f"{type(error).__name__}: {error}"
-        ) from error
 
 
 def _open_source(source: Any, level: int, axes: str | None) -> Opened:

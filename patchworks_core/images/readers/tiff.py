@@ -37,6 +37,8 @@ from patchworks_core.files.locations import (
 )
 from patchworks_core.images.readers.file_array import FileArray
 from patchworks_core.images.readers.ome_xml import (
+    check_counts,
+    check_described_here,
     children,
     ome_images,
     ome_pixels,
@@ -121,6 +123,7 @@ def open_tiff(url: str, level: int, axes: str | None) -> Opened:
     file, scene = split_scene(url)
     with _reading(file) as (tif, complaints):
         _check_names(tif, file)
+        check_described_here(tif, axes, url)
         series = _series(tif, scene, url)
         len(tif.pages)  # follows the chain of pages to its end
         _check_silence(complaints, url)
@@ -153,6 +156,8 @@ def tiff_images(url: str) -> list[str]:
 @contextmanager
 def _reading(file: str) -> Iterator[tuple[tifffile.TiffFile, list[str]]]:
     """Open a TIFF, with what tifffile logs of it; any error closes it and is an ImageError."""
+    if not is_remote(file):
+        check_regular_file(file, repr(file))
     with _complaints() as complaints:
         try:
             tif = tifffile.TiffFile(_file(file))
@@ -222,7 +227,8 @@ def other_files(file: str) -> tuple[int, tuple[str, ...]]:
 
 
 def _check_names(tif: tifffile.TiffFile, file: str) -> None:
-    """Raise ImageError where OME-XML names a file elsewhere, or what is no file."""
+    """Raise ImageError where OME-XML names a file elsewhere, or what is no file, or too much."""
+    check_counts(tif, repr(file))
     if is_remote(file):
         return
     folder = os.path.dirname(file)

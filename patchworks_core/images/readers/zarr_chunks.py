@@ -18,7 +18,7 @@ import zarr
 from zarr.storage import FsspecStore, LocalStore, ZipStore
 
 from patchworks_core.errors import ImageError
-from patchworks_core.files.locations import check_regular_file, is_content
+from patchworks_core.files.locations import check_linked_folder, check_regular_file, is_content
 from patchworks_core.images.readers.opened import Gaps
 
 _METADATA = {"zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"}
@@ -135,6 +135,7 @@ def _files_below(folder: str, start: str) -> Iterator[str]:
             if not _is_own(name):
                 continue
             if entry.is_dir():
+                check_linked_folder(entry.path, folder)
                 yield from _files_below(folder, f"{name}/")
             else:
                 check_regular_file(entry.path, repr(folder))

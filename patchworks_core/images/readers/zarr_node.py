@@ -59,6 +59,7 @@ from patchworks_core.images.readers.opened import (
     file_axes,
 )
 from patchworks_core.images.readers.zarr_chunks import blocking, check_chunks, find_gaps
+from patchworks_core.images.readers.zarr_decoding import bounded
 from patchworks_core.tiles.grid import AXES
 
 _LEGAL_NAMES = {**{axis: axis for axis in AXES}, "time": "t", "channel": "c"}
@@ -186,7 +187,8 @@ def open_node(
             node, level, axes, where, lambda array: partial(zarr_stamp, array), number
         )
         check_chunks(opened.pixels, where)
-        return replace(opened, gaps=partial(find_gaps, opened.pixels, where))
+        gaps = partial(find_gaps, opened.pixels, where)
+        return replace(opened, pixels=bounded(opened.pixels), gaps=gaps)
     paths = [image[1:] for image in images]
     if scene is None:
         check_one_image(node, images, where)
@@ -239,7 +241,7 @@ def _open_array(array: zarr.Array[Any], level: int, axes: str | None, where: str
     check_size(array.shape, array.chunks, array.dtype.itemsize, where)
     check_chunks(array, where)
     return Opened(
-        pixels=array,
+        pixels=bounded(array),
         axes=letters,
         format=f"Zarr v{array.metadata.zarr_format}",
         stamp=partial(zarr_stamp, array),

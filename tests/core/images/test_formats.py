@@ -24,6 +24,7 @@ from patchworks_core.images.readers.bioio import open_bioio
 from patchworks_core.images.readers.sources import list_images
 from patchworks_core.images.readers.zarr_node import fields_of_plate
 from patchworks_core.machine.workers import Workers
+from patchworks_core.tiles.regions import Region
 from tests.core.images.test_image import assert_reads, pixels_of, random_regions, write_ome_zarr
 
 
@@ -626,3 +627,38 @@ def test_a_czi_reads_as_written_with_names_and_sizes(tmp_path):
     assert_reads(pickle.loads(pickle.dumps(open_image(f"{path}#0"))), array[0])
     labels = tile_process(image, lambda tile: (tile > 200).astype("i4"), tile_shape=(-1, 32, 32))
     np.testing.assert_array_equal(labels != 0, array[1] > 200)
+
+
+def write_old(path, version, axes):
+    """Write an OME-Zarr image of a version that has no sizes of pixels."""
+    group = zarr.open_group(str(path), mode="w", zarr_format=2)
+    separator = {"name": "v2", "separator": "." if version == "0.1" else "/"}
+    pixels = np.arange(2 * 24 * 32, dtype="u2").reshape(
+        (1,) * (len(axes or "tczyx") - 3) + (2, 24, 32)
+    )
+    group.create_array("0", data=pixels, chunk_key_encoding=separator)
+    named = {"axes": axes} if axes else {}
+    group.attrs["multiscales"] = [{"version": version, "datasets": [{"path": "0"}], **named}]
+    return pixels
+
+
+@pytest.mark.parametrize(
+    ("version", "axes", "letters"),
+    [("0.1", None, "tczyx"), ("0.2", None, "tczyx"), ("0.3", ["c", "y", "x"], "cyx")],
+)
+def test_ome_zarr_without_calibration_is_read(tmp_path, version, axes, letters):
+    pixels = write_old(tmp_path / "a.zarr", version, axes)
+    image = open_image(tmp_path / "a.zarr", channel=None)
+    assert (image.format, image.axes, image.pixel_size) == (f"OME-Zarr {version}", letters, {})
+    np.testing.assert_array_equal(image.read(Region((0,) * image.ndim, image.shape)), pixels)
+
+
+@pytest.mark.parametrize("version", ["0.6.dev1", "0.6", "1.0"])
+def test_a_version_of_ome_zarr_that_is_not_read_is_named(tmp_path, version):
+    group = zarr.open_group(str(tmp_path / "a.zarr"), mode="w", zarr_format=3)
+    group.create_array("0", data=np.ones((24, 32), "u2"))
+    multiscale = {"datasets": [{"path": "0"}], "coordinateSystems": [{"name": "physical"}]}
+    group.attrs["ome"] = {"version": version, "multiscales": [multiscale]}
+    with pytest.raises(ImageError, match=rf"0.1 to 0.3 are read, got version '{version}' in .*a.z"):
+        open_image(tmp_path / "a.zarr")
+    assert open_image(tmp_path / "a.zarr" / "0", axes="yx").shape == (24, 32)

@@ -17,6 +17,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from patchworks_core.plugins.function_versions import version_before
 from patchworks_core.plugins.segmentation import Segmentation, declare, segmentation_of
 
 MAIN = """
@@ -408,3 +409,12 @@ def test_a_value_of_a_module_that_was_set_at_run_time_is_told_apart(project):
         one = ask(project, name)
         two = ask(project, f"[setattr(helpers, 'level', 2), {name}][1]")
         assert (one.version, one.changing) != (two.version, two.changing)
+
+
+def test_a_function_that_was_piped_to_python_has_a_version_of_before(monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "__file__", "<stdin>")
+    assert version_before(piped)
+
+
+def piped(tile):
+    return tile

@@ -1,0 +1,214 @@
+"""Chunks of a Zarr array, read and decoded in no more memory than a chunk may have.
+
+A few bytes can be decoded to very many, and a link in place of a chunk can lead to what has no
+end. Zarr reads a chunk whole and decodes it whole, whatever comes out. Here an array gets codecs
+that stop: what is stored and what comes out may be some times as large as the pixels, and no more.
+
+An array whose codecs another package runs (``codec_pipeline.path`` of Zarr's configuration) is
+left as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bz2
+import gzip
+import io
+import lzma
+import os
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import imagecodecs
+import numcodecs
+import zarr
+from numcodecs.abc import Codec as Numcodec
+from zarr.abc.codec import BytesBytesCodec, Codec
+from zarr.codecs import ShardingCodec
+from zarr.codecs._v2 import V2Codec
+from zarr.core.array import AsyncArray
+from zarr.core.array_spec import ArraySpec
+from zarr.core.buffer import Buffer
+from zarr.core.buffer.cpu import as_numpy_array_wrapper
+from zarr.core.codec_pipeline import BatchedCodecPipeline
+from zarr.core.metadata import ArrayV2Metadata
+from zarr.storage import LocalStore, StorePath
+
+from patchworks_core.errors import ImageError
+from patchworks_core.files.locations import check_regular_file
+
+_SPARE_BYTES = 1 << 20
+"""Headers, check sums, and an index of chunks that are stored together."""
+
+_WAY_OUT = "it is damaged or was made to fill the memory; copy it again from where it was written"
+
+_BY_STREAM = ("gzip", "bz2", "lzma")
+"""Codecs of which Python reads as far as it is asked to."""
+
+
+def most_bytes(n_pixels: int, itemsize: int) -> int:
+    """Return how many bytes a chunk may have, stored or decoded, whatever its codecs do."""
+    return 2 * n_pixels * itemsize + _SPARE_BYTES
+
+
+class BoundedCodec(Numcodec):  # type: ignore[misc]
+    """A codec that refuses what would be decoded to more bytes than it should."""
+
+    codec_id = "patchworks.bounded"
+
+    def __init__(self, codec: Any, most: int) -> None:
+        self.codec = codec
+        self.most = most
+
+    def encode(self, buf: Any) -> Any:
+        """Encode as the codec does."""
+        return self.codec.encode(buf)
+
+    def decode(self, buf: Any, out: Any = None) -> Any:
+        """Decode.
+
+        Raises
+        ------
+        ImageError
+            If it would be more than `most` bytes.
+        """
+        name = str(self.codec.codec_id)
+        if name in _BY_STREAM:
+            with self._opened(name, io.BytesIO(buf)) as file:
+                return self._checked(file.read(self.most + 1))
+        if name == "zlib":
+            return self._checked(zlib.decompressobj().decompress(buf, self.most + 1))
+        n_bytes = _n_decoded(name, bytes(memoryview(buf)[:20]))
+        if n_bytes is None and name == "zstd":
+            return imagecodecs.zstd_decode(buf, out=self.most)
+        if n_bytes is not None and n_bytes > self.most:
+            raise _too_large(n_bytes, self.most)
+        return self.codec.decode(buf, out)
+
+    def _opened(self, name: str, stored: io.BytesIO) -> Any:
+        """Return a file that decodes what is stored as far as it is read."""
+        if name == "gzip":
+            return gzip.GzipFile(fileobj=stored)
+        if name == "bz2":
+            return bz2.BZ2File(stored)
+        options = self.codec.get_config()
+        return lzma.LZMAFile(stored, format=options["format"], filters=options["filters"])
+
+    def _checked(self, content: bytes) -> bytes:
+        if len(content) > self.most:
+            raise _too_large(len(content), self.most)
+        return content
+
+
+def _n_decoded(name: str, head: bytes) -> int | None:
+    """Return how many bytes a block says it will be; None where it does not say."""
+    if name == "blosc" and len(head) >= 16:
+        return int.from_bytes(head[4:8], "little")
+    if name == "lz4" and len(head) >= 4:
+        return int.from_bytes(head[:4], "little")
+    if name == "zstd" and len(head) >= 5:
+        # RFC 8878, section 3.1.1.1: descriptor, window, dictionary, content size.
+        flag, is_single, has_dictionary = head[4] >> 6, head[4] >> 5 & 1, head[4] & 3
+        size = (is_single, 2, 4, 8)[flag]
+        start = 5 + (not is_single) + (0, 1, 2, 4)[has_dictionary]
+        if size == 0:
+            return None
+        return int.from_bytes(head[start : start + size], "little") + (256 if size == 2 else 0)
+    return None
+
+
+def _too_large(n_bytes: int, most: int) -> ImageError:
+    return ImageError(
+        f"a chunk of this array may be decoded to {most} bytes, got {n_bytes} or more; {_WAY_OUT}"
+    )
+
+
+@dataclass(frozen=True)
+class _BoundedStep(BytesBytesCodec):
+    """A codec of Zarr v3 that is decoded by a bounded one."""
+
+    codec: BytesBytesCodec
+    bounded: BoundedCodec
+    is_fixed_size = False
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.codec.to_dict()
+
+    def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
+        return self.codec.compute_encoded_size(input_byte_length, chunk_spec)
+
+    async def _decode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Buffer:
+        return await asyncio.to_thread(
+            as_numpy_array_wrapper, self.bounded.decode, chunk_bytes, chunk_spec.prototype
+        )
+
+    async def _encode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Buffer | None:
+        return await self.codec._encode_single(chunk_bytes, chunk_spec)
+
+
+@dataclass(frozen=True)
+class _BoundedPipeline(BatchedCodecPipeline):
+    """Looks at what is stored on this disk before it is read."""
+
+    most: int = 0
+
+    async def read(self, batch_info: Iterable[Any], out: Any, drop_axes: Any = ()) -> None:
+        chunks = list(batch_info)
+        for getter, *_ in chunks:
+            if isinstance(getter, StorePath) and isinstance(getter.store, LocalStore):
+                _check_stored(os.path.join(getter.store.root, getter.path), self.most)
+        await super().read(chunks, out, drop_axes)
+
+
+def _check_stored(path: str, most: int) -> None:
+    """Raise ImageError where a chunk is no file, or larger than any of its pixels could be."""
+    try:
+        n_bytes = os.stat(path).st_size
+    except OSError:
+        return  # not stored, or Zarr says why
+    check_regular_file(path, repr(os.path.dirname(path)))
+    if n_bytes > most:
+        raise ImageError(
+            f"a chunk of this array may have {most} bytes, got {n_bytes} of {path!r}; {_WAY_OUT}"
+        )
+
+
+def bounded(array: zarr.Array[Any]) -> zarr.Array[Any]:
+    """Return the same array, whose chunks are read and decoded in bounded memory."""
+    pipeline = array._async_array.codec_pipeline
+    if type(pipeline) is not BatchedCodecPipeline:
+        return array
+    metadata, itemsize = array.metadata, array.dtype.itemsize
+    most = most_bytes(prod(array.shards or array.chunks), itemsize)
+    codecs: tuple[Codec, ...]
+    if isinstance(metadata, ArrayV2Metadata):
+        compressor: Any = metadata.compressor and BoundedCodec(metadata.compressor, most)
+        codecs = (V2Codec(filters=metadata.filters, compressor=compressor),)
+    else:
+        codecs = tuple(_bounded_step(codec, most, itemsize) for codec in metadata.codecs)
+    plain = BatchedCodecPipeline.from_codecs(codecs)
+    twin: AsyncArray[Any] = replace(array._async_array)
+    steps = (plain.array_array_codecs, plain.array_bytes_codec, plain.bytes_bytes_codecs)
+    object.__setattr__(twin, "codec_pipeline", _BoundedPipeline(*steps, plain.batch_size, most))
+    return zarr.Array(twin)
+
+
+def _bounded_step(codec: Any, most: int, itemsize: int) -> Any:
+    """Return a codec of Zarr v3, bounded where a few bytes may become many."""
+    if isinstance(codec, ShardingCodec):
+        inner = most_bytes(prod(codec.chunk_shape), itemsize)
+        steps = tuple(_bounded_step(step, inner, itemsize) for step in codec.codecs)
+        return replace(codec, codecs=steps)
+    if not isinstance(codec, BytesBytesCodec):
+        return codec
+    content: dict[str, Any] = dict(codec.to_dict())
+    name = str(content["name"]).removeprefix("numcodecs.")
+    if name not in (*_BY_STREAM, "zlib", "zstd", "blosc", "lz4"):
+        return codec
+    # What a codec of Zarr v3 adds to the options, such as a check sum, is of encoding.
+    is_own = hasattr(codec, "codec_config")
+    options = dict(content.get("configuration") or {}) if is_own else {}
+    return _BoundedStep(codec, BoundedCodec(numcodecs.get_codec({"id": name, **options}), most))
