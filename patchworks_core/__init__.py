@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 from patchworks_core.api.merge_tile_labels import merge_tile_labels
+from patchworks_core.api.per_tile import (
+    PlannedTiles,
+    merge_stage,
+    plan_tiles,
+    planned_tiles,
+    stage_tile,
+)
 from patchworks_core.api.segment_to_ome_zarr import segment_to_ome_zarr
 from patchworks_core.api.tile_process import tile_process
 from patchworks_core.errors import (
@@ -51,6 +58,7 @@ __all__ = [
     "ImageError",
     "Operation",
     "PlanError",
+    "PlannedTiles",
     "Relations",
     "Segmentation",
     "SegmentationError",
@@ -79,17 +87,21 @@ __all__ = [
     "load_ome_zarr",
     "make_local_cluster",
     "measure_objects",
+    "merge_stage",
     "merge_tile_labels",
     "morphological_opening",
     "open_image",
     "operation",
     "plan_grid",
+    "plan_tiles",
+    "planned_tiles",
     "process_lazily",
     "relabel_sequential_array",
     "relabel_sequential_zarr",
     "safe_worker_count",
     "segment_to_ome_zarr",
     "segmentation_of",
+    "stage_tile",
     "stardist_fn",
     "tile_process",
     "write_labels",

@@ -87,7 +87,7 @@ def has_gpu(wants_gpu: bool, gpus: Gpus = None) -> bool:
 
 
 @contextmanager
-def progress_of(progress: bool | Progress) -> Iterator[Progress]:
+def progress_of(progress: bool | Progress | None) -> Iterator[Progress]:
     """Give the function to tell of progress: bars, the caller's own, or none."""
     if progress is True:
         with step_bars("patchworks") as show:

@@ -86,6 +86,9 @@ class Job:
 
     is_temporary: bool = False
 
+    output_chunks: tuple[int, ...] | None = None
+    """Of an array of labels, pixels per axis; None chooses."""
+
     overwrite: bool = False
     """Replace what is not ours to replace."""
 
@@ -150,7 +153,7 @@ class Job:
             what="an array of labels",
             another="output_component or write_to",
             overwrite=self.overwrite,
-            made_from=self._recipe(plan),
+            made_from=self._recipe(plan) | self._layout,
             resume=self._may_be_done(resume),
             keeps=True,
             clear=self._clear,
@@ -160,7 +163,13 @@ class Job:
                 self.say(f"{target} is complete and is what would be made")
                 return
             with self._merged(plan, work, resume=resume) as (stage, lut, pool):
-                create_label_array(working.new, plan.grid, lut.dtype, zarr_format=zarr_format)
+                create_label_array(
+                    working.new,
+                    plan.grid,
+                    lut.dtype,
+                    zarr_format=zarr_format,
+                    chunks=self.output_chunks,
+                )
                 create_apply_records(work / "applied", plan.grid)
                 outcomes = apply_lut(
                     stage, lut, labels=working.new, records=work / "applied", pool=pool
@@ -216,17 +225,10 @@ class Job:
                 self.say(gaps.text)
         if (warning := warning_of(plan.grid, options)) is not None:
             warnings.warn(warning, stacklevel=6)
-        stage = self._open_stage(plan, work, resume=resume)
+        stage = self.open_stage(plan, work, resume=resume)
         image = self._reachable(stage)
         missing = [plan.grid.block_of_key(key) for key in stage.missing_blocks()]
-        function = self.bound(plan)
-        staging = Staging(
-            image,
-            stage,
-            function,
-            self.empty.empty_tiles if self.empty else frozenset(),
-            other_channels_of(self.segmentation, image),
-        )
+        staging = self.staging_of(stage, image)
         if len(missing) < plan.grid.n_blocks:  # what an earlier call left
             with self._readers().open(plan.grid, image.dtype) as readers:
                 check_tiles(staging, pool=readers)
@@ -243,7 +245,17 @@ class Job:
             )
             yield stage, lut, pool
 
-    def _open_stage(self, plan: Plan, work: UPath, *, resume: Resume) -> Stage:
+    def staging_of(self, stage: Stage, image: Image) -> Staging:
+        """Return what stages a tile, given the image as it can be read where that is done."""
+        return Staging(
+            image,
+            stage,
+            self.bound(stage.plan),
+            self.empty.empty_tiles if self.empty else frozenset(),
+            other_channels_of(self.segmentation, image),
+        )
+
+    def open_stage(self, plan: Plan, work: UPath, *, resume: Resume) -> Stage:
         """Open the stage that an earlier call left, or start one."""
         staged = self._stage_path(work)
         record = staged / "plan.json"
@@ -313,6 +325,11 @@ class Job:
         recipe = {"plan": plan.fingerprint, "merge": self.resolved(plan).to_dict()}
         changing = plan.versions.get(CHANGING)
         return recipe | ({CHANGING: changing} if changing else {})
+
+    @property
+    def _layout(self) -> dict[str, Any]:
+        """Return how an array of labels is cut, where that was asked for."""
+        return {} if self.output_chunks is None else {"chunks": list(self.output_chunks)}
 
     def _stage_path(self, work: UPath) -> UPath:
         return (self.stage_dir or work) / "stage.zarr"

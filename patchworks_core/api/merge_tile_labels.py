@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import dask.array
@@ -11,16 +12,32 @@ import numpy as np
 import zarr
 from upath import UPath
 
-from patchworks_core.api.tile_process import tile_process
+from patchworks_core.api.arguments import progress_of
+from patchworks_core.api.options import TileOptions, planned_job
+from patchworks_core.api.tile_process import labels_of
+from patchworks_core.calls.spellings import also_spelled
 from patchworks_core.errors import PlanError
+from patchworks_core.files.label_arrays import check_chunks
 from patchworks_core.files.storage import Location, as_path, open_array
+from patchworks_core.images.calibration import LengthUnit
 from patchworks_core.images.image import open_all_channels
+from patchworks_core.images.readers.memory import OverlappingBlocks
 from patchworks_core.machine.progress import Progress
 from patchworks_core.plugins.segmentation import declare
 from patchworks_core.seams.rules import MergeRule
 from patchworks_core.tiles.grid import SPATIAL_AXES
+from patchworks_core.tiles.numbers import whole_number
 
 
+@also_spelled(
+    {"iou_threshold": "min_iou", "min_voxels": "min_size", "max_voxels": "max_size"},
+    absent={
+        "label_counts": "labels are counted as they are read",
+        "halo_dir": "give blocks that overlap, and overlap=",
+        "parts_dir": "give min_size= and max_size=, and measure_objects the result",
+        "objects_out": "measure_objects tabulates the result",
+    },
+)
 def merge_tile_labels(
     labeled: Any,
     write_to: Location | None = None,
@@ -29,13 +46,21 @@ def merge_tile_labels(
     axes: str | None = None,
     input_component: str = "labels",
     output_component: str = "labels",
+    output_chunks: Sequence[int] | None = None,
     overwrite: bool = False,
-    merge: MergeRule = "touching",
+    overlap: Sequence[int] | int = 0,
+    merge: MergeRule = "auto",
     connectivity: int | None = None,
     min_iou: float = 0.3,
+    min_size: float = 0,
+    max_size: float | None = None,
+    size_unit: LengthUnit = "pixels",
     sequential_labels: bool = True,
     n_workers: int | None = None,
+    stage_dir: Location | None = None,
+    keep_stage: bool = False,
     compute: bool = False,
+    return_count: bool = False,
     progress: bool | Progress = False,
 ) -> Any:
     """Make one label image of labels that were made tile by tile; ids may repeat between tiles.
@@ -53,10 +78,21 @@ def merge_tile_labels(
         Axes in the array's order, where its metadata does not say.
     input_component, output_component : str
         Arrays within the groups.
-    merge : {"touching", "overlap", "none"}
-        ``touching`` joins labels in contact across a seam. ``overlap``, without the halos that the
-        tiles read, joins two labels that agree in the planes on the two sides of a seam.
-    overwrite, connectivity, min_iou, sequential_labels, compute, progress
+    output_chunks : sequence of int, optional
+        Chunks of the result; a tile is a whole number of them.
+    overlap : int or sequence of int
+        What each block of a dask array holds of each of its neighbours, pixels, where the function
+        ran on blocks that ``dask.array.overlap.overlap(image, depth, boundary="none")`` made. It is
+        not in the result, and shows what both saw there.
+    merge : {"auto", "touching", "overlap", "none"}
+        ``touching`` joins labels in contact across a seam. ``overlap`` joins two labels that two
+        blocks gave to the same pixels; where blocks do not overlap, two that agree in the planes on
+        the two sides of a seam. ``auto`` is ``overlap`` where there is one, else ``touching``.
+    return_count : bool
+        Return ``(labels, n)``, with the number of objects; None unless they are numbered 1..N.
+    overwrite, connectivity, min_iou, min_size, max_size, size_unit, sequential_labels
+        As in `tile_process`.
+    stage_dir, keep_stage, compute, progress
         As in `tile_process`.
     n_workers : int, optional
         Tiles at once; None is as many as cores and memory allow.
@@ -74,23 +110,58 @@ def merge_tile_labels(
     array([[1, 1, 1, 0],
            [0, 0, 0, 2]], dtype=int32)
     """
-    return tile_process(
-        array := _array_of(labeled, input_component),
-        _as_they_are,
+    array = _array_of(labeled, input_component)
+    if np.any(overlap):
+        array, overlap = _overlapping(array, axes, overlap)
+    options = TileOptions(
         tile_shape=_chunks_of(array, axes) if tile_shape is None else tile_shape,
+        overlap=overlap,
         channel=None,
         axes=axes,
         merge=merge,
         connectivity=connectivity,
         min_iou=min_iou,
+        min_size=min_size,
+        max_size=max_size,
+        size_unit=size_unit,
         sequential_labels=sequential_labels,
         max_workers=n_workers,
-        write_to=write_to,
-        output_component=output_component,
+        stage_dir=stage_dir,
+        keep_stage=keep_stage,
         overwrite=overwrite,
-        compute=compute,
-        progress=progress,
     )
+    with progress_of(progress) as report:
+        job, plan = planned_job(array, _as_they_are, options, report, is_temporary=write_to is None)
+        if output_chunks is not None:
+            job = replace(job, output_chunks=check_chunks(plan.grid, output_chunks))
+        labels = labels_of(job, plan, write_to, output_component, compute=compute, resume="auto")
+    if not return_count:
+        return labels
+    return labels, (int(labels.max()) if sequential_labels else None)
+
+
+def _overlapping(
+    array: Any, axes: str | None, overlap: Sequence[int] | int
+) -> tuple[OverlappingBlocks, tuple[int, ...]]:
+    """Return blocks that overlap as an image, and by how much, per axis of it."""
+    if not isinstance(array, dask.array.Array):
+        raise PlanError(
+            f"overlap={overlap!r} is of the blocks of a dask array, got {type(array).__name__}; "
+            "label blocks that dask.array.overlap.overlap(image, depth, boundary='none') made"
+        )
+    image = open_all_channels(array, axes=axes)
+    spatial = [axis in SPATIAL_AXES for axis in image.axes]
+    values = [overlap] * sum(spatial) if np.ndim(overlap) == 0 else [*overlap]  # type: ignore[misc]
+    if len(values) == len(spatial):
+        depth = tuple(whole_number("overlap", value) for value in values)
+    elif len(values) == sum(spatial):
+        rest = iter(values)
+        depth = tuple(whole_number("overlap", next(rest)) if s else 0 for s in spatial)
+    else:
+        raise PlanError(f"overlap needs one number per axis of {image.axes!r}, got {overlap!r}")
+    by_axis = dict(zip(image.axes, depth, strict=True))
+    blocks = OverlappingBlocks(array, tuple(by_axis[axis] for axis in image.file_axes))
+    return blocks, tuple(d for d, is_spatial in zip(depth, spatial, strict=True) if is_spatial)
 
 
 @declare(version="1")

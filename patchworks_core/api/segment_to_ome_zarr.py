@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Unpack, overload
 
 from upath import UPath
 
-from patchworks_core.api.arguments import TileShape, shape_of_tiles
-from patchworks_core.api.job import Job, Resume, check_resume
+from patchworks_core.api.arguments import progress_of
+from patchworks_core.api.estimate import Estimate, estimate
+from patchworks_core.api.options import DEFAULTS, TileOptions, planned_job
+from patchworks_core.calls.options import spelled_out
 from patchworks_core.files.storage import Location, as_path
-from patchworks_core.images.image import Image
+from patchworks_core.images.image_source import ImageSource
 from patchworks_core.machine.pools import Compute
-from patchworks_core.machine.progress import Progress, no_progress
+from patchworks_core.machine.progress import Progress
 from patchworks_core.ome_zarr.label_image import LabelImage
 from patchworks_core.ome_zarr.metadata import OmeVersion, check_axes
-from patchworks_core.plugins.segmentation import Segmentation
+from patchworks_core.plugins.segmentation import LabelFunction, Segmentation
 from patchworks_core.seams.rules import MergeOptions
 from patchworks_core.stage.plan import Plan
 
@@ -32,46 +33,75 @@ class SegmentedImage:
     plan: Plan
 
 
+@overload
 def segment_to_ome_zarr(
-    image: Image,
-    segmentation: Segmentation,
+    image: ImageSource,
+    fn: str | LabelFunction | Segmentation,
+    container: Location,
+    *,
+    dry_run: Literal[True],
+    name: str = "labels",
+    version: OmeVersion = "0.5",
+    progress: bool | Progress | None = False,
+    options: MergeOptions | None = None,
+    compute: Compute | None = None,
+    **tiling: Unpack[TileOptions],
+) -> Estimate: ...
+@overload
+def segment_to_ome_zarr(
+    image: ImageSource,
+    fn: str | LabelFunction | Segmentation,
+    container: Location,
+    *,
+    dry_run: Literal[False] = False,
+    name: str = "labels",
+    version: OmeVersion = "0.5",
+    progress: bool | Progress | None = False,
+    options: MergeOptions | None = None,
+    compute: Compute | None = None,
+    **tiling: Unpack[TileOptions],
+) -> SegmentedImage: ...
+@spelled_out(TileOptions, {**DEFAULTS})
+def segment_to_ome_zarr(
+    image: ImageSource,
+    fn: str | LabelFunction | Segmentation,
     container: Location,
     *,
     name: str = "labels",
-    tile_shape: TileShape,
-    overlap: Sequence[int] | int | Literal["auto"] = 0,
+    version: OmeVersion = "0.5",
+    progress: bool | Progress | None = False,
+    dry_run: bool = False,
     options: MergeOptions | None = None,
     compute: Compute | None = None,
-    version: OmeVersion = "0.5",
-    progress: Progress | None = None,
-    skip_empty: bool = False,
-    empty_threshold: float | None = None,
-    resume: Resume = "auto",
-    overwrite: bool = False,
-) -> SegmentedImage:
+    **tiling: Unpack[TileOptions],
+) -> SegmentedImage | Estimate:
     """Segment an image tile by tile into an OME-Zarr label image with pyramid and calibration.
 
     Parameters
     ----------
-    image : Image
-    segmentation : Segmentation
+    image, fn
+        As in `tile_process`.
     container : path or URL
         OME-Zarr to write ``labels/<name>`` into; made if it is not there.
     name : str
         Of the label image.
-    tile_shape, overlap, skip_empty, empty_threshold, resume, overwrite
-        As in `tile_process`.
-    options : MergeOptions, optional
-    compute : Compute, optional
-        What the tiles run on; by default as many threads as cores and memory allow.
-    progress : callable, optional
-        ``progress(step, done, total)``.
     version : {"0.5", "0.4"}
         Of OME-NGFF.
+    progress, dry_run
+        As in `tile_process`.
+    options : MergeOptions, optional
+        In place of `merge`, `connectivity`, `min_iou`, `min_size`, `max_size` and
+        `sequential_labels`.
+    compute : Compute, optional
+        In place of `max_workers`, `workers`, `use_gpu`, `gpus` and `client`.
+    **tiling
+        `patchworks_core.api.options.TileOptions`: what else `tile_process` takes, `tile_shape`,
+        `overlap`, `channel` and so on.
 
     Returns
     -------
     SegmentedImage
+        Or an `Estimate`, of a dry run.
 
     Raises
     ------
@@ -81,20 +111,11 @@ def segment_to_ome_zarr(
     TilesFailedError
         If tiles failed; all others are staged.
     """
-    check_resume(resume)
-    check_axes(image.axes)
-    job = Job(
-        image,
-        segmentation,
-        options or MergeOptions(),
-        (compute or Compute()).with_memory(),
-        progress or no_progress,
-        skip_empty=skip_empty or empty_threshold is not None,
-        empty_threshold=empty_threshold,
-        overwrite=overwrite,
-    )
-    tiles = shape_of_tiles(tile_shape, image, overlap, job.compute)
-    job, plan = job.planned(tiles, overlap)
-    target = LabelImage(as_path(container), name, plan, version)
-    n_objects = job.write_ome(plan, target, resume=resume)
+    with progress_of(progress) as report:
+        job, plan = planned_job(image, fn, tiling, report, merge_options=options, compute=compute)
+        check_axes(job.image.axes)
+        if dry_run:
+            return estimate(job, plan)
+        target = LabelImage(as_path(container), name, plan, version)
+        n_objects = job.write_ome(plan, target, resume=tiling.get("resume", "auto"))
     return SegmentedImage(target.path, n_objects, plan)

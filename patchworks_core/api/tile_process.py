@@ -2,40 +2,87 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import numpy as np
+import numpy.typing as npt
 from upath import UPath
 
 from patchworks_core.api.arguments import (
     TileShape,
-    has_gpu,
     progress_of,
-    shape_of_tiles,
 )
-from patchworks_core.api.estimate import estimate
-from patchworks_core.api.job import Job, Resume, check_resume
+from patchworks_core.api.estimate import Estimate, estimate
+from patchworks_core.api.job import Job, Resume
+from patchworks_core.api.options import TileOptions, planned_job
 from patchworks_core.calls.spellings import also_spelled
 from patchworks_core.files.replacing import component_path
 from patchworks_core.files.storage import Location, as_path, open_array
-from patchworks_core.images.calibration import LengthUnit, SizeLimits
-from patchworks_core.images.image import DEFAULT_CHANNEL, DEFAULT_LEVEL, open_image
+from patchworks_core.images.calibration import LengthUnit
+from patchworks_core.images.image import DEFAULT_CHANNEL, DEFAULT_LEVEL
 from patchworks_core.images.image_source import ImageSource
 from patchworks_core.images.units import PixelSize
 from patchworks_core.machine.devices import Gpus
-from patchworks_core.machine.pools import Compute
-from patchworks_core.machine.progress import Progress, say_aloud
+from patchworks_core.machine.progress import Progress
 from patchworks_core.machine.workers import WorkerKind
-from patchworks_core.plugins.segmentation import LabelFunction, Segmentation, segmentation_of
-from patchworks_core.seams.rules import MergeOptions, MergeRule
+from patchworks_core.plugins.segmentation import LabelFunction, Segmentation
+from patchworks_core.seams.rules import MergeRule
 from patchworks_core.stage.plan import Plan
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    import dask.array as da
 
 
+@overload
+def tile_process(
+    image: ImageSource,
+    fn: str | LabelFunction | Segmentation,
+    *,
+    dry_run: Literal[True],
+    write_to: Location | None = None,
+    output_component: str = "labels",
+    compute: bool = False,
+    progress: bool | Progress = False,
+    **options: Unpack[TileOptions],
+) -> Estimate: ...
+@overload
+def tile_process(
+    image: ImageSource,
+    fn: str | LabelFunction | Segmentation,
+    *,
+    write_to: Location,
+    compute: Literal[False] = False,
+    output_component: str = "labels",
+    progress: bool | Progress = False,
+    dry_run: Literal[False] = False,
+    **options: Unpack[TileOptions],
+) -> da.Array: ...
+@overload
+def tile_process(
+    image: ImageSource,
+    fn: str | LabelFunction | Segmentation,
+    *,
+    write_to: Location,
+    compute: Literal[True],
+    output_component: str = "labels",
+    progress: bool | Progress = False,
+    dry_run: Literal[False] = False,
+    **options: Unpack[TileOptions],
+) -> npt.NDArray[np.integer[Any]]: ...
+@overload
+def tile_process(
+    image: ImageSource,
+    fn: str | LabelFunction | Segmentation,
+    *,
+    write_to: None = None,
+    compute: bool = False,
+    output_component: str = "labels",
+    progress: bool | Progress = False,
+    dry_run: Literal[False] = False,
+    **options: Unpack[TileOptions],
+) -> npt.NDArray[np.integer[Any]]: ...
 @also_spelled(
     {"stitch": "merge", "iou_threshold": "min_iou"},
     values={"stitch": {"touch": "touching", "iou": "overlap"}},
@@ -198,38 +245,42 @@ def tile_process(
     >>> int(labels.max()), len(set(labels[2:4, 1:7].ravel()))
     (2, 1)
     """
-    check_resume(resume)
-    opened = open_image(image, channel=channel, level=level, axes=axes, pixel_size=pixel_size)
-    limits = SizeLimits.of(opened, min_size, max_size, size_unit)
+    options = TileOptions(
+        tile_shape=tile_shape,
+        overlap=overlap,
+        channel=channel,
+        level=level,
+        axes=axes,
+        pixel_size=pixel_size,
+        parameters=parameters,
+        use_gpu=use_gpu,
+        gpus=gpus,
+        max_workers=max_workers,
+        workers=workers,
+        client=client,
+        verbose=verbose,
+        overwrite=overwrite,
+        sequential_labels=sequential_labels,
+        skip_empty=skip_empty,
+        empty_threshold=empty_threshold,
+        stage_dir=stage_dir,
+        keep_stage=keep_stage,
+        merge=merge,
+        connectivity=connectivity,
+        min_iou=min_iou,
+        min_size=min_size,
+        max_size=max_size,
+        size_unit=size_unit,
+        resume=resume,
+    )
     with progress_of(progress) as report:
-        job = Job(
-            opened,
-            segmentation_of(fn, parameters),
-            MergeOptions(
-                merge,
-                connectivity,
-                min_iou,
-                limits.least,
-                sequential_labels,
-                limits.most,
-            ),
-            Compute(max_workers, workers, has_gpu(use_gpu, gpus), gpus, client).with_memory(),
-            report,
-            say_aloud if verbose else log.info,
-            skip_empty=skip_empty or empty_threshold is not None,
-            empty_threshold=empty_threshold,
-            stage_dir=None if stage_dir is None else as_path(stage_dir),
-            keep_stage=keep_stage,
-            is_temporary=write_to is None,
-            overwrite=overwrite,
-        )
-        job, plan = job.planned(shape_of_tiles(tile_shape, opened, overlap, job.compute), overlap)
+        job, plan = planned_job(image, fn, options, report, is_temporary=write_to is None)
         if dry_run:
             return estimate(job, plan)
-        return _labels_of(job, plan, write_to, output_component, compute=compute, resume=resume)
+        return labels_of(job, plan, write_to, output_component, compute=compute, resume=resume)
 
 
-def _labels_of(
+def labels_of(
     job: Job,
     plan: Plan,
     write_to: Location | None,

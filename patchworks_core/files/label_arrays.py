@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -13,6 +14,7 @@ from upath import UPath
 from patchworks_core.errors import PlanError
 from patchworks_core.files.storage import ZarrFormat, create_array, zarr_store
 from patchworks_core.tiles.grid import TileGrid
+from patchworks_core.tiles.numbers import whole_number
 
 CHUNK_PIXELS = 1 << 18
 """Aim for chunks of at most this many pixels (512 x 512): 1 MB of int32."""
@@ -36,14 +38,40 @@ def output_chunks(grid: TileGrid) -> tuple[int, ...]:
     return tuple(chunks)
 
 
+def check_chunks(grid: TileGrid, chunks: Sequence[int]) -> tuple[int, ...]:
+    """Return the chunks that labels are to have.
+
+    Raises
+    ------
+    PlanError
+        If a tile is not a whole number of them, so that two tiles would write one.
+    """
+    sizes = tuple(whole_number("output_chunks", n, least=1) for n in chunks)
+    fits = len(sizes) == len(grid.axes) and all(
+        tile % size == 0 or tile >= n
+        for size, tile, n in zip(sizes, grid.tile_shape, grid.shape, strict=True)
+    )
+    if not fits:
+        raise PlanError(
+            f"a tile is whole chunks, got output_chunks={tuple(chunks)!r} for tiles of "
+            f"{grid.tile_shape} (axes {grid.axes!r}); give sizes that divide these, or leave it out"
+        )
+    return sizes
+
+
 def create_label_array(
-    path: UPath, grid: TileGrid, dtype: np.dtype[Any], *, zarr_format: ZarrFormat = 3
+    path: UPath,
+    grid: TileGrid,
+    dtype: np.dtype[Any],
+    *,
+    zarr_format: ZarrFormat = 3,
+    chunks: Sequence[int] | None = None,
 ) -> None:
     """Create the array of merged labels at `path`, replacing what is there."""
     create_array(
         path,
         shape=grid.shape,
-        chunks=output_chunks(grid),
+        chunks=output_chunks(grid) if chunks is None else check_chunks(grid, chunks),
         dtype=dtype,
         axes=grid.axes,
         zarr_format=zarr_format,

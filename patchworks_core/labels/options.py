@@ -6,12 +6,11 @@ which gives it the whole signature to show, and refuses other names as Python do
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from functools import wraps
-from typing import Any, ParamSpec, TypedDict, TypeVar, get_type_hints
+from typing import Any, ParamSpec, TypedDict, TypeVar
 
+from patchworks_core.calls.options import spelled_out
 from patchworks_core.images.image import DEFAULT_LEVEL
 from patchworks_core.images.image_source import ImageSource
 from patchworks_core.labels.source import LabelSource
@@ -73,34 +72,7 @@ def takes_options(options: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
     options : type
         `ReadingOptions` or `LabelOptions`.
     """
-    hints, defaults = get_type_hints(options), dict(DEFAULTS)
-
-    def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        signature = inspect.signature(function)
-        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        shared = [
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=hint
-            )
-            for name, hint in hints.items()
-        ]
-        whole = signature.replace(parameters=[*own, *shared])
-
-        @wraps(function)
-        def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            try:
-                whole.bind(*args, **kwargs)
-            except TypeError as error:
-                names = ", ".join(f"{name}=" for name in whole.parameters)
-                raise TypeError(
-                    f"{function.__name__}() {error}; its parameters are {names}"
-                ) from None
-            return function(*args, **kwargs)
-
-        call.__signature__ = whole  # type: ignore[attr-defined]
-        return call
-
-    return decorate
+    return spelled_out(options, {**DEFAULTS})
 
 
 def source_of(labels: ImageSource, options: LabelOptions | ReadingOptions) -> LabelSource:

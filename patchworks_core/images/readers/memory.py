@@ -48,6 +48,91 @@ class MappedArray:
         return np.asarray(self._array[index])
 
 
+@dataclass(frozen=True)
+class OverlappingBlocks:
+    """A Dask array whose blocks hold what their neighbours hold too, as an array without that.
+
+    ``dask.array.overlap.overlap(image, depth, boundary="none")`` makes such blocks. Read what a
+    tile reads, core and halo, and it is the block of that tile.
+    """
+
+    array: dask.array.Array
+
+    depth: tuple[int, ...]
+    """Pixels that a block holds of each of its two neighbours, per axis."""
+
+    def __post_init__(self) -> None:
+        for axis, sizes in enumerate(self.cores):
+            if min(sizes) < 1 or len({*sizes[:-1]}) > 1 or sizes[-1] > sizes[0]:
+                raise ImageError(
+                    f"blocks that overlap by {self.depth} have cores of one shape, smaller only at "
+                    f"the end of an axis, got {sizes} along axis {axis}; make them by "
+                    "dask.array.overlap.overlap(..., boundary='none'), of chunks of one shape"
+                )
+
+    @property
+    def cores(self) -> tuple[tuple[int, ...], ...]:
+        """Pixels of each block without what its neighbours hold too, per axis."""
+        return tuple(
+            tuple(
+                int(n) - depth * (i > 0) - depth * (i < len(sizes) - 1) for i, n in enumerate(sizes)
+            )
+            for sizes, depth in zip(self.array.chunks, self.depth, strict=True)
+        )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Pixels per axis."""
+        return tuple(sum(sizes) for sizes in self.cores)
+
+    @property
+    def chunksize(self) -> tuple[int, ...]:
+        """Pixels of the first core, per axis."""
+        return tuple(sizes[0] for sizes in self.cores)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the pixels."""
+        dtype: np.dtype[Any] = np.dtype(self.array.dtype)
+        return dtype
+
+    def __getitem__(self, index: tuple[slice, ...]) -> npt.NDArray[Any]:
+        bounds = [part.indices(n)[:2] for part, n in zip(index, self.shape, strict=True)]
+        held = (self._block_with(axis, *bound) for axis, bound in enumerate(bounds))
+        places = [place for place in held if place is not None]
+        if len(places) < len(bounds):  # more than a block holds: what the cores say
+            boundary = dict.fromkeys(range(len(self.depth)), "none")
+            depth = dict(enumerate(self.depth))
+            trimmed = dask.array.overlap.trim_overlap(self.array, depth, boundary)
+            return np.asarray(trimmed[index])
+        block = self.array.blocks[tuple(number for number, _ in places)]
+        return np.asarray(
+            block[tuple(slice(a - f, b - f) for (a, b), (_, f) in zip(bounds, places, strict=True))]
+        )
+
+    def _block_with(self, axis: int, start: int, stop: int) -> tuple[int, int] | None:
+        """Return number and first pixel of the block that holds a range, most of it in its core."""
+        best: tuple[int, int, int] | None = None
+        depth, first = self.depth[axis], 0
+        for number, size in enumerate(self.cores[axis]):
+            low, high = max(0, first - depth), min(self.shape[axis], first + size + depth)
+            own = min(stop, first + size) - max(start, first)
+            if low <= start and stop <= high and (best is None or own > best[0]):
+                best = (own, number, low)
+            first += size
+        return None if best is None else (best[1], best[2])
+
+
+def open_overlapping(blocks: OverlappingBlocks, level: int, axes: str | None) -> Opened:
+    """Open blocks that overlap as the image that they are of."""
+    where = "a Dask array of overlapping blocks"
+    letters = file_axes(None, blocks.shape, axes, where)
+    check_level(level, [blocks.shape], where)
+    return Opened(
+        blocks, letters, "Dask array", partial(_dask_token, blocks.array), chunks=blocks.chunksize
+    )
+
+
 def open_mapped(mapped: MappedArray, level: int, axes: str | None) -> Opened:
     """Open an array that another process put into a file."""
     return open_numpy(mapped[...], level, axes)

@@ -45,7 +45,8 @@ def source_url(source: Any) -> str | None:
     """
     if isinstance(source, (str, os.PathLike, UPath)):
         return locate(source)
-    in_memory = (np.ndarray, dask.array.Array, zarr.Array, zarr.Group, memory.MappedArray)
+    arrays = (np.ndarray, dask.array.Array, zarr.Array, zarr.Group)
+    in_memory = (*arrays, memory.MappedArray, memory.OverlappingBlocks)
     if isinstance(source, in_memory):
         return None
     raise ImageError(
@@ -116,6 +117,8 @@ def _open_source(source: Any, level: int, axes: str | None) -> Opened:
         return memory.open_numpy(source, level, axes)
     if isinstance(source, dask.array.Array):
         return memory.open_dask(source, level, axes)
+    if isinstance(source, memory.OverlappingBlocks):
+        return memory.open_overlapping(source, level, axes)
     if isinstance(source, memory.MappedArray):
         return memory.open_mapped(source, level, axes)
     return zarr_node.open_node(source, level, axes, f"Zarr at {str(source.store_path)!r}")
