@@ -196,11 +196,17 @@ def test_functions_are_of_a_length_that_can_be_read(module):
 def public_definitions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.ClassDef]:
     """Yield public functions and classes, and the public methods of the classes."""
     for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and is_overload(node):
+            continue  # the function that follows says it for all of them
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
             yield node
             if isinstance(node, ast.ClassDef):
                 methods = (m for m in node.body if isinstance(m, ast.FunctionDef))
                 yield from (m for m in methods if not m.name.startswith("_"))
+
+
+def is_overload(function: ast.FunctionDef) -> bool:
+    return any(getattr(node, "id", "") == "overload" for node in function.decorator_list)
 
 
 @each_module

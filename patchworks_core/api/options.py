@@ -111,32 +111,32 @@ def planned_job(
     compute : Compute, optional
         In place of what the options say of workers.
     """
-    asked: TileOptions = {**DEFAULTS, **options}
-    check_resume(asked["resume"])
+    values: TileOptions = {**DEFAULTS, **options}
+    check_resume(values["resume"])
     opened = open_image(
         image,
-        channel=asked["channel"],
-        level=asked["level"],
-        axes=asked["axes"],
-        pixel_size=asked["pixel_size"],
+        channel=values["channel"],
+        level=values["level"],
+        axes=values["axes"],
+        pixel_size=values["pixel_size"],
     )
-    stage_dir = asked["stage_dir"]
+    stage_dir = values["stage_dir"]
     job = Job(
         opened,
-        segmentation_of(fn, asked["parameters"]),
-        merge_options or _merge_options(asked, SizeLimits.of(opened, *_sizes(asked))),
-        (compute or _compute(asked)).with_memory(),
+        segmentation_of(fn, values["parameters"]),
+        merge_options or _merge_options(values, SizeLimits.of(opened, *_sizes(values))),
+        (compute or _compute(values)).with_memory(),
         progress,
-        say_aloud if asked["verbose"] else log.info,
-        skip_empty=asked["skip_empty"] or asked["empty_threshold"] is not None,
-        empty_threshold=asked["empty_threshold"],
+        say_aloud if values["verbose"] else log.info,
+        skip_empty=values["skip_empty"] or values["empty_threshold"] is not None,
+        empty_threshold=values["empty_threshold"],
         stage_dir=None if stage_dir is None else as_path(stage_dir),
-        keep_stage=asked["keep_stage"],
+        keep_stage=values["keep_stage"],
         is_temporary=is_temporary,
-        overwrite=asked["overwrite"],
+        overwrite=values["overwrite"],
     )
-    overlap = asked["overlap"]
-    return job.planned(shape_of_tiles(asked["tile_shape"], opened, overlap, job.compute), overlap)
+    overlap = values["overlap"]
+    return job.planned(shape_of_tiles(values["tile_shape"], opened, overlap, job.compute), overlap)
 
 
 def _sizes(options: TileOptions) -> tuple[float, float | None, LengthUnit]:
