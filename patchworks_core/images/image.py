@@ -432,11 +432,17 @@ def open_image(
     return image if pixel_size is None else image.of_pixel_size(pixel_size)
 
 
-def open_all_channels(source: Any, *, level: int = DEFAULT_LEVEL, axes: str | None = None) -> Image:
+def open_all_channels(
+    source: Any,
+    *,
+    level: int = DEFAULT_LEVEL,
+    axes: str | None = None,
+    pixel_size: PixelSize | None = None,
+) -> Image:
     """Open an image with all its channels; an `Image` keeps those that it was opened with."""
     if isinstance(source, Image):
-        return source.reopened(level=level, axes=axes)
-    return open_image(source, channel=None, level=level, axes=axes)
+        return source.reopened(level=level, axes=axes, pixel_size=pixel_size)
+    return open_image(source, channel=None, level=level, axes=axes, pixel_size=pixel_size)
 
 
 def _open_again(

@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, TypedDict, TypeVar
 from patchworks_core.calls.options import spelled_out
 from patchworks_core.images.image import DEFAULT_LEVEL
 from patchworks_core.images.image_source import ImageSource
+from patchworks_core.images.units import PixelSize
 from patchworks_core.labels.source import LabelSource
 from patchworks_core.machine.pools import Pool
 from patchworks_core.machine.progress import Progress
@@ -48,6 +49,9 @@ class ReadingOptions(TypedDict, total=False):
 class LabelOptions(ReadingOptions, total=False):
     """How labels are read, what works on them, and what they may replace."""
 
+    pixel_size: PixelSize | None
+    """Micrometers per pixel, over what the labels say; as in `open_image`."""
+
     overwrite: bool
     """Replace whatever is there. Otherwise, and by default, only what patchworks wrote there, and
     nobody changed since, is replaced."""
@@ -59,6 +63,7 @@ DEFAULTS = LabelOptions(
     tile_shape=None,
     max_workers=1,
     workers="threads",
+    pixel_size=None,
     overwrite=False,
     progress=None,
 )
@@ -78,9 +83,8 @@ def takes_options(options: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
 def source_of(labels: ImageSource, options: LabelOptions | ReadingOptions) -> LabelSource:
     """Open labels as the options say."""
     values: dict[str, Any] = {**DEFAULTS, **options}
-    return LabelSource.open(
-        labels, level=values["level"], axes=values["axes"], tile_shape=values["tile_shape"]
-    )
+    names = ("level", "axes", "pixel_size", "tile_shape")
+    return LabelSource.open(labels, **{name: values[name] for name in names})
 
 
 def pool_of(options: LabelOptions | ReadingOptions) -> AbstractContextManager[Pool]:

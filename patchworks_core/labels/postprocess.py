@@ -52,8 +52,8 @@ def fill_holes(
     output_component : str
         Name of the array in `write_to`.
     **options
-        `patchworks_core.labels.options.LabelOptions`: `level`, `axes`, `tile_shape`, `max_workers`,
-        `workers`, `overwrite` and `progress`.
+        `patchworks_core.labels.options.LabelOptions`: `level`, `axes`, `pixel_size`, `tile_shape`,
+        `max_workers`, `workers`, `overwrite` and `progress`.
 
     Returns
     -------

@@ -17,7 +17,7 @@ from patchworks_core.images.calibration import (
     sizes_um,
 )
 from patchworks_core.images.image import DEFAULT_LEVEL, Image, open_all_channels
-from patchworks_core.images.units import MICROMETERS
+from patchworks_core.images.units import MICROMETERS, PixelSize
 from patchworks_core.tiles.grid import SPATIAL_AXES, Tile, TileGrid, plan_grid
 from patchworks_core.tiles.numbers import finite_number
 from patchworks_core.tiles.regions import Region
@@ -47,6 +47,7 @@ class LabelSource:
         *,
         level: int = DEFAULT_LEVEL,
         axes: str | None = None,
+        pixel_size: PixelSize | None = None,
         tile_shape: Sequence[int] | int | None = None,
     ) -> LabelSource:
         """Open labels.
@@ -55,7 +56,7 @@ class LabelSource:
         ----------
         labels : array, path or URL
             Anything `open_image` opens that holds whole numbers; all channels.
-        level, axes
+        level, axes, pixel_size
             As in `open_image`.
         tile_shape : int or tuple of int, optional
             As in `plan_grid`; None grows the chunks to `TILE_PIXELS`.
@@ -65,7 +66,7 @@ class LabelSource:
         ImageError
             If the pixels are no labels.
         """
-        image = open_all_channels(labels, level=level, axes=axes)
+        image = open_all_channels(labels, level=level, axes=axes, pixel_size=pixel_size)
         if image.dtype.kind not in "bui":
             raise ImageError(
                 f"labels are whole numbers, got {str(image.dtype)!r} in {image.where}; convert "

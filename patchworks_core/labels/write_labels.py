@@ -16,7 +16,6 @@ from patchworks_core.errors import ImageError
 from patchworks_core.files.storage import Location
 from patchworks_core.images.image import Image, open_all_channels
 from patchworks_core.images.image_source import ImageSource
-from patchworks_core.images.units import PixelSize
 from patchworks_core.labels.options import LabelOptions, pool_of, source_of, takes_options
 from patchworks_core.labels.source import LabelSource, check_same_pixels
 from patchworks_core.labels.writing import Destination, filtered, write_ome
@@ -47,7 +46,6 @@ def write_labels(
     like: ImageSource | None = None,
     *,
     name: str = "labels",
-    pixel_size: PixelSize | None = None,
     version: OmeVersion | None = None,
     **options: Unpack[LabelOptions],
 ) -> WrittenLabelImage:
@@ -65,12 +63,11 @@ def write_labels(
         that was segmented, ``open_image(path, level=1)``. None takes what the labels say.
     name : str
         Of the label image.
-    pixel_size : mapping, sequence of float, or float, optional
-        Micrometers per pixel, over what labels and image say; as in `open_image`.
     version : {"0.5", "0.4"}, optional
         Of OME-NGFF; by default that of the target, 0.5 for a new one.
     **options
-        As in `patchworks_core.labels.postprocess.fill_holes`.
+        As in `patchworks_core.labels.postprocess.fill_holes`; `pixel_size` wins over what labels
+        and image say.
 
     Returns
     -------
@@ -100,8 +97,8 @@ def write_labels(
     """
     image = None if like is None else open_all_channels(like)
     source = _placed_like(labels, image, options)
-    if pixel_size is not None:
-        source = replace(source, image=source.image.of_pixel_size(pixel_size))
+    if (size := options.get("pixel_size")) is not None:
+        source = replace(source, image=source.image.of_pixel_size(size))
     to = Destination(target, name, options.get("overwrite", False))
     n_axes = len(source.grid.spatial)
     with pool_of(options) as pool:

@@ -13,15 +13,18 @@ from patchworks_pipeline.cli.options import (
     Axes,
     Home,
     Level,
+    PixelSizes,
     channel_of,
     numbers_of,
     one_or_all,
+    pixel_size_of,
 )
 from patchworks_pipeline.cli.terminal import say
 
 if TYPE_CHECKING:
     from patchworks_core.images.image import Image
     from patchworks_core.tiles.grid import TileGrid
+    from patchworks_pipeline.records import Acquisition
 
 
 def view(
@@ -37,6 +40,7 @@ def view(
     ] = None,
     level: Level = None,
     axes: Axes = None,
+    pixel_size: PixelSizes = None,
     picture: Annotated[
         Path | None, typer.Option("-o", "--picture", help="PNG to write instead of opening napari.")
     ] = None,
@@ -50,7 +54,7 @@ def view(
     from patchworks_core.files.storage import as_path, write_bytes
     from patchworks_core.pictures.viewing import layers_of, picture_of, show
 
-    request = ViewRequest(image, labels, channel, level, axes)
+    request = ViewRequest(image, labels, channel, level, axes, pixel_size_of(pixel_size))
     request = request.in_home(home)
     wants_napari = picture is None and find_spec("napari") is not None
     opened, labelled, grid = request.open(None if wants_napari else 0, tile_shape)
@@ -114,8 +118,12 @@ class ViewRequest:
             self.channel or (None if acquisition.channel is None else str(acquisition.channel)),
             acquisition.level if self.level is None else self.level,
             acquisition.axes if self.axes is None else self.axes,
-            acquisition.pixel_size if self.level in (None, acquisition.level) else None,
+            self.pixel_size or self._size_of(acquisition),
         )
+
+    def _size_of(self, acquisition: "Acquisition") -> Any:
+        """Return the pixel size that was chosen for an image, which is that of its level."""
+        return acquisition.pixel_size if self.level in (None, acquisition.level) else None
 
     def open(
         self, default_channel: int | None, tile_shape: str | None

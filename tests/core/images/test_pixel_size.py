@@ -11,12 +11,21 @@ import tifffile
 import zarr
 from scipy import ndimage
 
-from patchworks_core import convert_image, open_image, tile_process
+from patchworks_core import (
+    convert_image,
+    fill_holes,
+    filter_sizes,
+    measure_objects,
+    morphological_opening,
+    open_image,
+    tile_process,
+)
 from patchworks_core.errors import ImageError
 from patchworks_core.images.calibration import sizes_um
 from patchworks_core.operations.filters import maximum
 from patchworks_core.operations.processed import process_lazily
 from patchworks_core.pictures.viewing import _levels
+from patchworks_pipeline.cli.view import ViewRequest
 
 PIXELS = np.random.default_rng(0).integers(0, 3000, (3, 20, 24)).astype("u2")
 
@@ -122,3 +131,34 @@ def test_resolution_tags_count_where_they_are_not_of_a_screen(
     image = open_image(tmp_path / "a.tif")
     assert image.pixel_size == pytest.approx(size)
     assert image.unit == dict.fromkeys(size, "micrometer")
+
+
+@pytest.mark.parametrize("function", [filter_sizes, fill_holes, morphological_opening])
+def test_the_functions_for_labels_take_the_size_of_a_pixel(function):
+    labels = np.zeros((20, 24), "u1")
+    labels[2:4, 2:4], labels[8:16, 8:16] = 1, 2
+    labels[10:12, 10:12] = 0
+    size = {
+        filter_sizes: {"min_size": 100},
+        fill_holes: {"max_size": 10},
+        morphological_opening: {"radius": 2},
+    }[function]
+    with pytest.raises(ImageError, match="micrometers need a pixel size"):
+        function(labels, unit="micrometers", **size)
+    pixels = {name: value / (4 if "size" in name else 2) for name, value in size.items()}
+    np.testing.assert_array_equal(
+        function(labels, unit="micrometers", pixel_size=2, **size), function(labels, **pixels)
+    )
+
+
+def test_measurements_go_by_the_pixel_size_that_is_asked_for():
+    labels = np.ones((4, 6), "u1")
+    (measured,) = measure_objects(labels, pixel_size=(2, 3)).to_pylist()
+    assert (measured["area_um2"], measured["centroid_x_um"]) == (144, 7.5)
+    assert "area_um2" not in measure_objects(labels).column_names
+
+
+def test_view_takes_the_size_of_a_pixel(tmp_path):
+    np.save(tmp_path / "a.npy", PIXELS[0])
+    request = ViewRequest(str(tmp_path / "a.npy"), None, None, None, None, pixel_size=0.5)
+    assert request.open(0, None)[0].pixel_size == {"y": 0.5, "x": 0.5}
