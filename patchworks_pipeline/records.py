@@ -6,7 +6,7 @@
       acquisition.json        where the image is, and what was chosen for it
       plan.json               grid, calibration, identity, function, versions
       statistics.json         global histogram
-      stage.zarr/             labels, strips, object sums, counts
+      stage.zarr/             one file per tile block
       failures/<block>.json   why a tile block failed; gone once it is staged
       boundary_pairs.parquet  the edge table
       lut.parquet             joined ids, with the rule that joined them

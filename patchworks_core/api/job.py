@@ -226,6 +226,7 @@ class Job:
         if (warning := warning_of(plan.grid, options)) is not None:
             warnings.warn(warning, stacklevel=6)
         stage = self.open_stage(plan, work, resume=resume)
+        stage.clean()
         image = self._reachable(stage)
         missing = [plan.grid.block_of_key(key) for key in stage.missing_blocks()]
         staging = self.staging_of(stage, image)

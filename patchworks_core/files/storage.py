@@ -7,18 +7,21 @@ name and then replaces.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import re
 import shutil
+import socket
 import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import psutil
 import zarr
 from upath import UPath
 from zarr.abc.store import Store
@@ -134,7 +137,7 @@ def write_bytes(path: UPath, content: bytes) -> None:
         path.write_bytes(content)  # an object appears whole or not at all
         return
     # A name of its own: two runs, perhaps on two machines, may write the same record at once.
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    temporary = path.with_name(f"{path.name}.{_THIS_MACHINE}{os.getpid():08x}{_random()}.part")
     temporary.write_bytes(content)
     os.replace(str(temporary), str(path))
 
@@ -277,14 +280,39 @@ def is_part(name: str, *, of: str) -> bool:
     return re.fullmatch(rf"{re.escape(of)}\.[0-9a-f]{{32}}\.part", name) is not None
 
 
-def remove_parts(folder: UPath) -> None:
-    """Remove what killed writers of files left in a local folder, Zarr's and `write_bytes`'s."""
+def remove_parts(folder: UPath, *, of_the_dead: bool = False) -> None:
+    """Remove what killed writers of files left in a local folder, Zarr's and `write_bytes`'s.
+
+    Parameters
+    ----------
+    folder : UPath
+    of_the_dead : bool
+        Leave what another process may still be writing: what is not `write_bytes`'s, of another
+        machine, or of a process that is there.
+    """
     if not is_local(folder):
         return
     for parent, _, names in os.walk(str(folder)):
         for name in names:
-            if re.search(r"\.[0-9a-f]{32}\.part(ial)?$", name):
-                os.unlink(os.path.join(parent, name))
+            part = re.search(r"\.([0-9a-f]{8})([0-9a-f]{8})[0-9a-f]{16}\.part(ial)?$", name)
+            if part and not (of_the_dead and _may_be_written(*part.groups())):
+                with suppress(FileNotFoundError):
+                    os.unlink(os.path.join(parent, name))
+
+
+def _may_be_written(machine: str, process: str, suffix: str | None) -> bool:
+    """Tell whether the process that a name tells of may still be there."""
+    if suffix is not None or machine != _THIS_MACHINE:
+        return True
+    return psutil.pid_exists(int(process, 16))
+
+
+def _random() -> str:
+    return uuid.uuid4().hex[:16]
+
+
+_THIS_MACHINE = hashlib.blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()
+"""In the names of files that are being written."""
 
 
 def duplicate(source: UPath, target: UPath) -> None:

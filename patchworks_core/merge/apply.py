@@ -54,14 +54,8 @@ class _ApplyTask:
     records: UPath
 
     def __call__(self, item: _BlockToApply) -> str:
-        staged = self.stage.labels(item.block)
         labels = open_array(self.labels, mode="r+")
-        merged = np.empty(staged.shape, dtype=labels.dtype)
-        for tile, lut in zip(item.block.tiles, item.luts, strict=True):
-            place = tile.core.relative_to(item.block.core.start).slices
-            # A tile without labels may be one that is not staged; what lies there is not labels.
-            has_labels = len(lut) > 1
-            merged[place] = lut.astype(labels.dtype, copy=False)[staged[place]] if has_labels else 0
+        merged = self._merged(item, labels.dtype)
         records = open_array(self.records, mode="r+")
         if item.was_written:
             # Killed between the pixels and their record, the old one must not vouch for them.
@@ -69,6 +63,21 @@ class _ApplyTask:
         labels[item.block.core.slices] = merged
         records[item.block.index] = item.record
         return item.block.key
+
+    def _merged(self, item: _BlockToApply, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+        """Return the merged labels of a block's core."""
+        block = item.block
+        # A block without labels may be one that is not staged.
+        if all(len(lut) == 1 for lut in item.luts):
+            return np.zeros(block.core.shape, dtype=dtype)
+        staged = self.stage.labels(block)
+        if len(item.luts) == 1:
+            return np.take(item.luts[0].astype(dtype, copy=False), staged)
+        merged = np.zeros(block.core.shape, dtype=dtype)
+        for tile, lut in zip(block.tiles, item.luts, strict=True):
+            place = tile.core.relative_to(block.core.start).slices
+            merged[place] = np.take(lut.astype(dtype, copy=False), staged[place])
+        return merged
 
 
 def apply_lut(

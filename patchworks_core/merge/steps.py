@@ -22,7 +22,7 @@ from patchworks_core.seams.lookup import LookupTable, build_lut
 from patchworks_core.seams.pairs import compare_face
 from patchworks_core.seams.rules import MergeOptions, joined_pairs
 from patchworks_core.seams.strips import Side
-from patchworks_core.stage.arrays import NOT_STAGED
+from patchworks_core.stage.block_files import NOT_STAGED, strip_of_tile
 from patchworks_core.stage.object_sums import ObjectSums, merge_objects
 from patchworks_core.stage.stage import Stage
 from patchworks_core.tiles.grid import TileBlock
@@ -36,12 +36,13 @@ class _PairTask:
 
     def __call__(self, block: TileBlock) -> EdgeTable:
         grid = self.stage.grid
-        kept: dict[tuple[tuple[int, ...], int, Side], np.ndarray[Any, Any]] = {}
+        kept: dict[str, dict[tuple[int, Side], np.ndarray[Any, Any]]] = {}
 
         def strip(index: tuple[int, ...], axis: int, side: Side) -> np.ndarray[Any, Any]:
-            if (index, axis, side) not in kept:
-                kept[index, axis, side] = self.stage.strip(index, axis, side)
-            return kept[index, axis, side]
+            key = grid.block_key([i // n for i, n in zip(index, grid.block_shape, strict=True)])
+            if key not in kept:
+                kept[key] = self.stage.strips(grid.block_of_key(key))
+            return strip_of_tile(grid, kept[key][axis, side], index, axis)
 
         return EdgeTable.concatenate(
             compare_face(grid, face, strip)
@@ -102,7 +103,7 @@ def _areas_by_tile(stage: Stage) -> np.ndarray[Any, Any]:
     for block in _staged_blocks(stage):
         numbers = [tile.number for tile in block.tiles]
         borders = np.cumsum(counts[numbers])[:-1]
-        areas = np.split(stage.objects(block).area, borders)
+        areas = np.split(stage.areas(block), borders)
         for number, piece in zip(numbers, areas, strict=True):
             pieces[number] = piece
     return np.concatenate([*pieces, np.zeros(0, dtype=np.int64)])

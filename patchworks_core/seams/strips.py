@@ -66,7 +66,7 @@ def cut_strip(
     ----------
     grid : TileGrid
     tile : Tile
-    seen : ndarray of int32
+    labels : ndarray of int
         Local ids over all the tile read, shape ``tile.read.shape``.
     axis : int
         Axis of the face.
@@ -75,10 +75,10 @@ def cut_strip(
 
     Returns
     -------
-    ndarray of int32
+    ndarray, type of `labels`
         Shape `slot_shape`; 0 beyond what the tile read, and everywhere at the image's border.
     """
-    slot = np.zeros(slot_shape(grid, axis), dtype=np.int32)
+    slot = np.zeros(slot_shape(grid, axis), dtype=labels.dtype)
     last = grid.grid_shape[axis] - 1
     if tile.index[axis] == (0 if side == LOW else last):
         return slot

@@ -1,72 +1,77 @@
-"""The stage: staged labels, strips, object sums and counts of every tile block, on disk.
+"""The stage: what is kept of every tile block of one plan, on disk.
 
-Layout under one folder::
+::
 
-    labels/           local ids, int32, one chunk per tile block
-    strips/<axis>/    both strips of every tile, low side then high side
-    objects/<block>   object sums of a block's tiles, Parquet
-    digests/          of each tile's labels
-    pixels/           checksum of what each tile read
-    counts/           labels of each tile; -1 where the tile was not staged
+    plan.json                      the plan; written last when a stage is made
+    generation                     name of this making of it
+    blocks/<generation>/<block>    one file per tile block, which vouches for all that is in it
 
-The count is written last: it is the commit record of the tile. A tile without it was not staged,
-whatever else is on disk.
+A block is committed when its file has its name; one without a file was not staged. What a worker of
+an earlier call still writes is of another generation, and never taken for this one's.
 
-What is damaged is never merged: chunks have checksums, labels are held against their digest, and
-the tables of object sums against theirs. The count of a damaged tile is taken back, so that the
-tile is staged again by whoever stages what is missing.
+What is damaged is never merged: its file is removed, so that the block is staged again by whoever
+stages what is missing. A stage of version 0.1.0 is read as it was laid out (`first_layout`); what
+is staged again in it is staged in files.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+import re
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
+import numpy.typing as npt
 from upath import UPath
 
 from patchworks_core.errors import PlanError, StageError
+from patchworks_core.files.packed import PackedFile, open_packed
 from patchworks_core.files.storage import (
     Location,
     as_path,
-    create_array,
     remove,
+    remove_parts,
     write_bytes,
     write_text,
 )
-from patchworks_core.files.tables import DamagedError, bytes_of_table, table_of
-from patchworks_core.seams.strips import HIGH, LOW, Side, cut_strip, slot_shape, strip_axes
-from patchworks_core.stage.arrays import NOT_STAGED, PIXELS, layouts_of, open_checked, pixels_of
+from patchworks_core.files.tables import DamagedError
+from patchworks_core.seams.strips import Side
+from patchworks_core.stage import first_layout
+from patchworks_core.stage.block_files import (
+    NOT_STAGED,
+    BlockSummary,
+    StagedTile,
+    encode_block,
+    objects_in,
+    strip_of_tile,
+    strips_in,
+)
+from patchworks_core.stage.block_listing import SUFFIX, BlockListing
+from patchworks_core.stage.first_layout import FirstLayout
 from patchworks_core.stage.object_sums import ObjectSums
 from patchworks_core.stage.plan import Plan
-from patchworks_core.stage.tile_labels import NumberedLabels
-from patchworks_core.tiles.grid import Tile, TileBlock, TileGrid
+from patchworks_core.tiles.grid import TileBlock, TileGrid
 
-_STORED_STRIPS = b"strips"
-"""Key in the metadata of object sums: the strips of the block that are not empty. Strips that are
-lost read as empty ones; version 0.1.0 did not record this."""
+Array = npt.NDArray[Any]
 
-PARTS = frozenset(
-    {"labels", "strips", "objects", "digests", PIXELS, "counts", "plan.json", "image.npy"}
-)
+T = TypeVar("T")
+
+BLOCKS = "blocks"
+"""Folder of the files of tile blocks."""
+
+_GENERATION = "generation"
+
+_GENERATION_NAME = re.compile(rb"[0-9a-f]{32}")
+
+_OF_FIRST_LAYOUT = "0"
+"""Generation of a stage that version 0.1.0 made."""
+
+PARTS = frozenset({"plan.json", _GENERATION, BLOCKS, "image.npy"}) | first_layout.PARTS
 """What a stage consists of; a folder that holds anything else is not replaced by one."""
-
-
-@dataclass(frozen=True, slots=True)
-class StagedTile:
-    """What is kept of one tile."""
-
-    tile: Tile
-    labels: NumberedLabels
-    objects: ObjectSums
-
-    pixels: int = 0
-    """Checksum of the pixels that it read; 0 where it read none."""
 
 
 class Stage:
@@ -80,20 +85,16 @@ class Stage:
         self.path = as_path(location)
         self.plan = plan
         self.grid: TileGrid = plan.grid
-        arrays = {
-            layout.name: open_checked(self.path, layout)
-            for layout in layouts_of(self.grid)
-            if layout.name != PIXELS or (self.path / PIXELS).exists()
-        }
-        self._pixels = arrays.get(PIXELS)
-        self._labels, self._counts = arrays["labels"], arrays["counts"]
-        self._digests = arrays["digests"]
-        self._strips = {
-            axis: arrays[f"strips/{self.grid.axes[axis]}"] for axis in strip_axes(self.grid)
-        }
+        self.generation = _read_generation(self.path)
+        self._first_layout = FirstLayout.at(self.path, self.grid)
+        self._listing = BlockListing(self._folder)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.path, self.plan.to_json())
+        return _reopen, (self.path, self.plan.to_json(), self.generation)
+
+    @property
+    def _folder(self) -> UPath:
+        return self.path / BLOCKS / self.generation
 
     @classmethod
     def create(cls, location: Location, plan: Plan) -> Stage:
@@ -104,21 +105,12 @@ class Stage:
         StageError
             If the folder holds what is no part of a stage.
         """
-        path, grid = as_path(location), plan.grid
+        path = as_path(location)
         _check_stage_only(path)
         # The record of the plan goes first and comes last: what lies between is no stage.
-        for name in ("plan.json", "objects", "strips"):
+        for name in ("plan.json", BLOCKS, *sorted(first_layout.PARTS)):
             remove(path / name)
-        for layout in layouts_of(grid):
-            create_array(
-                path / layout.name,
-                shape=layout.shape,
-                chunks=layout.chunks,
-                dtype=layout.dtype,
-                fill_value=layout.fill_value,
-                axes=layout.axes,
-                checksum=True,
-            )
+        write_text(path / _GENERATION, _new_generation())
         write_text(path / "plan.json", plan.to_json())
         return cls(path, plan)
 
@@ -154,113 +146,97 @@ class Stage:
 
     def forget(self, block: TileBlock) -> None:
         """Take back the commit record of a block, before it is staged again."""
-        self._counts[self._tile_slices(block)] = NOT_STAGED
+        self._block_path(block.key).unlink(missing_ok=True)
+        if self._first_layout is not None:
+            self._first_layout.forget(block)
 
     def write(self, block: TileBlock, tiles: Sequence[StagedTile]) -> None:
-        """Write the tiles of a block, their counts last.
+        """Write the file of a block.
 
         Parameters
         ----------
         block : TileBlock
         tiles : sequence of StagedTile
             One per tile of the block, in its order.
+
+        Raises
+        ------
+        StageError
+            If the stage was begun anew since this one was opened.
         """
-        labels = np.zeros(block.core.shape, dtype=np.int32)
-        counts = np.zeros(self._tile_box(block), dtype=np.int64)
-        digests = np.zeros(counts.shape, dtype=np.uint64)
-        pixels = np.zeros(counts.shape, dtype=np.uint64)
-        for staged in tiles:
-            tile = staged.tile
-            core = staged.labels.pixels[tile.core.relative_to(tile.read.start).slices]
-            labels[tile.core.relative_to(block.core.start).slices] = core
-            place = self._place(block, tile)
-            counts[place] = staged.labels.n_core
-            digests[place] = digest_of_labels(core)
-            pixels[place] = staged.pixels
-        self._labels[block.core.slices] = labels
-        stored = [name for axis in self._strips for name in self._write_strips(block, tiles, axis)]
-        sums = pa.concat_tables([staged.objects.to_table() for staged in tiles])
-        self._write_objects(block, sums, stored)
-        self._digests[self._tile_slices(block)] = digests
-        if self._pixels is not None:
-            self._pixels[self._tile_slices(block)] = pixels
-        self._counts[self._tile_slices(block)] = counts
+        content = encode_block(self.grid, block, tiles, plan=self.plan.fingerprint)
+        if _read_generation(self.path) != self.generation:
+            raise StageError(
+                f"the stage at {self.path} was begun anew by another call while tile block "
+                f"{block.key!r} was worked on; what this call made of it is left out"
+            )
+        write_bytes(self._block_path(block.key), content)
 
-    def _write_strips(
-        self, block: TileBlock, tiles: Sequence[StagedTile], axis: int
-    ) -> Iterator[str]:
-        """Write the strips of one axis; yield the names of those that are not empty."""
-        slot = slot_shape(self.grid, axis)
-        box = [s * n for s, n in zip(slot, self._tile_box(block), strict=True)]
-        for side in (LOW, HIGH):
-            strips = np.zeros(box, dtype=np.int32)
-            for staged in tiles:
-                place = self._place(block, staged.tile)
-                target = tuple(slice(i * s, (i + 1) * s) for i, s in zip(place, slot, strict=True))
-                strips[target] = cut_strip(self.grid, staged.tile, staged.labels.pixels, axis, side)
-            first = block.tiles[0].index
-            where = tuple(slice(i * s, i * s + n) for i, s, n in zip(first, slot, box, strict=True))
-            self._strips[axis][(side, *where)] = strips
-            if strips.any():
-                yield _strips_name(axis, side)
+    def clean(self) -> None:
+        """Remove what processes of this machine that are gone had begun to write."""
+        remove_parts(self.path / BLOCKS, of_the_dead=True)
 
-    def _write_objects(self, block: TileBlock, sums: pa.Table, stored: Sequence[str]) -> None:
-        """Write the object sums of a block, and which of its strips are not empty."""
-        record = {**(sums.schema.metadata or {}), _STORED_STRIPS: " ".join(stored).encode()}
-        content = bytes_of_table(sums.replace_schema_metadata(record))
-        write_bytes(self._objects_path(block), content)
-
-    def counts(self) -> np.ndarray[Any, Any]:
+    def counts(self) -> Array:
         """Return the labels of each tile, int64, shape ``grid_shape``; -1 is not staged.
 
         A count that cannot be read is none: its tile was not staged.
         """
-        try:
-            return pixels_of(self._counts, ...)
-        except DamagedError:
+        if self._first_layout is not None:
+            counts = self._first_layout.counts()
+        else:
             counts = np.full(self.grid.grid_shape, NOT_STAGED, dtype=np.int64)
-            for block in self.grid.blocks():
-                with suppress(DamagedError):
-                    place = self._tile_slices(block)
-                    counts[place] = pixels_of(self._counts, place)
-            return counts
+        for index, summary in self._committed():
+            counts[index] = np.reshape(summary.counts, counts[index].shape)
+        return counts
 
-    def digests(self) -> np.ndarray[Any, Any]:
-        """Return the digest of the labels of each tile, uint64, shape ``grid_shape``.
+    def digests(self) -> Array:
+        """Return a digest of the labels of each tile, uint64, shape ``grid_shape``; 0 of none.
+
+        Tiles of one block share theirs.
 
         Raises
         ------
         StageError
             If one is damaged.
         """
-        try:
-            return pixels_of(self._digests, ...)
-        except DamagedError:
-            for block in self.grid.blocks():
-                with self._reading("the digests", block):
-                    pixels_of(self._digests, self._tile_slices(block))
-            raise
+        digests = self._of_first_layout("the digests", FirstLayout.digests)
+        for index, summary in self._committed():
+            digests[index] = summary.digest
+        return digests
 
-    def pixel_checksums(self, block: TileBlock | None = None) -> np.ndarray[Any, Any]:
+    def pixel_checksums(self) -> Array:
         """Return the checksum of what each tile read, 0 where nobody knows.
 
         Returns
         -------
         ndarray of uint64
-            Shape ``grid_shape``; of a block one per tile, in their order.
+            Shape ``grid_shape``.
         """
-        if self._pixels is None:
-            checksums = np.zeros(self.grid.grid_shape, dtype=np.uint64)
-            return checksums if block is None else checksums[self._tile_slices(block)].ravel()
-        try:
-            if block is None:
-                return pixels_of(self._pixels, ...)
-            return pixels_of(self._pixels, self._tile_slices(block)).ravel()
-        except DamagedError as error:
-            raise StageError(
-                f"the checksums of pixels at {self.path} are damaged ({error}); stage the image "
-                "again: call with resume=False, or plan it again"
-            ) from error
+        checksums = self._of_first_layout("checksums of pixels", FirstLayout.pixel_checksums)
+        for index, summary in self._committed():
+            checksums[index] = np.reshape(summary.pixels, checksums[index].shape)
+        return checksums
+
+    def _of_first_layout(
+        self, what: str, read: Callable[[FirstLayout, tuple[int, ...]], Array]
+    ) -> Array:
+        """Return one number per tile as the first layout has it, 0 where it has none."""
+        values = np.zeros(self.grid.grid_shape, dtype=np.uint64)
+        if self._first_layout is not None:
+            counts = self._first_layout.counts()
+            for block in self.grid.blocks():
+                place = self.grid.tile_slices(block.index)
+                if (counts[place] != NOT_STAGED).any():
+                    with self._reading(what, block):
+                        values[place] = read(self._first_layout, block.index)
+        return values
+
+    def _committed(self) -> Iterator[tuple[tuple[slice, ...], BlockSummary]]:
+        """Yield where the tiles of each block with a file stand, and what its header says."""
+        for key, summary in self._listing.read().items():
+            index = self.grid.block_index_of_key.get(key)
+            if index is not None and summary.plan == self.plan.fingerprint:
+                yield self.grid.tile_slices(index), summary
 
     def content(self) -> str:
         """Return a digest of all staged labels; it changes when any tile is staged otherwise."""
@@ -296,62 +272,66 @@ class Stage:
         missing = np.argwhere(self.counts() == NOT_STAGED) // np.array(self.grid.block_shape)
         return [self.grid.block_key(index) for index in np.unique(missing, axis=0)]
 
-    def labels(self, block: TileBlock) -> np.ndarray[Any, Any]:
-        """Return the staged labels of a block's core, int32; of one that is not staged, anything.
+    def labels(self, block: TileBlock) -> Array:
+        """Return the staged labels of a block's core.
+
+        Returns
+        -------
+        ndarray of uint16 or int32
+            Local ids.
 
         Raises
         ------
         StageError
-            If they are damaged.
+            If they are damaged, or the block is not staged.
         """
-        with self._reading("the labels", block):
-            try:
-                return self._checked_labels(block)
-            except DamagedError:
-                counts = pixels_of(self._counts, self._tile_slices(block))
-                if (counts != NOT_STAGED).any():
-                    raise
-        return np.zeros(block.core.shape, dtype=np.int32)
+        return self._read(
+            "the labels",
+            block,
+            lambda packed: packed.load(["labels"])["labels"],
+            FirstLayout.labels,
+        )
 
-    def _checked_labels(self, block: TileBlock) -> np.ndarray[Any, Any]:
-        """Return the labels of a block; raise DamagedError where their digests are of others."""
-        labels = pixels_of(self._labels, block.core.slices)
-        digests = pixels_of(self._digests, self._tile_slices(block))
-        for tile in block.tiles:
-            core = labels[tile.core.relative_to(block.core.start).slices]
-            if digest_of_labels(core) != digests[self._place(block, tile)]:
-                raise DamagedError(f"those of tile {tile.index} are not those that were staged")
-        return labels
-
-    def strip(self, index: tuple[int, ...], axis: int, side: Side) -> np.ndarray[Any, Any]:
-        """Return one strip of the tile at `index`, int32, shape `slot_shape`.
+    def strips(self, block: TileBlock) -> dict[tuple[int, Side], Array]:
+        """Return the strips of a block by axis and side, those of its tiles side by side.
 
         Raises
         ------
         StageError
-            If it is damaged.
+            If they are damaged, or the block is not staged.
         """
-        slot = slot_shape(self.grid, axis)
-        where = tuple(slice(i * s, (i + 1) * s) for i, s in zip(index, slot, strict=True))
-        numbers = zip(index, self.grid.block_shape, strict=True)
-        block = self.grid.block(tuple(i // n for i, n in numbers))
-        with self._reading("the strips", block):
-            strip = pixels_of(self._strips[axis], (side, *where))
-            if not strip.any():
-                self._check_not_lost(block, axis, side)
-        return strip
+        return self._read(
+            "the strips", block, lambda packed: strips_in(self.grid, packed), FirstLayout.strips
+        )
 
-    def _check_not_lost(self, block: TileBlock, axis: int, side: Side) -> None:
-        """Raise DamagedError where the strips of a block are gone, which read as empty ones."""
-        record = self._objects_table(block).schema.metadata or {}
-        stored = record.get(_STORED_STRIPS, b"").decode().split()
-        if _strips_name(axis, side) not in stored:
-            return
-        slot = slot_shape(self.grid, axis)
-        tiles = zip(self._tile_slices(block), slot, strict=True)
-        where = tuple(slice(tile.start * s, tile.stop * s) for tile, s in tiles)
-        if not pixels_of(self._strips[axis], (side, *where)).any():
-            raise DamagedError(f"those across axis {self.grid.axes[axis]!r} are lost")
+    def strip(self, index: tuple[int, ...], axis: int, side: Side) -> Array:
+        """Return one strip of the tile at `index`, shape `slot_shape`.
+
+        Raises
+        ------
+        StageError
+            If it is damaged, or not staged.
+        """
+        return strip_of_tile(self.grid, self.strips(self.block_of(index))[axis, side], index, axis)
+
+    def block_of(self, index: Sequence[int]) -> TileBlock:
+        """Return the block of the tile at `index`."""
+        return self.grid.block([i // n for i, n in zip(index, self.grid.block_shape, strict=True)])
+
+    def areas(self, block: TileBlock) -> Array:
+        """Return the pixels of each label of a block in its core, int64, tile after tile.
+
+        Raises
+        ------
+        StageError
+            If they are damaged, or the block is not staged.
+        """
+        return self._read(
+            "the areas",
+            block,
+            lambda packed: packed.load(["areas"])["areas"],
+            lambda stage, block: stage.objects(block).area,
+        )
 
     def objects(self, block: TileBlock) -> ObjectSums:
         """Return the object sums of a block, one row per label, tile after tile.
@@ -359,20 +339,36 @@ class Stage:
         Raises
         ------
         StageError
-            If they are damaged, or lost.
+            If they are damaged, or the block is not staged, or was staged without.
         """
-        with self._reading("the object sums", block):
-            try:
-                return ObjectSums.from_table(self._objects_table(block))
-            except StageError as error:
-                raise DamagedError(str(error)) from error
+        return self._read(
+            "the object sums",
+            block,
+            lambda packed: objects_in(self.grid.axes, packed),
+            FirstLayout.objects,
+        )
 
-    def _objects_table(self, block: TileBlock) -> pa.Table:
-        """Return the object sums as they were written; raise DamagedError where they are not."""
-        try:
-            return table_of(self._objects_path(block).read_bytes())
-        except FileNotFoundError as error:
-            raise DamagedError(f"{error.filename!r} is lost") from error
+    def _read(
+        self,
+        what: str,
+        block: TileBlock,
+        from_file: Callable[[PackedFile], T],
+        from_arrays: Callable[[FirstLayout, TileBlock], T],
+    ) -> T:
+        """Read something of a block from where it is staged."""
+        with self._reading(what, block):
+            try:
+                with open_packed(self._block_path(block.key)) as packed:
+                    if BlockSummary.of(packed).plan == self.plan.fingerprint:
+                        return from_file(packed)
+            except FileNotFoundError:
+                pass
+            first = self._first_layout
+            if first is not None and (first.counts_of(block.index) != NOT_STAGED).any():
+                return from_arrays(first, block)
+        raise StageError(
+            f"tile block {block.key!r} is not staged at {self.path}; stage it before it is merged"
+        )
 
     @contextmanager
     def _reading(self, what: str, block: TileBlock) -> Iterator[None]:
@@ -391,20 +387,8 @@ class Stage:
                 f"{way_out}"
             ) from error
 
-    def _objects_path(self, block: TileBlock) -> Any:
-        return self.path / "objects" / f"{block.key}.parquet"
-
-    def _tile_box(self, block: TileBlock) -> tuple[int, ...]:
-        """Tiles of the block per axis; blocks at the end of an axis may be smaller."""
-        first, last = block.tiles[0].index, block.tiles[-1].index
-        return tuple(b - a + 1 for a, b in zip(first, last, strict=True))
-
-    def _tile_slices(self, block: TileBlock) -> tuple[slice, ...]:
-        first, last = block.tiles[0].index, block.tiles[-1].index
-        return tuple(slice(a, b + 1) for a, b in zip(first, last, strict=True))
-
-    def _place(self, block: TileBlock, tile: Tile) -> tuple[int, ...]:
-        return tuple(i - f for i, f in zip(tile.index, block.tiles[0].index, strict=True))
+    def _block_path(self, key: str) -> UPath:
+        return self._folder / f"{key}{SUFFIX}"
 
 
 def _check_stage_only(path: UPath) -> None:
@@ -421,17 +405,30 @@ def _check_stage_only(path: UPath) -> None:
         )
 
 
-def _strips_name(axis: int, side: Side) -> str:
-    return f"{axis}/{side}"
+def _new_generation() -> str:
+    return uuid.uuid4().hex
+
+
+def _read_generation(path: UPath) -> str:
+    """Return the generation of the stage at `path`, by its folder where the file is damaged."""
+    try:
+        generation = (path / _GENERATION).read_bytes()
+        if _GENERATION_NAME.fullmatch(generation):
+            return generation.decode()
+    except FileNotFoundError:
+        pass
+    folders = (
+        [inner.name for inner in (path / BLOCKS).iterdir()] if (path / BLOCKS).exists() else []
+    )
+    return folders[0] if len(folders) == 1 else _OF_FIRST_LAYOUT
 
 
 @lru_cache(maxsize=8)
-def _reopen(path: UPath, plan: str) -> Stage:
+def _reopen(path: UPath, plan: str, generation: str) -> Stage:
     """Open a stage once per worker process, not once per tile."""
-    return Stage(path, Plan.from_json(plan))
-
-
-def digest_of_labels(labels: np.ndarray[Any, Any]) -> np.uint64:
-    """Digest the labels of one tile."""
-    content = hashlib.blake2b(np.ascontiguousarray(labels).data, digest_size=8).digest()
-    return np.uint64(int.from_bytes(content, "little"))
+    stage = Stage(path, Plan.from_json(plan))
+    if stage.generation != generation:
+        raise StageError(
+            f"the stage at {path} was begun anew by another call since this one was started"
+        )
+    return stage

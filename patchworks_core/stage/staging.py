@@ -24,9 +24,15 @@ from patchworks_core.machine.engine import Failure, Outcome
 from patchworks_core.machine.peak import PeakMemory
 from patchworks_core.machine.pools import Pool
 from patchworks_core.plugins.segmentation import LabelFunction, Segmentation
-from patchworks_core.stage.object_sums import measure_tile
-from patchworks_core.stage.stage import Stage, StagedTile
-from patchworks_core.stage.tile_labels import check_labels, number_labels
+from patchworks_core.stage.block_files import StagedTile
+from patchworks_core.stage.object_sums import ObjectSums, measure_tile
+from patchworks_core.stage.stage import Stage
+from patchworks_core.stage.tile_labels import (
+    NumberedLabels,
+    check_labels,
+    number_labels,
+    without_labels,
+)
 from patchworks_core.tiles.grid import Tile, TileBlock, TileGrid
 
 
@@ -65,6 +71,9 @@ class Staging:
 
     other_channels: Mapping[str, Image] = field(default_factory=dict)
     """Other channels that the function is given, by keyword (`other_channels_of`)."""
+
+    measures: bool = False
+    """Keep the object sums of each tile, for a table; their areas are kept in any case."""
 
     def __call__(self, block: TileBlock) -> StagedBlock:
         """Stage one tile block."""
@@ -109,16 +118,23 @@ class Staging:
 
     def _without_labels(self, tile: Tile) -> StagedTile:
         """Return a tile of background."""
-        nothing = np.zeros(tile.read.shape, dtype=np.int32)
-        core = tile.core.relative_to(tile.read.start)
-        objects = measure_tile(
-            nothing[core.slices],
+        labels = without_labels(tile.read.shape)
+        return StagedTile(tile, labels, self._measure(tile, labels, labels.pixels))
+
+    def _measure(
+        self, tile: Tile, labels: NumberedLabels, pixels: np.ndarray[Any, Any]
+    ) -> ObjectSums | None:
+        """Measure the labels of a core on its pixels, where that is asked for."""
+        if not self.measures:
+            return None
+        core = tile.core.relative_to(tile.read.start).slices
+        return measure_tile(
+            labels.pixels[core],
             axes=self.stage.grid.axes,
             origin=tile.core.start,
-            n_labels=0,
-            pixels=nothing[core.slices],
+            n_labels=labels.n_core,
+            pixels=pixels[core],
         )
-        return StagedTile(tile, number_labels(nothing, core, where=""), objects)
 
     def _segment(
         self,
@@ -141,16 +157,8 @@ class Staging:
         }
         labels = self.function(own.reshape(shape).copy(), **others)
         checked = check_labels(labels, shape=shape, where=where).reshape(own.shape)
-        core = tile.core.relative_to(tile.read.start)
-        numbered = number_labels(checked, core, where=where)
-        objects = measure_tile(
-            numbered.pixels[core.slices],
-            axes=grid.axes,
-            origin=tile.core.start,
-            n_labels=numbered.n_core,
-            pixels=own[core.slices],
-        )
-        return StagedTile(tile, numbered, objects, checksum)
+        numbered = number_labels(checked, tile.core.relative_to(tile.read.start), where=where)
+        return StagedTile(tile, numbered, self._measure(tile, numbered, own), checksum)
 
 
 def checksum_of_pixels(arrays: Iterable[np.ndarray[Any, Any]]) -> int:

@@ -30,13 +30,17 @@ class NumberedLabels:
     """The labels of one tile over all it read, local ids dense."""
 
     pixels: np.ndarray[Any, Any]
-    """Local ids, int32, shape of the region the tile reads; 0 is background."""
+    """Local ids over what the tile reads, uint16 where they fit and int32 otherwise; 0 is
+    background."""
 
     n_core: int
     """Labels with a pixel in the core: ids 1..n_core."""
 
     n_seen: int
     """Labels in all: ids n_core+1..n_seen were seen only in the halo."""
+
+    areas: npt.NDArray[np.int64]
+    """Pixels in the core of each of 1..n_core."""
 
 
 def check_labels(labels: object, *, shape: tuple[int, ...], where: str) -> np.ndarray[Any, Any]:
@@ -126,28 +130,47 @@ def number_labels(labels: np.ndarray[Any, Any], core: Region, *, where: str) -> 
     --------
     >>> numbered = number_labels(np.array([7, 0, 9, 5]), Region((1,), (4,)), where="tile 'x000'")
     >>> numbered.pixels, numbered.n_core, numbered.n_seen
-    (array([3, 0, 2, 1], dtype=int32), 2, 3)
+    (array([3, 0, 2, 1], dtype=uint16), 2, 3)
     """
-    if labels.size == 0:
-        return NumberedLabels(labels.astype(np.int32), 0, 0)
-    if int(labels.max()) <= _DENSE_LOOKUP_FACTOR * labels.size + 1024:
-        compact, n_ids = labels, int(labels.max()) + 1
+    largest = int(labels.max(initial=0))
+    if largest == 0:
+        return without_labels(labels.shape)
+    if largest <= _DENSE_LOOKUP_FACTOR * labels.size + 1024:
+        compact, n_ids = labels, largest + 1
     else:
         ids, compact = np.unique(labels, return_inverse=True)
         compact = compact.reshape(labels.shape) + (ids[0] != 0)
         n_ids = len(ids) + int(ids[0] != 0)
-    in_core = np.zeros(n_ids, dtype=bool)
-    in_core[compact[core.slices].ravel()] = True
-    is_in_core = np.zeros(n_ids, dtype=bool)
-    is_in_core[compact.ravel()] = True
-    in_core[0] = is_in_core[0] = False
-    n_core, n_seen = int(in_core.sum()), int(is_in_core.sum())
+    areas = _pixels_of_ids(compact[core.slices], n_ids)
+    is_in_core = areas > 0
+    n_core = n_seen = int(np.count_nonzero(is_in_core))
+    beyond = np.zeros(0, dtype=np.int64)
+    if core.shape != labels.shape:
+        beyond = np.flatnonzero((_pixels_of_ids(compact, n_ids) > 0) & ~is_in_core)
+        n_seen += len(beyond)
     if n_seen > MAX_LABELS:
         raise TileOutputError(f"{where}: {n_seen} labels in one tile; use smaller tiles")
-    lookup = np.zeros(n_ids, dtype=np.int32)
-    lookup[in_core] = np.arange(1, n_core + 1, dtype=np.int32)
-    lookup[is_in_core & ~in_core] = np.arange(n_core + 1, n_seen + 1, dtype=np.int32)
-    return NumberedLabels(lookup[compact], n_core, n_seen)
+    dtype = np.uint16 if n_seen <= np.iinfo(np.uint16).max else np.int32
+    if n_core == n_ids - 1:  # they have those numbers already
+        return NumberedLabels(compact.astype(dtype), n_core, n_seen, areas[1:])
+    lookup = np.zeros(n_ids, dtype=dtype)
+    lookup[is_in_core] = np.arange(1, n_core + 1, dtype=dtype)
+    lookup[beyond] = np.arange(n_core + 1, n_seen + 1, dtype=dtype)
+    return NumberedLabels(np.take(lookup, compact), n_core, n_seen, areas[is_in_core])
+
+
+def _pixels_of_ids(labels: Array, n_ids: int) -> Array:
+    """Count the pixels of each id, those of background as 0."""
+    if labels.dtype == np.uint64:  # which bincount does not take
+        labels = labels.astype(np.int64)
+    counts = np.bincount(labels.reshape(-1), minlength=n_ids)
+    counts[0] = 0
+    return counts
+
+
+def without_labels(shape: tuple[int, ...]) -> NumberedLabels:
+    """Return a tile of background."""
+    return NumberedLabels(np.zeros(shape, dtype=np.uint16), 0, 0, np.zeros(0, dtype=np.int64))
 
 
 def number_ids(labels: Array) -> tuple[Array, Array]:
@@ -162,13 +185,13 @@ def number_ids(labels: Array) -> tuple[Array, Array]:
     -------
     ids : ndarray of int64, shape (n + 1,)
         The label behind each number; 0 is background.
-    numbers : ndarray of int32
+    numbers : ndarray of uint16 or int32
         Shape of `labels`.
 
     Examples
     --------
     >>> number_ids(np.array([7, 0, 9, 7]))
-    (array([0, 7, 9]), array([1, 0, 2, 1], dtype=int32))
+    (array([0, 7, 9]), array([1, 0, 2, 1], dtype=uint16))
     """
     whole = Region((0,) * labels.ndim, labels.shape)
     numbered = number_labels(labels, whole, where="label image")

@@ -13,13 +13,16 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
 
 from patchworks_core.errors import ImageError, StageError
 from patchworks_core.files.stores import places_of
 from patchworks_core.images.image import Image
 from patchworks_core.machine.pools import Pool
 from patchworks_core.operations.processed import ProcessedImage, process_lazily
-from patchworks_core.stage.arrays import NOT_STAGED
+from patchworks_core.stage.block_files import NOT_STAGED
 from patchworks_core.stage.staging import Staging, checksum_of_pixels
 from patchworks_core.tiles.grid import TileBlock
 
@@ -55,7 +58,11 @@ def check_tiles(staging: Staging, *, pool: Pool) -> None:
         if any(checksums[tile.index] and counts[tile.index] != NOT_STAGED for tile in block.tiles)
     ]
     changed = pool.map(
-        _CheckTask(staging), blocks, step="check", n=len(blocks), doing="reading the image again"
+        _CheckTask(staging, checksums),
+        blocks,
+        step="check",
+        n=len(blocks),
+        doing="reading the image again",
     )
     _fail_if_any([key for keys in changed for key in keys], staging)
 
@@ -63,14 +70,14 @@ def check_tiles(staging: Staging, *, pool: Pool) -> None:
 @dataclass(frozen=True, slots=True)
 class _CheckTask:
     staging: Staging
+    checksums: np.ndarray[Any, Any]
 
     def __call__(self, block: TileBlock) -> list[str]:
         """Return the key of the block if a tile of it read other pixels than it would now."""
-        stage = self.staging.stage
-        checksums = stage.pixel_checksums(block)
         pixels, beside = self.staging.read(block)
         changed = []
-        for tile, checksum in zip(block.tiles, checksums, strict=True):
+        for tile in block.tiles:
+            checksum = self.checksums[tile.index]
             place = tile.read.relative_to(block.read.start).slices
             if checksum and checksum != checksum_of_pixels(
                 [pixels[place], *(other[place] for other in beside.values())]

@@ -223,10 +223,7 @@ class TileGrid:
 
     def block(self, index: Sequence[int]) -> TileBlock:
         """Return the tile block at a position in the grid of blocks."""
-        ranges = [
-            range(i * b, min(n, (i + 1) * b))
-            for i, b, n in zip(index, self.block_shape, self.grid_shape, strict=True)
-        ]
+        ranges = [range(place.start, place.stop) for place in self.tile_slices(index)]
         tiles = tuple(self.tile(tile_index) for tile_index in product(*ranges))
         return TileBlock(
             key=self.block_key(index),
@@ -235,6 +232,11 @@ class TileGrid:
             core=bounding_region([tile.core for tile in tiles]),
             read=bounding_region([tile.read for tile in tiles]),
         )
+
+    def tile_slices(self, index: Sequence[int]) -> tuple[slice, ...]:
+        """Return where the tiles of a block stand among all tiles, by its position."""
+        sizes = zip(index, self.block_shape, self.grid_shape, strict=True)
+        return tuple(slice(i * b, min(n, (i + 1) * b)) for i, b, n in sizes)
 
     def blocks(self) -> Iterator[TileBlock]:
         """Yield every tile block in row-major order."""
@@ -252,7 +254,7 @@ class TileGrid:
         PlanError
             If the grid has no such block.
         """
-        index = self._block_index_of_key.get(key)
+        index = self.block_index_of_key.get(key)
         if index is None:
             keys = self.block_keys()
             raise PlanError(
@@ -261,7 +263,8 @@ class TileGrid:
         return self.block(index)
 
     @cached_property
-    def _block_index_of_key(self) -> dict[str, tuple[int, ...]]:
+    def block_index_of_key(self) -> dict[str, tuple[int, ...]]:
+        """The position of every block, by its key."""
         return {self.block_key(index): index for index in np.ndindex(self.blocks_shape)}
 
     def block_key(self, index: Sequence[int]) -> str:

@@ -197,6 +197,7 @@ def _stage_image(run: _Run, folder: ImageFolder, keys: Sequence[str]) -> _Staged
 
 def _missing(run: _Run, folder: ImageFolder, stage: Stage, keys: Sequence[str]) -> list[str]:
     """Return the tile blocks that are not staged; log those that are and were never logged."""
+    stage.clean()
     missing = set(stage.missing_blocks())
     there = [key for key in keys if key not in missing]
     for key in not_logged(run.context.instance, folder.key, there):
@@ -210,4 +211,4 @@ def _staging(folder: ImageFolder, stage: Stage, function: Segmentation) -> Stagi
     opened = folder.acquisition().open()
     beside = Beside.of(folder, stage.plan, function, opened)
     bound = function.bind(statistics, beside.statistics)
-    return Staging(opened, stage, bound, beside.empty, beside.other_channels)
+    return Staging(opened, stage, bound, beside.empty, beside.other_channels, measures=True)

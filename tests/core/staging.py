@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from scipy import ndimage
 
+from patchworks_core.files.packed import open_packed, pack
+from patchworks_core.files.storage import as_path
 from patchworks_core.images.image import open_image
 from patchworks_core.machine.pools import Pool
 from patchworks_core.machine.workers import Workers
@@ -52,7 +56,9 @@ def stage_into(location, pixels, function=label_components, *, keys=None, **opti
     stage = Stage.open_or_create(location, plan)
     blocks = [plan.grid.block_of_key(key) for key in keys or plan.grid.block_keys()]
     with Pool.open(Workers()) as pool:
-        outcomes = list(stage_blocks(Staging(image, stage, function), blocks, pool=pool))
+        outcomes = list(
+            stage_blocks(Staging(image, stage, function, measures=True), blocks, pool=pool)
+        )
     assert [outcome.failure for outcome in outcomes] == [None] * len(blocks)
     return stage
 
@@ -73,3 +79,26 @@ def merged_of(stage: Stage, options: MergeOptions = TOUCHING) -> np.ndarray:
             place = tile.core.relative_to(block.core.start).slices
             merged[tile.core.slices] = lut.of_tile(tile.number)[staged[place]]
     return merged
+
+
+def block_file(stage_folder, key: str) -> Path:
+    """Return the file of a tile block."""
+    (path,) = Path(str(stage_folder)).rglob(f"{key}.tiles")
+    return path
+
+
+def spoil_array(path: Path, name: str) -> None:
+    """Flip a bit of one array in the file of a block."""
+    with open_packed(as_path(path)) as packed:
+        array = packed.arrays[name]
+        first = packed.n_bytes - sum(other.n_bytes for other in packed.arrays.values())
+    content = bytearray(path.read_bytes())
+    content[first + array.start + array.n_bytes // 2] ^= 4
+    path.write_bytes(bytes(content))
+
+
+def change_array(path: Path, name: str, change) -> None:
+    """Write one array in the file of a block as if it had been staged so."""
+    with open_packed(as_path(path)) as packed:
+        header, arrays = packed.header, packed.load(packed.arrays)
+    path.write_bytes(pack(header, {**arrays, name: change(arrays[name])}))

@@ -97,7 +97,7 @@ def test_a_failed_tile_is_redone_alone_and_by_other_processes(image, mask, place
     options = {"tile_shape": (48, 32), "write_to": f"{place}/labels.zarr", "resume": True}
     with pytest.raises(TilesFailedError, match=f"staged at {place}/labels.zarr/labels.work"):
         tile_process(image, fails_once, **options)
-    assert [name for name in names_in(place) if "stage.zarr/labels/c/" in name]
+    assert [name for name in names_in(place) if name.endswith(".tiles")]
     open(flag, "w").close()
     labels = tile_process(image, fails_once, workers="processes", **options)
     assert os.path.getsize(calls) == 3

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
+import signal
+import subprocess
+import sys
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
@@ -25,7 +29,7 @@ from patchworks_core.stage.plan import Plan
 from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.staging import Staging, stage_blocks
 from tests.core.oracles import assert_same_partition, examples
-from tests.core.staging import blobs, label_components, merged_of, plan_of, stage_into
+from tests.core.staging import blobs, block_file, label_components, merged_of, plan_of, stage_into
 
 
 @declare(merge="touching", version="2")
@@ -37,45 +41,53 @@ class Crash(Exception):
     """Stands for a process that is killed."""
 
 
-def crash_at(name: str, stage: Stage, monkeypatch) -> None:
-    """Let every write of one array of the stage raise."""
-
-    def raise_crash(self, place, value):
-        raise Crash(name)
-
-    monkeypatch.setattr(stage, name, type("Killed", (), {"__setitem__": raise_crash})())
-
-
 def staged_tile(stage, key, image):
     """Run one block as the stage step does, in this thread."""
     return Staging(image, stage, label_components)(stage.grid.block_of_key(key))
 
 
-@pytest.mark.parametrize("name", ["_labels", "_digests", "_counts"])
-def test_a_tile_killed_while_it_is_written_was_not_staged(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize("step", ["os.replace", "pathlib.Path.write_bytes"])
+def test_a_tile_killed_while_it_is_written_was_not_staged(step, tmp_path, monkeypatch):
     image, plan = plan_of(blobs((8, 8)))
     stage = Stage.create(tmp_path / "stage", plan)
     stage_into(tmp_path / "stage", blobs((8, 8)), keys=["y000x000"])
-    crash_at(name, stage, monkeypatch)
-    monkeypatch.setattr(stage, "forget", lambda block: None)
+    monkeypatch.setattr(step, lambda *a: (_ for _ in ()).throw(Crash(step)))
     with pytest.raises(Crash):
         staged_tile(stage, "y001x001", image)
+    monkeypatch.undo()
     missing = Stage.open(tmp_path / "stage", plan).missing_blocks()
     assert missing == ["y000x001", "y001x000", "y001x001"]
 
 
-def test_the_count_is_the_last_thing_that_is_written(tmp_path, monkeypatch):
-    image, plan = plan_of(blobs((8, 8)))
+def test_a_tile_is_one_file(tmp_path):
+    image, plan = plan_of(blobs((8, 8)), overlap=1)
     stage = Stage.create(tmp_path / "stage", plan)
-    monkeypatch.setattr(stage, "forget", lambda block: None)
-    crash_at("_counts", stage, monkeypatch)
-    with pytest.raises(Crash):
-        staged_tile(stage, "y000x000", image)
-    block = stage.grid.block_of_key("y000x000")
-    assert stage.labels(block).any()
-    assert stage.digests()[0, 0] != 0
-    assert stage.strip((0, 0), 0, HIGH).any()
-    assert len(stage.objects(block)) == stage.labels(block).max()
+    before = set((tmp_path / "stage").rglob("*"))
+    staged_tile(stage, "y000x000", image)
+    made = {path for path in (tmp_path / "stage").rglob("*") if path.is_file()} - before
+    assert [path.name for path in made] == ["y000x000.tiles"]
+
+
+def test_a_worker_of_an_earlier_call_commits_nothing_into_a_stage_that_was_begun_anew(tmp_path):
+    image, plan = plan_of(blobs((8, 8)))
+    old = Stage.create(tmp_path / "stage", plan)
+    sent = pickle.dumps(old)
+    new = Stage.create(tmp_path / "stage", plan)
+    with pytest.raises(StageError, match="was begun anew by another call while tile block 'y000x0"):
+        staged_tile(old, "y000x000", image)
+    with pytest.raises(StageError, match="was begun anew by another call since"):
+        pickle.loads(sent)
+    assert len(new.missing_blocks()) == 4
+
+
+def test_a_file_of_another_plan_is_not_taken_for_one_of_this(tmp_path):
+    pixels = blobs((8, 8))
+    stage = stage_into(tmp_path / "stage", pixels)
+    other = stage_into(tmp_path / "other", ~pixels)
+    shutil.copy(block_file(other.path, "y000x001"), block_file(stage.path, "y000x001"))
+    assert stage.missing_blocks() == ["y000x001"]
+    with pytest.raises(StageError, match="'y000x001' is not staged"):
+        stage.labels(stage.grid.block_of_key("y000x001"))
 
 
 def test_a_tile_killed_while_it_is_staged_again_was_not_staged(tmp_path, monkeypatch):
@@ -103,7 +115,7 @@ def test_staging_again_replaces_what_was_staged(tmp_path):
     assert stage.counts()[0, 0] == 0
     assert not stage.labels(block).any()
     assert not stage.strip((0, 0), 0, HIGH).any()
-    assert len(stage.objects(block)) == 0
+    assert len(stage.areas(block)) == 0
 
 
 def test_an_incomplete_stage_is_not_merged_and_names_what_is_missing(tmp_path):
@@ -153,7 +165,7 @@ def test_another_channel_is_not_called_other_content(tmp_path):
 def test_a_stage_killed_while_it_is_replaced_is_no_stage(tmp_path, monkeypatch):
     stage = stage_into(tmp_path / "stage", blobs((8, 8)))
     _, other = plan_of(blobs((8, 8)), tile_shape=3)
-    monkeypatch.setattr("patchworks_core.stage.stage.create_array", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr("patchworks_core.stage.stage._new_generation", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         Stage.create(tmp_path / "stage", other)
     with pytest.raises(StageError, match="no stage at"):
@@ -263,3 +275,29 @@ def test_two_runs_that_stage_the_same_tiles_at_once_do_no_harm(tmp_path):
     assert stages[0].missing_blocks() == []
     assert stages[0].content() == quiet.content()
     np.testing.assert_array_equal(merged_of(stages[0]), merged_of(quiet))
+
+
+def test_what_dead_writers_left_is_removed_and_what_others_write_is_not(tmp_path):
+    stage = stage_into(tmp_path / "stage", blobs((8, 8)))
+    folder = block_file(stage.path, "y000x000").parent
+    child = subprocess.run(
+        [sys.executable, "-c", KILLED_WHILE_WRITING, str(folder / "y000x001.tiles")], check=False
+    )
+    assert child.returncode == -signal.SIGKILL
+    (left,) = folder.glob("*.part")
+    pid = left.name.split(".")[-2][8:16]
+    alive = left.with_name(left.name.replace(pid, f"{os.getpid():08x}"))
+    elsewhere = left.with_name(left.name.replace(left.name.split(".")[-2][:8], "00000000"))
+    for path in (alive, elsewhere):
+        path.write_bytes(b"")
+    stage.clean()
+    assert set(folder.glob("*.part")) == {alive, elsewhere}
+    assert stage.missing_blocks() == []
+
+
+KILLED_WHILE_WRITING = """
+import os, signal, sys
+from patchworks_core.files.storage import as_path, write_bytes
+os.replace = lambda *names: os.kill(os.getpid(), signal.SIGKILL)
+write_bytes(as_path(sys.argv[1]), b"labels")
+"""

@@ -102,7 +102,8 @@ def test_where_it_is_decided_or_there_is_one_nothing_runs_alone(n, tmp_path):
     assert compute.asked == [(3, 0)]
 
 
-def test_the_stage_is_the_same_to_the_byte_whichever_way(tmp_path):
+def test_the_stage_is_the_same_to_the_byte_whichever_way(tmp_path, monkeypatch):
+    monkeypatch.setattr("patchworks_core.stage.stage._new_generation", lambda: "one")
     for name, is_decided, n in (("decided", True, 1), ("measured", False, 3)):
         staging, blocks = staging_of(tmp_path / name)
         with stage_all(staging, blocks, Chosen(is_decided, n), Heard()):

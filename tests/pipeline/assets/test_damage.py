@@ -11,6 +11,7 @@ import pytest
 from patchworks_core.errors import ImageError, PlanError, StageError
 from patchworks_pipeline.assets.planned import Measured
 from patchworks_pipeline.records import ImageFolder
+from tests.core.staging import block_file, spoil_array
 from tests.pipeline.conftest import error_of
 from tests.tissue import tissue, write_tiff
 
@@ -97,10 +98,7 @@ def test_a_choice_that_was_edited_is_named_and_kept_where_that_is_said(folder):
 
 
 def test_a_tile_whose_labels_are_damaged_is_named_and_staged_again(pipeline, folder):
-    chunk = folder.path / "stage.zarr" / "labels" / "c" / "0" / "0"
-    content = bytearray(chunk.read_bytes())
-    content[len(content) // 2] ^= 1
-    chunk.write_bytes(bytes(content))
+    spoil_array(block_file(folder.path / "stage.zarr", "y000x000"), "labels")
     shutil.rmtree(Path(str(folder.container)))
     result = pipeline.merge(folder)
     assert not result.success

@@ -14,7 +14,6 @@ import yaml
 import zarr
 
 from patchworks_core import PlanError, tile_process
-from patchworks_core.stage.stage import digest_of_labels
 from patchworks_pipeline.automation import sensors
 from patchworks_pipeline.automation.events import (
     RANGE_END,
@@ -31,6 +30,7 @@ from patchworks_pipeline.landing.arrivals import Ledger, Quarantine
 from patchworks_pipeline.partitions import tile_keys, tiles
 from patchworks_pipeline.records import Acquisition, TileFailure
 from patchworks_pipeline.resources.resources import AcquisitionSource, Automation, LabelStore
+from tests.core.staging import block_file, change_array
 from tests.pipeline.conftest import Pipeline
 from tests.pipeline.daemon import CHAIN, Daemon
 from tests.tissue import HALO, MARKED_KEY, TILE, marked_tissue, tissue, write_tiff
@@ -413,12 +413,7 @@ def test_tiles_that_change_and_change_back_are_merged_each_time(daemon, clock, l
 def change_a_tile(key: str) -> None:
     """Stage the first tile as if the function had found something else, or the first again."""
     stage = LabelStore().folder(key).stage()
-    core = stage.grid.block((0, 0)).core.slices
-    labels, digests = (
-        zarr.open_array(str(stage.path / name), mode="r+") for name in ("labels", "digests")
-    )
-    labels[core] = labels[core][::-1]
-    digests[0, 0] = digest_of_labels(labels[core])
+    change_array(block_file(stage.path, "y000x000"), "labels", lambda labels: labels[::-1])
 
 
 @pytest.mark.slow

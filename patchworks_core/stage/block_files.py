@@ -1,0 +1,215 @@
+"""The file of one tile block: everything that is kept of its tiles, committed at once.
+
+============  =================================================================================
+``labels``    local ids of the core, the tiles side by side; the smallest type that holds them
+``strips/*``  by axis and side, the strips of its tiles side by side
+``areas``     pixels of each label in the core, tile after tile
+``whole``     where objects are measured: sums of coordinates, box starts and box stops
+``real``      where objects are measured: sums, minima and maxima of intensity
+============  =================================================================================
+
+The header has the plan, and of each tile its count and a checksum of the pixels that it read.
+Nothing is stored of arrays that are all 0: an empty tile is a header.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from patchworks_core.errors import StageError
+from patchworks_core.files.packed import PackedFile, pack
+from patchworks_core.seams.strips import HIGH, LOW, Side, cut_strip, slot_shape, strip_axes
+from patchworks_core.stage.object_sums import ObjectSums
+from patchworks_core.stage.tile_labels import NumberedLabels
+from patchworks_core.tiles.grid import Tile, TileBlock, TileGrid
+
+Array = npt.NDArray[Any]
+
+NOT_STAGED = -1
+"""Count of a tile that has no commit record."""
+
+_SIDES: tuple[Side, Side] = (LOW, HIGH)
+
+
+@dataclass(frozen=True, slots=True)
+class StagedTile:
+    """What is kept of one tile."""
+
+    tile: Tile
+    labels: NumberedLabels
+
+    objects: ObjectSums | None = None
+    """None where nobody asks for more than areas."""
+
+    pixels: int = 0
+    """Checksum of the pixels that it read; 0 where it read none."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockSummary:
+    """What the header of a block's file says."""
+
+    plan: str
+    """Fingerprint of the plan that it was staged by."""
+
+    counts: tuple[int, ...]
+    """Labels of each tile."""
+
+    pixels: tuple[int, ...]
+    """Checksum of what each tile read."""
+
+    measured: bool | None
+    """Whether intensities were measured; None where only areas were."""
+
+    digest: int
+    """Of the labels."""
+
+    n_bytes: int
+    """Length of the file."""
+
+    @classmethod
+    def of(cls, packed: PackedFile) -> BlockSummary:
+        """Read the header of a block's file."""
+        header, labels = packed.header, packed.arrays["labels"]
+        return cls(
+            header["plan"],
+            tuple(header["counts"]),
+            tuple(header["pixels"]),
+            header["measured"],
+            int(labels.digest, 16),
+            packed.n_bytes,
+        )
+
+
+def encode_block(
+    grid: TileGrid, block: TileBlock, tiles: Sequence[StagedTile], *, plan: str
+) -> bytes:
+    """Return the file of a block.
+
+    Parameters
+    ----------
+    grid : TileGrid
+    block : TileBlock
+    tiles : sequence of StagedTile
+        One per tile of the block, in its order.
+    plan : str
+        Fingerprint of the plan.
+    """
+    objects = [staged.objects for staged in tiles if staged.objects is not None]
+    header = {
+        "plan": plan,
+        "block": block.key,
+        "counts": [staged.labels.n_core for staged in tiles],
+        "pixels": [staged.pixels for staged in tiles],
+        "measured": objects[0].measured if objects else None,
+    }
+    arrays: dict[str, Array] = {}
+    for axis in strip_axes(grid):
+        for side in _SIDES:
+            arrays[_strips_name(axis, side)] = _strips_of(grid, block, tiles, axis, side)
+    arrays["areas"] = np.concatenate([staged.labels.areas for staged in tiles])
+    if objects:
+        arrays["whole"] = np.concatenate([np.hstack(_whole(sums)) for sums in objects])
+        arrays["real"] = np.concatenate([np.stack(_real(sums), axis=1) for sums in objects])
+    return pack(header, {**arrays, "labels": _labels_of(block, tiles)})
+
+
+def _labels_of(block: TileBlock, tiles: Sequence[StagedTile]) -> Array:
+    """Return the labels of a block's core."""
+    cores = [
+        staged.labels.pixels[staged.tile.core.relative_to(staged.tile.read.start).slices]
+        for staged in tiles
+    ]
+    if len(cores) == 1:
+        return cores[0]
+    labels = np.zeros(block.core.shape, dtype=np.result_type(*cores))
+    for staged, core in zip(tiles, cores, strict=True):
+        labels[staged.tile.core.relative_to(block.core.start).slices] = core
+    return labels
+
+
+def _strips_of(
+    grid: TileGrid, block: TileBlock, tiles: Sequence[StagedTile], axis: int, side: Side
+) -> Array:
+    """Return the strips of a block's tiles across one axis, side by side."""
+    slot, first = slot_shape(grid, axis), block.tiles[0].index
+    if len(tiles) == 1:
+        return cut_strip(grid, tiles[0].tile, tiles[0].labels.pixels, axis, side)
+    sizes = [last - f + 1 for f, last in zip(first, block.tiles[-1].index, strict=True)]
+    dtype = np.result_type(*(staged.labels.pixels.dtype for staged in tiles))
+    strips = np.zeros([n * s for n, s in zip(sizes, slot, strict=True)], dtype=dtype)
+    for staged in tiles:
+        place = _slot_slices(staged.tile.index, first, slot)
+        strips[place] = cut_strip(grid, staged.tile, staged.labels.pixels, axis, side)
+    return strips
+
+
+def strips_in(grid: TileGrid, packed: PackedFile) -> dict[tuple[int, Side], Array]:
+    """Return all strips of a block, by axis and side."""
+    places = [(axis, side) for axis in strip_axes(grid) for side in _SIDES]
+    arrays = packed.load([_strips_name(axis, side) for axis, side in places])
+    return {(axis, side): arrays[_strips_name(axis, side)] for axis, side in places}
+
+
+def strip_of_tile(grid: TileGrid, strips: Array, index: Sequence[int], axis: int) -> Array:
+    """Return the strip of one tile from those of its block."""
+    first = [i // b * b for i, b in zip(index, grid.block_shape, strict=True)]
+    return strips[_slot_slices(index, first, slot_shape(grid, axis))]
+
+
+def objects_in(axes: str, packed: PackedFile) -> ObjectSums:
+    """Return the object sums of a block, one row per label, tile after tile.
+
+    Raises
+    ------
+    DamagedError
+        If they are not what was written.
+    StageError
+        If the tiles were staged without.
+    """
+    counts, measured = packed.header["counts"], packed.header["measured"]
+    if measured is None:
+        raise StageError(
+            f"the objects of tile block {packed.header['block']!r} were not measured when it was "
+            "staged; stage the image again with Staging(measures=True)"
+        )
+    arrays = packed.load(["areas", "whole", "real"])
+    position_sum, start, stop = np.split(arrays["whole"], 3, axis=1)
+    intensity_sum, intensity_min, intensity_max = np.ascontiguousarray(arrays["real"].T)
+    return ObjectSums(
+        axes,
+        measured,
+        np.concatenate([np.arange(1, n + 1, dtype=np.int64) for n in counts]),
+        arrays["areas"],
+        position_sum,
+        start,
+        stop,
+        intensity_sum,
+        intensity_min,
+        intensity_max,
+        n_tiles=np.ones(sum(counts), np.int64),
+    )
+
+
+def _whole(sums: ObjectSums) -> tuple[Array, Array, Array]:
+    return sums.position_sum, sums.start, sums.stop
+
+
+def _real(sums: ObjectSums) -> tuple[Array, Array, Array]:
+    return sums.intensity_sum, sums.intensity_min, sums.intensity_max
+
+
+def _slot_slices(
+    index: Sequence[int], first: Sequence[int], slot: Sequence[int]
+) -> tuple[slice, ...]:
+    places = ((i - f) for i, f in zip(index, first, strict=True))
+    return tuple(slice(i * s, (i + 1) * s) for i, s in zip(places, slot, strict=True))
+
+
+def _strips_name(axis: int, side: Side) -> str:
+    return f"strips/{axis}/{side}"

@@ -1,0 +1,95 @@
+"""Which tile blocks of a stage have a file, and what the header of each says.
+
+A header is read once, and again when its file is another: of a thousand tiles that are there, a
+question costs a listing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from upath import UPath
+
+from patchworks_core.files.packed import open_packed
+from patchworks_core.files.storage import is_local
+from patchworks_core.files.tables import DamagedError
+from patchworks_core.stage.block_files import BlockSummary
+
+log = logging.getLogger("patchworks_core")
+
+SUFFIX = ".tiles"
+
+_REQUESTS_AT_ONCE = 16
+"""To an object store, for the headers of blocks."""
+
+_NEVER: tuple[Any, None] = (None, None)
+
+
+class BlockListing:
+    """The files of tile blocks in one folder."""
+
+    def __init__(self, folder: UPath) -> None:
+        self.folder = folder
+        self._summaries: dict[str, tuple[Any, BlockSummary | None]] = {}
+        """What was read of each file, with what told then that it is that one."""
+
+    def read(self) -> dict[str, BlockSummary]:
+        """Return what the header of each file says, by block; a damaged one is logged, and none."""
+        before = self._summaries
+        listed = dict(_list_files(self.folder))
+        new = [key for key, mark in listed.items() if before.get(key, _NEVER)[0] != mark]
+        if is_local(self.folder):
+            summaries = [self._read_summary(key) for key in new]
+        else:
+            with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as threads:
+                summaries = list(threads.map(self._read_summary, new))
+        read = {key: (listed[key], value) for key, value in zip(new, summaries, strict=True)}
+        self._summaries = {key: read.get(key) or before[key] for key in listed}
+        return {key: value for key, (_, value) in self._summaries.items() if value is not None}
+
+    def _read_summary(self, key: str) -> BlockSummary | None:
+        """Return what the header of a file says; None where it is damaged, or gone meanwhile."""
+        path = self.folder / f"{key}{SUFFIX}"
+        try:
+            with open_packed(path) as packed:
+                summary = BlockSummary.of(packed)
+            if is_local(path) and (n_bytes := os.stat(str(path)).st_size) != summary.n_bytes:
+                raise DamagedError(f"{n_bytes} of {summary.n_bytes} bytes are there")
+            return summary
+        except FileNotFoundError:
+            return None
+        except DamagedError as error:
+            log.warning(
+                "tile block %s counts as not staged: its file %s is damaged (%s)", key, path, error
+            )
+            return None
+
+
+def _list_files(folder: UPath) -> Iterator[tuple[str, Any]]:
+    """Yield the key of every block that has a file, with what differs when it is replaced."""
+    try:
+        if is_local(folder):
+            with os.scandir(str(folder)) as entries:
+                for entry in entries:
+                    if entry.name.endswith(SUFFIX):
+                        status = entry.stat()
+                        mark = (status.st_mtime_ns, status.st_size, status.st_ino)
+                        yield entry.name.removesuffix(SUFFIX), mark
+            return
+        for entry in folder.fs.ls(folder.path, detail=True):
+            name = entry["name"].rsplit("/", 1)[-1]
+            if name.endswith(SUFFIX):
+                yield name.removesuffix(SUFFIX), _mark_of(entry)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+
+
+def _mark_of(entry: Mapping[str, Any]) -> Any:
+    """Return what an object store says that is another once an object is replaced."""
+    names = ("ETag", "etag", "generation", "mtime", "LastModified", "last_modified", "created")
+    marks = tuple(str(entry[name]) for name in names if entry.get(name) is not None)
+    return (*marks, entry.get("size")) if marks else object()
