@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 from upath import UPath
 
+from patchworks_core.files.array_writer import ArrayWriter
 from patchworks_core.files.storage import ZarrFormat, create_array, open_array
 from patchworks_core.machine.engine import Outcome
 from patchworks_core.machine.pools import Pool
 from patchworks_core.seams.lookup import LookupTable
 from patchworks_core.stage.stage import Stage
 from patchworks_core.tiles.grid import TileBlock, TileGrid
+from patchworks_core.tiles.regions import Region
 
 NOT_WRITTEN = np.uint64(0)
 """Record of a block whose merged labels are not there."""
@@ -50,19 +52,22 @@ class _BlockToApply:
 @dataclass(frozen=True, slots=True)
 class _ApplyTask:
     stage: Stage
-    labels: UPath
-    records: UPath
+    labels: ArrayWriter
+    records: ArrayWriter
 
     def __call__(self, item: _BlockToApply) -> str:
-        labels = open_array(self.labels, mode="r+")
-        merged = self._merged(item, labels.dtype)
-        records = open_array(self.records, mode="r+")
+        block = item.block
+        merged = self._merged(item, self.labels.dtype)
         if item.was_written:
             # Killed between the pixels and their record, the old one must not vouch for them.
-            records[item.block.index] = NOT_WRITTEN
-        labels[item.block.core.slices] = merged
-        records[item.block.index] = item.record
-        return item.block.key
+            self._record(block, NOT_WRITTEN)
+        self.labels.write(block.core, merged)
+        self._record(block, item.record)
+        return block.key
+
+    def _record(self, block: TileBlock, record: np.uint64) -> None:
+        place = Region(block.index, tuple(i + 1 for i in block.index))
+        self.records.write(place, np.full(place.shape, record))
 
     def _merged(self, item: _BlockToApply, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
         """Return the merged labels of a block's core."""
@@ -107,7 +112,7 @@ def apply_lut(
         The key of each block that was rewritten; its `item.block` is the block.
     """
     yield from pool.outcomes(
-        _ApplyTask(stage, labels, records),
+        _ApplyTask(stage, ArrayWriter.of(labels), ArrayWriter.of(records)),
         _outdated(stage, lut, np.asarray(open_array(records)[...])),
     )
 

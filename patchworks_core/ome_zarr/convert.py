@@ -21,6 +21,7 @@ import zarr
 from upath import UPath
 
 from patchworks_core.errors import ImageError, PlanError
+from patchworks_core.files.array_writer import ArrayWriter
 from patchworks_core.files.replacing import replacing
 from patchworks_core.files.storage import (
     Location,
@@ -212,7 +213,7 @@ def _write_levels(
         task: Callable[[Region], None] = _Copy(image, target, is_labels)
         if step is not None:
             choose = most_frequent if is_labels else local_mean
-            task = LevelTask(group / str(level - 1), target, step, choose)
+            task = LevelTask(group / str(level - 1), ArrayWriter.of(target), step, choose)
         grid = fitted.grid(image.axes)
         regions = (block.core for block in grid.blocks())
         name = f"level {level}"

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from upath import UPath
 
+from patchworks_core.files.array_writer import ArrayWriter
 from patchworks_core.files.storage import ZarrFormat, create_array, open_array
 from patchworks_core.machine.pools import Pool
 from patchworks_core.ome_zarr.most_frequent import most_frequent
@@ -64,8 +65,8 @@ class LevelTask:
     source: UPath
     """The level above."""
 
-    target: UPath
-    """The level."""
+    target: ArrayWriter
+    """Of the level."""
 
     step: tuple[int, ...]
     """From the level above, per axis."""
@@ -75,16 +76,16 @@ class LevelTask:
 
     def __call__(self, region: Region) -> None:
         """Write the region, chunk by chunk."""
-        source, target = open_array(self.source), open_array(self.target, mode="r+")
-        pixels = np.empty(region.shape, dtype=target.dtype)
-        for chunk in region.pieces(target.chunks):
+        source = open_array(self.source)
+        pixels = np.empty(region.shape, dtype=self.target.dtype)
+        for chunk in region.pieces(self.target.chunks):
             above = tuple(
                 slice(a * s, min(n, b * s))
                 for a, b, s, n in zip(chunk.start, chunk.stop, self.step, source.shape, strict=True)
             )
             place = chunk.relative_to(region.start).slices
             pixels[place] = self.choose(np.asarray(source[above]), self.step)
-        target[region.slices] = pixels
+        self.target.write(region, pixels)
 
 
 def write_pyramid(
@@ -133,7 +134,7 @@ def write_pyramid(
         else:
             regions = [_halved(region, step) for region in regions]
         chunks = list(_chunk_regions(shape, open_array(target).chunks, regions))
-        task = LevelTask(source, target, step, most_frequent)
+        task = LevelTask(source, ArrayWriter.of(target), step, most_frequent)
         n_written += sum(1 for _ in pool.map(task, chunks, step=f"writing {target}"))
         if regions is not None:
             regions = chunks  # any pixel of a chunk may follow from any other of it

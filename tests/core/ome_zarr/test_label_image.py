@@ -14,11 +14,11 @@ import pytest
 import zarr
 
 from patchworks_core.errors import PlanError
+from patchworks_core.files.array_writer import ArrayWriter
 from patchworks_core.files.label_arrays import output_chunks
 from patchworks_core.files.storage import as_path, claimed, open_array
 from patchworks_core.machine.pools import Pool
 from patchworks_core.machine.workers import Workers
-from patchworks_core.merge.apply import _ApplyTask
 from patchworks_core.ome_zarr.label_image import LabelImage, write_merged
 from patchworks_core.ome_zarr.most_frequent import most_frequent
 from patchworks_core.ome_zarr.pyramid import level_steps
@@ -269,30 +269,15 @@ def test_a_block_killed_between_pixels_and_record_is_written_again(tmp_path, mon
     joined, apart = lut_of(stage), lut_of(stage, replace(TOUCHING, rule="none"))
     write(stage, tmp_path / "a.ome.zarr", lut=joined)
 
-    def killed_before_the_record(task, item):
+    def killed_before_the_record(writer, region, values):
         # The record that is written after the pixels never arrives.
-        monkeypatch.setattr("patchworks_core.merge.apply.open_array", lose_records)
-        try:
-            return run(task, item)
-        finally:
-            monkeypatch.setattr("patchworks_core.merge.apply.open_array", open_array)
+        if writer.path.name == "applied" and values.any():
+            raise Kill
+        write_region(writer, region, values)
 
-    class Records:
-        def __init__(self, array):
-            self.array = array
-
-        def __setitem__(self, place, value):
-            if value:
-                raise Kill
-            self.array[place] = value
-
-    def lose_records(path, *, mode="r"):
-        array = open_array(path, mode=mode)
-        return Records(array) if path.name == "applied" else array
-
-    run = _ApplyTask.__call__
+    write_region = ArrayWriter.write
     with monkeypatch.context() as killed:
-        killed.setattr(_ApplyTask, "__call__", killed_before_the_record)
+        killed.setattr(ArrayWriter, "write", killed_before_the_record)
         with pytest.raises(RuntimeError, match="Kill"):
             write(stage, tmp_path / "a.ome.zarr", lut=apart)
 

@@ -1,0 +1,109 @@
+"""Writing regions of Zarr arrays that patchworks made itself.
+
+Whole chunks of a plain array on a local file system (no shards, zstd alone) are encoded and written
+here, each under another name first, as Zarr would: an event loop, its threads and a look at the
+metadata for each region cost more than the pixels do. Anything else goes through Zarr.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from upath import UPath
+
+from patchworks_core.files.storage import is_local, open_array, write_bytes
+from patchworks_core.tiles.regions import Region
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayWriter:
+    """Writes regions of one array; make one with `of`, send it to workers."""
+
+    path: UPath
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    level: int | None
+    """Of zstd; None where Zarr is to write."""
+
+    prefix: tuple[str, ...]
+    """Folder of the chunks, below `path`."""
+
+    @classmethod
+    def of(cls, path: UPath) -> ArrayWriter:
+        """Look at the metadata of an array.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is none.
+        """
+        array = open_array(path)
+        metadata: dict[str, Any] = dict(array.metadata.to_dict())
+        is_whole = array.dtype.kind in "iub"  # of -0.0 and NaN, Zarr has rules of its own
+        level = _level_of(metadata) if is_local(path) and is_whole else None
+        prefix = ("c",) if array.metadata.zarr_format == 3 else ()
+        dtype = np.dtype(array.dtype)
+        return cls(path, array.shape, array.chunks, dtype, level, prefix)
+
+    def write(self, region: Region, values: Array) -> None:
+        """Write pixels of `region`; chunks of background alone are not stored."""
+        if self.level is None or not self._is_whole(region):
+            open_array(self.path, mode="r+")[region.slices] = values
+            return
+        values = values.astype(self.dtype, copy=False)
+        for chunk in region.pieces(self.chunks):
+            self._write_chunk(chunk, values[chunk.relative_to(region.start).slices])
+
+    def _is_whole(self, region: Region) -> bool:
+        """Tell whether a region is chunks, up to the border of the array."""
+        bounds = zip(region.start, region.stop, self.chunks, self.shape, strict=True)
+        return all(a % c == 0 and (b % c == 0 or b == n) for a, b, c, n in bounds)
+
+    def _write_chunk(self, chunk: Region, pixels: Array) -> None:
+        import numcodecs.zstd as zstd
+
+        numbers = [str(a // c) for a, c in zip(chunk.start, self.chunks, strict=True)]
+        file = self.path.joinpath(*self.prefix, *numbers)
+        if not pixels.any():
+            file.unlink(missing_ok=True)
+            return
+        if pixels.shape != self.chunks:  # at the border of the array
+            whole = np.zeros(self.chunks, dtype=self.dtype)
+            whole[tuple(slice(n) for n in pixels.shape)] = pixels
+            pixels = whole
+        write_bytes(file, zstd.compress(np.ascontiguousarray(pixels), self.level))
+
+
+def _level_of(metadata: dict[str, Any]) -> int | None:
+    """Return the level of zstd where nothing else is done to a chunk; None where something is."""
+    if metadata.get("fill_value") not in (0, 0.0):
+        return None
+    if metadata["zarr_format"] == 2:
+        compressor = metadata.get("compressor") or {}
+        is_plain = (
+            compressor.get("id") == "zstd"
+            and not compressor.get("checksum")
+            and not metadata.get("filters")
+            and metadata.get("order") == "C"
+            and metadata.get("dimension_separator") == "/"
+        )
+        return int(compressor["level"]) if is_plain else None
+    codecs = [dict(codec) for codec in metadata["codecs"]]
+    if [codec["name"] for codec in codecs] != ["bytes", "zstd"]:
+        return None
+    order, zstd = (codec.get("configuration") or {} for codec in codecs)
+    key = {"name": "default", "configuration": {"separator": "/"}}
+    is_plain = (
+        order.get("endian", "little") == "little"
+        and not zstd.get("checksum")
+        and metadata["chunk_key_encoding"] == key
+        and metadata["chunk_grid"]["name"] == "regular"
+    )
+    return int(zstd["level"]) if is_plain else None
