@@ -36,7 +36,7 @@ from patchworks_core.pilot.trials import PilotReport, recommend_overlap
 from patchworks_core.plugins.segmentation import LabelFunction, Segmentation
 from patchworks_core.seams.lookup import LookupTable
 from patchworks_core.seams.rules import MergeOptions, warning_of
-from patchworks_core.stage.plan import CHANGING, Plan, as_recorded, make_plan
+from patchworks_core.stage.plan import CHANGING, Plan, as_recorded, in_blocks_of, make_plan
 from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.staging import Staging, other_channels_of, stage_all
 from patchworks_core.stage.unchanged import check_image, check_tiles
@@ -145,6 +145,7 @@ class Job:
         """Write the labels as one array of a Zarr group."""
         target = component_path(group, component)
         work = work_folder(target)
+        plan = self._in_blocks_as_staged(plan, work)
         reads = (self.image.source, self.image.pixels)
         check_reads(self._stage_path(work), reads, what="a stage", another="stage_dir")
         with replacing(
@@ -180,6 +181,8 @@ class Job:
 
     def write_ome(self, plan: Plan, target: LabelImage, *, resume: Resume) -> int:
         """Write the labels as an OME-Zarr label image; return how many objects there are."""
+        plan = self._in_blocks_as_staged(plan, work_folder(target.path))
+        target = replace(target, plan=plan)
         options = self.resolved(plan)
         pilot = None if self.pilot is None else self.pilot.to_dict()
         with target.writing(
@@ -288,6 +291,13 @@ class Job:
             plan.difference(recorded),
         )
         return Stage.create(staged, plan)
+
+    def _in_blocks_as_staged(self, plan: Plan, work: UPath) -> Plan:
+        """Return the plan with its tiles in the blocks in which an earlier call staged them."""
+        try:
+            return in_blocks_of(plan, Plan.read(self._stage_path(work) / "plan.json"))
+        except (OSError, PlanError):  # none, or one that is spoken of when it is opened
+            return plan
 
     def _taken_up(self, stage: Stage) -> Stage:
         n_blocks, n_missing = stage.grid.n_blocks, len(stage.missing_blocks())

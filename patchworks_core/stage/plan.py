@@ -22,7 +22,7 @@ from patchworks_core.images.image import Image
 from patchworks_core.plugins.function_versions import version_before
 from patchworks_core.plugins.segmentation import Segmentation, recorded_before, short_name
 from patchworks_core.statistics.statistics import ImageStatistics
-from patchworks_core.tiles.grid import TileGrid, plan_grid
+from patchworks_core.tiles.grid import TileGrid, enough_blocks, plan_grid
 
 RECORD_VERSION = 1
 """Of the layout of ``plan.json``."""
@@ -223,8 +223,10 @@ def make_plan(
     ----------
     image : Image
     segmentation : Segmentation
-    tile_shape, overlap, max_blocks
+    tile_shape, overlap
         As in `patchworks_core.tiles.grid.plan_grid`.
+    max_blocks : int, optional
+        Group tiles into blocks so that there are at most this many; by default `enough_blocks`.
     empty_threshold : float or str, optional
         Tiles that read nothing above it are not segmented; `FROM_IMAGE` leaves it to the image's
         histogram; None segments all.
@@ -239,7 +241,11 @@ def make_plan(
         If the values do not describe a grid.
     """
     grid = plan_grid(
-        image.axes, image.shape, tile_shape=tile_shape, overlap=overlap, max_blocks=max_blocks
+        image.axes,
+        image.shape,
+        tile_shape=tile_shape,
+        overlap=overlap,
+        max_blocks=enough_blocks(image.shape) if max_blocks is None else max_blocks,
     )
     check_parameters(segmentation.parameters)
     skipping = {} if empty_threshold is None else {EMPTY_THRESHOLD: empty_threshold}
@@ -285,6 +291,12 @@ def as_recorded(
     measured = statistics()
     is_same = measured is not None and segmentation.is_same_as(version, measured)
     return recorded if is_same else plan
+
+
+def in_blocks_of(plan: Plan, recorded: Plan) -> Plan:
+    """Return the plan with its tiles in the blocks of another one, where those are of its tiles."""
+    grid = replace(plan.grid, block_shape=recorded.grid.block_shape)
+    return replace(plan, grid=grid) if grid == recorded.grid else plan
 
 
 def _at_version(plan: Plan, version: str) -> Plan:

@@ -32,6 +32,10 @@ from patchworks_core.tiles.regions import Region, bounding_region
 SPATIAL_AXES = "zyx"
 """Axes that are tiled, given a halo, and merged across."""
 
+_PIXELS_OF_A_BLOCK = 1 << 20
+
+_LEAST_BLOCKS = 64
+
 AXES = "tc" + SPATIAL_AXES
 """Axes an image may have (OME-NGFF names), in the order NGFF asks for."""
 
@@ -370,6 +374,19 @@ def plan_grid(
     return TileGrid(
         grid.axes, grid.shape, grid.tile_shape, grid.halo, _block_shape(grid, max_blocks)
     )
+
+
+def enough_blocks(shape: Sequence[int]) -> int:
+    """Return into how many blocks tiles are grouped where nobody says: of a megapixel, not below 64.
+
+    What a block costs beside its pixels is then little, and there is work for many workers.
+
+    Examples
+    --------
+    >>> enough_blocks((2048, 2048)), enough_blocks((1024, 4096, 4096))
+    (64, 16384)
+    """
+    return max(_LEAST_BLOCKS, prod(shape) // _PIXELS_OF_A_BLOCK)
 
 
 def _per_axis(name: str, value: Sequence[int] | int, axes: str, *, missing: int) -> list[int]:
