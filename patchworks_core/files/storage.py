@@ -304,7 +304,7 @@ def _may_be_written(machine: str, process: str, suffix: str | None) -> bool:
     """Tell whether the process that a name tells of may still be there."""
     if suffix is not None or machine != _THIS_MACHINE:
         return True
-    return psutil.pid_exists(int(process, 16))
+    return bool(psutil.pid_exists(int(process, 16)))
 
 
 def _random() -> str:

@@ -377,7 +377,7 @@ def plan_grid(
 
 
 def enough_blocks(shape: Sequence[int]) -> int:
-    """Return into how many blocks tiles are grouped where nobody says: of a megapixel, not below 64.
+    """Return into how many blocks tiles are grouped: each of a megapixel or more, and 64 of few.
 
     What a block costs beside its pixels is then little, and there is work for many workers.
 
