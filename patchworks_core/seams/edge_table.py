@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -100,11 +101,16 @@ class EdgeTable:
         )
 
     @classmethod
+    @cache
+    def empty(cls) -> EdgeTable:
+        """Return a table without rows."""
+        return cls(*(np.zeros(0, dtype=_DTYPES.get(f.name, np.int64)) for f in fields(cls)))
+
+    @classmethod
     def concatenate(cls, tables: Iterable[EdgeTable]) -> EdgeTable:
         """Join tables, in row-major order of the tiles whatever order they come in."""
-        columns = [[getattr(t, f.name) for f in fields(cls)] for t in tables]
-        empty = [[np.zeros(0, dtype=_DTYPES.get(f.name, np.int64)) for f in fields(cls)]]
-        joined = cls(*(np.concatenate(c) for c in zip(*(empty + columns), strict=True)))
+        columns = [[getattr(t, f.name) for f in fields(cls)] for t in (cls.empty(), *tables)]
+        joined = cls(*(np.concatenate(c) for c in zip(*columns, strict=True)))
         order = np.lexsort((joined.id_b, joined.id_a, joined.tile_b, joined.tile_a))
         return joined.select(order)
 

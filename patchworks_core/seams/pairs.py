@@ -61,6 +61,8 @@ def compare_face(grid: TileGrid, face: Face, strips: StripReader) -> EdgeTable:
     regions = _regions_seen_by_both(grid, face)
     overlap = _overlap(*views(*regions), width=width) if regions else _Overlap.nothing()
     contact = _contact(grid, face, views, width=width)
+    if not (face.is_plane or len(overlap.pairs) or len(contact["pairs"])):
+        return EdgeTable.empty()  # as most corners are
     planes = _planes(face, views, width=width)
     return _rows(face, overlap, contact, planes, width=width)
 
@@ -141,9 +143,13 @@ def _contact(
     for region_a, region_b, order in _abutting_regions(grid, face):
         a, b = views(region_a, region_b)
         touching = (a != 0) & (b != 0)
-        packed = _pack(a[touching], b[touching], width)
-        keys.append(packed)
-        orders.append(np.full(len(packed), order, dtype=np.int8))
+        if touching.any():
+            packed = _pack(a[touching], b[touching], width)
+            keys.append(packed)
+            orders.append(np.full(len(packed), order, dtype=np.int8))
+    if not keys:
+        nothing = np.zeros(0, dtype=np.int64)
+        return {"pairs": nothing, "connectivity": nothing.astype(np.int8), "contact": nothing}
     key = np.concatenate(keys)
     # Pack the order below the pair, so that one sort gives the counts per pair and order and
     # the smallest order of a pair comes first.
