@@ -33,6 +33,7 @@ from patchworks_core.labels.postprocess import (
 )
 from patchworks_core.labels.relabel import relabel_sequential_array, relabel_sequential_zarr
 from patchworks_core.labels.relations import Relations, label_relations
+from patchworks_core.labels.seam_report import LabelSeams, seam_report
 from patchworks_core.labels.write_labels import WrittenLabelImage, write_labels
 from patchworks_core.machine.dask_clients import make_local_cluster
 from patchworks_core.machine.model_sizing import auto_tile_shape_cellpose
@@ -45,6 +46,7 @@ from patchworks_core.ome_zarr.convert import ConvertedImage, convert_image
 from patchworks_core.operations.filtering import filter_image, global_threshold, image_statistics
 from patchworks_core.operations.operations import Chain, Operation, chain, operation
 from patchworks_core.operations.processed import process_lazily
+from patchworks_core.pilot.trials import PilotReport, Trial, suggest_overlap
 from patchworks_core.plugins.cellpose import cellpose_fn
 from patchworks_core.plugins.segmentation import Segmentation, declare, segmentation_of
 from patchworks_core.plugins.stardist import stardist_fn
@@ -56,7 +58,9 @@ __all__ = [
     "ConvertedImage",
     "Image",
     "ImageError",
+    "LabelSeams",
     "Operation",
+    "PilotReport",
     "PlanError",
     "PlannedTiles",
     "Relations",
@@ -66,6 +70,7 @@ __all__ = [
     "TileGrid",
     "TileOutputError",
     "TilesFailedError",
+    "Trial",
     "WrittenLabelImage",
     "auto_overlap",
     "auto_tile_shape",
@@ -99,10 +104,12 @@ __all__ = [
     "relabel_sequential_array",
     "relabel_sequential_zarr",
     "safe_worker_count",
+    "seam_report",
     "segment_to_ome_zarr",
     "segmentation_of",
     "stage_tile",
     "stardist_fn",
+    "suggest_overlap",
     "tile_process",
     "write_labels",
 ]

@@ -36,7 +36,7 @@ from patchworks_core.seams.rules import MergeOptions
 from patchworks_core.stage.plan import make_plan
 from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.staging import Staging, stage_blocks
-from patchworks_core.tiles.grid import TileBlock
+from patchworks_core.tiles.grid import SPATIAL_AXES, TileBlock
 from patchworks_core.tiles.regions import Region
 
 Array = npt.NDArray[Any]
@@ -61,14 +61,16 @@ def write_filled(
     source: LabelSource,
     max_size: int | None,
     *,
+    per_plane: bool = False,
     to: Destination,
     pool: Pool,
 ) -> Any:
     """Write labels whose holes are filled; arguments as in `patchworks_core.labels.postprocess`."""
+    along = "yx" if per_plane else SPATIAL_AXES
 
     def make(working: Working, zarr_format: ZarrFormat) -> None:
-        stage, lut = _background(source, working.folder / "stage.zarr", pool)
-        evidence, largest = _evidence(source, stage, lut, pool)
+        stage, lut = _background(source, working.folder / "stage.zarr", along, pool)
+        evidence, largest = _evidence(source, stage, lut, along, pool)
         owners = np.concatenate([[0], evidence.owners(max_size)])
         dtype = integer_type(largest)
         create_label_array(working.new, source.grid, dtype, zarr_format=zarr_format)
@@ -83,18 +85,33 @@ def write_filled(
     return written(source, to, make, pool)
 
 
-def _background(source: LabelSource, path: UPath, pool: Pool) -> tuple[Stage, LookupTable]:
-    """Stage the components of the background, and look up which are one."""
-    plan = make_plan(
-        source.image, segmentation_of(label_background), tile_shape=source.grid.tile_shape
-    )
+@declare(merge="touching", version="1")
+def label_background_of_planes(tile: Array) -> Array:
+    """Label the components of the background of each plane of one tile, by faces of pixels."""
+    from scipy import ndimage
+
+    structure = ndimage.generate_binary_structure(tile.ndim, 1)
+    if tile.ndim == 3:
+        structure[[0, 2]] = False
+    components: Array = ndimage.label(tile == 0, structure)[0]
+    return components
+
+
+def _background(
+    source: LabelSource, path: UPath, along: str, pool: Pool
+) -> tuple[Stage, LookupTable]:
+    """Stage the components of the background along some axes, and look up which are one."""
+    function = label_background if "z" in along else label_background_of_planes
+    plan = make_plan(source.image, segmentation_of(function), tile_shape=source.grid.tile_shape)
     stage = Stage.create(path, plan)
-    staging = Staging(source.image, stage, label_background)
+    staging = Staging(source.image, stage, function)
     outcomes = stage_blocks(staging, stage.grid.blocks(), pool=pool)
     done = results(outcomes, doing="labelling the background")
     for n, _ in enumerate(done, start=1):
         pool.progress("background", n, stage.grid.n_blocks)
     edges = pair_tiles(stage, pool=pool)
+    if "z" not in along and "z" in stage.grid.axes:
+        edges = edges.select(edges.axis != stage.grid.axes.index("z"))
     return stage, look_up(stage, edges, MERGING)
 
 
@@ -102,10 +119,11 @@ def _background(source: LabelSource, path: UPath, pool: Pool) -> tuple[Stage, Lo
 class _EvidenceTask:
     source: LabelSource
     stage: Stage
+    along: str
 
     def __call__(self, block: TileBlock) -> tuple[int, HoleEvidence, int]:
         grid = self.source.grid
-        halo = self.source.halo((1,) * len(grid.spatial))
+        halo = tuple(int(axis in self.along) for axis in grid.axes)
         labels = self.source.read(block.core.grow(halo, within=grid.shape))
         background = self.stage.labels(block)
         evidence = hole_evidence(
@@ -113,18 +131,18 @@ class _EvidenceTask:
             labels,
             core=block.core,
             shape=grid.shape,
-            axes=grid.spatial,
+            axes=[i for i, axis in enumerate(grid.axes) if axis in self.along],
             n=int(background.max()),
         )
         return block.tiles[0].number, evidence, int(labels.max())
 
 
 def _evidence(
-    source: LabelSource, stage: Stage, lut: LookupTable, pool: Pool
+    source: LabelSource, stage: Stage, lut: LookupTable, along: str, pool: Pool
 ) -> tuple[HoleEvidence, int]:
     """Add up the evidence of all tiles; also return the largest id."""
     total, largest = HoleEvidence.none(lut.n_objects), 0
-    task = _EvidenceTask(source, stage)
+    task = _EvidenceTask(source, stage, along)
     tiles = pool.map(task, stage.grid.blocks(), step="find holes", n=stage.grid.n_blocks)
     for number, evidence, top in tiles:
         total.add(evidence, lut.of_tile(number)[1:] - 1)

@@ -31,6 +31,7 @@ def fill_holes(
     *,
     max_size: float | None = None,
     unit: LengthUnit = "pixels",
+    per_plane: bool = False,
     output_component: str = "filled_labels",
     **options: Unpack[LabelOptions],
 ) -> Any:
@@ -49,6 +50,9 @@ def fill_holes(
         Holes larger than this stay; area or volume in `unit`.
     unit : {"pixels", "micrometers"}
         ``micrometers`` means µm² or µm³ by the pixel size that the labels carry.
+    per_plane : bool
+        Fill the holes of each z plane on its own, open or not to the planes beside it; `max_size`
+        is then an area in pixels.
     output_component : str
         Name of the array in `write_to`.
     **options
@@ -88,6 +92,7 @@ def fill_holes(
         return write_filled(
             source,
             limits.most,
+            per_plane=per_plane,
             to=Destination(write_to, output_component, options.get("overwrite", False)),
             pool=pool,
         )

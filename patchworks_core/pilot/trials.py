@@ -16,9 +16,12 @@ from dataclasses import asdict, dataclass
 from math import ceil, prod
 from typing import Any
 
+from patchworks_core.calls.spellings import also_spelled
+from patchworks_core.calls.values import Values
 from patchworks_core.errors import PlanError
 from patchworks_core.images.image import open_image
 from patchworks_core.images.image_source import ImageSource
+from patchworks_core.machine.progress import Progress, no_progress
 from patchworks_core.pilot.agreement import Agreement
 from patchworks_core.pilot.in_memory import TilesInMemory
 from patchworks_core.pilot.samples import (
@@ -76,8 +79,8 @@ class Trial:
         return self.f1 >= ENOUGH and self.seam_f1 >= ENOUGH_AT_SEAMS
 
 
-@dataclass(frozen=True, slots=True)
-class PilotReport:
+@dataclass(frozen=True, slots=True, eq=False)
+class PilotReport(Values):
     """What the trials say."""
 
     axes: str
@@ -98,6 +101,20 @@ class PilotReport:
 
     seconds: float
     """What the pilot took."""
+
+    @property
+    def overlap(self) -> tuple[int, ...] | None:
+        """Halo that is recommended; None where nothing is, or it is not good enough."""
+        best = self.recommended
+        return best.overlap if best is not None and best.is_enough else None
+
+    @property
+    def scores(self) -> dict[tuple[int, ...], float]:
+        """Object F1 of the best rule with each halo that was tried."""
+        best: dict[tuple[int, ...], float] = {}
+        for trial in self.trials:
+            best[trial.overlap] = max(trial.f1, best.get(trial.overlap, 0.0))
+        return best
 
     @property
     def where(self) -> str:
@@ -139,7 +156,7 @@ def pilot(
     options: MergeOptions | None = None,
     statistics: ImageStatistics | None = None,
     max_pixels: int = MAX_PIXELS,
-    progress: Callable[[str, int, int], None] = lambda step, done, total: None,
+    progress: Progress | None = None,
 ) -> PilotReport:
     """Try halos and rules on a few regions of an image, and recommend one of each.
 
@@ -187,7 +204,7 @@ def pilot(
     >>> report.recommended.rule, report.recommended.overlap
     ('touching', (0, 0))
     """
-    start = time.perf_counter()
+    start, tell = time.perf_counter(), progress or no_progress
     opened = open_image(image)
     labeller = segmentation_of(segmentation)
     if labeller.other_channels:
@@ -203,7 +220,7 @@ def pilot(
     samples = []
     for region in regions:
         samples.append(Sample.of(opened, function, region, grid))
-        progress("untiled", len(samples), len(regions))
+        tell("untiled", len(samples), len(regions))
     extent = object_extent(grid, samples)
     n_at_seams = sum(len(s.at_seams) for s in samples)
     halos = _halos(grid, overlaps, extent) if n_at_seams else []
@@ -211,7 +228,7 @@ def pilot(
     for n, halo in enumerate(halos, start=1):
         full = plan_grid(opened.axes, opened.shape, tile_shape=tile_shape, overlap=halo)
         trials += _try_halo(samples, labeller, function, halo, options or MergeOptions(), full)
-        progress("halos", n, len(halos))
+        tell("halos", n, len(halos))
     return PilotReport(
         axes=grid.axes,
         tile_shape=grid.tile_shape,
@@ -222,6 +239,79 @@ def pilot(
         trials=tuple(trials),
         recommended=_recommend(trials, labeller.merge),
         seconds=time.perf_counter() - start,
+    )
+
+
+@also_spelled(
+    {"candidates": "overlaps", "stitch": "merge"},
+    values={"stitch": {"touch": "touching", "iou": "overlap"}},
+    absent={
+        "region": "the regions with most signal are drawn; crop the image for another",
+        "crop_tiles": "a region is 2 x 2 (x 2) tiles; n_regions= draws more of them",
+        "target": "what counts as enough is fixed; trials has the F1 of each",
+    },
+)
+def suggest_overlap(
+    image: ImageSource,
+    fn: str | LabelFunction | Segmentation,
+    tile_shape: Sequence[int] | int,
+    *,
+    overlaps: Sequence[Sequence[int] | int] | None = None,
+    merge: MergeRule = "auto",
+    n_regions: int = 3,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> PilotReport:
+    """Try halos and merge rules on a few regions of an image, and recommend one of each.
+
+    Parameters
+    ----------
+    image : array, path, URL or Image
+        As in `tile_process`; open it with `open_image` to choose channel and level.
+    fn : callable or str
+        As in `tile_process`.
+    tile_shape : int or tuple of int
+        As in `plan_grid`.
+    overlaps : sequence, optional
+        Halos to try, each as in `plan_grid`; by default 0, a quarter, a half and one extent of a
+        large object.
+    merge : {"auto", "overlap", "touching", "none"}
+        A rule other than ``auto`` is the only one tried.
+    n_regions : int
+        Regions of 2 x 2 (x 2) tiles.
+    seed : int
+        The same seed draws the same regions.
+    progress : callable, optional
+        ``progress(step, done, total)``.
+
+    Returns
+    -------
+    PilotReport
+        ``overlap`` is the halo, ``recommended`` the trial with its rule, ``trials`` all of them.
+
+    Raises
+    ------
+    PlanError
+        If the image is one tile, so that there is no seam to try.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scipy import ndimage
+    >>> rng = np.random.default_rng(0)
+    >>> mask = ndimage.gaussian_filter(rng.random((64, 64)), 2) > 0.5
+    >>> suggest_overlap(mask, lambda tile: ndimage.label(tile)[0], 16)["overlap"]
+    (0, 0)
+    """
+    return pilot(
+        image,
+        fn,
+        tile_shape=tile_shape,
+        overlaps=overlaps,
+        n_regions=n_regions,
+        seed=seed,
+        options=MergeOptions(merge),
+        progress=progress,
     )
 
 

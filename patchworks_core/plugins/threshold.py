@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import ceil, inf
 from typing import Any, Literal
 
@@ -22,6 +22,10 @@ DarkObjects = bool | Literal["auto"]
 
 TRUNCATE = 4.0
 """Where Gaussian filters are cut off, in sigmas; `scipy.ndimage` defaults to the same."""
+
+
+Sigma = float | Sequence[float]
+"""How far a Gaussian reaches, pixels: on every axis, or on each axis of a tile."""
 
 
 def gaussian_halo(sigma: float) -> int:
@@ -55,7 +59,7 @@ def threshold(
     statistics: ImageStatistics | None = None,
     method: str = "otsu",
     value: float | None = None,
-    sigma: float = 0.0,
+    sigma: Sigma = 0.0,
     connectivity: int = 1,
     dark_objects: DarkObjects = "auto",
 ) -> npt.NDArray[np.int32]:
@@ -72,8 +76,9 @@ def threshold(
         How the threshold is found.
     value : float, optional
         The threshold itself, in place of that of `method`.
-    sigma : float, default 0
-        Gaussian smoothing before the threshold, pixels. Axes one pixel thick are not smoothed.
+    sigma : float or sequence of float, default 0
+        Gaussian smoothing before the threshold, pixels; or one for each axis of the tile. Axes one
+        pixel thick are not smoothed.
     connectivity : int, default 1
         1 joins pixels that share a face, the number of axes those that share a corner. The merge
         must use the same.
@@ -175,34 +180,45 @@ def decided_threshold(
     return statistics.threshold(method)
 
 
-def smooth(tile: Array, sigma: float, *, spacing: tuple[float, ...] | None = None) -> Array:
+def smooth(tile: Array, sigma: Sigma, *, spacing: tuple[float, ...] | None = None) -> Array:
     """Smooth with a Gaussian of `sigma` pixels of the finest axis; 0 returns the tile as it is.
 
-    Pixels that are not finite have no weight, and are NaN in the result.
+    Sigmas for each axis are in pixels of that axis. Pixels that are not finite have no weight, and
+    are NaN in the result.
 
     Raises
     ------
     SegmentationError
-        If `sigma` is negative.
+        If a sigma is negative, or they are not one for each axis of the tile.
 
     Examples
     --------
     >>> smooth(np.array([0, 0, 8, 0, 0], "uint8"), 0.5).round(1)
     array([0. , 0.9, 6.3, 0.9, 0. ], dtype=float32)
     """
-    if not sigma >= 0:
-        raise SegmentationError(f"sigma must be 0 or more pixels, got {sigma!r}")
-    if sigma == 0:
-        return tile
     lengths = spacing or (1.0,) * tile.ndim
-    sigmas = [
-        sigma * min(lengths) / length if size > 1 else 0.0
-        for size, length in zip(tile.shape, lengths, strict=True)
-    ]
+    if isinstance(sigma, Sequence):
+        per_axis = [*sigma]
+    else:
+        per_axis = [sigma * min(lengths) / length for length in lengths]
+    if len(per_axis) != tile.ndim or not all(value >= 0 for value in per_axis):
+        raise SegmentationError(
+            f"sigma must be 0 or more pixels, one number or {tile.ndim}, got {sigma!r}"
+        )
+    if not any(per_axis):
+        return tile
+    sigmas = [s if size > 1 else 0.0 for s, size in zip(per_axis, tile.shape, strict=True)]
     # float32 holds every 8- and 16-bit value exactly, at half the memory
     precise = tile.dtype.kind != "b" and tile.dtype.itemsize > 2 and tile.dtype != np.float32
     output = np.float64 if precise else np.float32
     return gaussian_of_finite(tile.astype(output), sigmas, dtype=output, truncate=TRUNCATE)
+
+
+def sigma_of_axes(sigma: Sigma, keeps: Sequence[bool]) -> Sigma:
+    """Return the sigma of a tile without some of its axes."""
+    if not isinstance(sigma, Sequence) or len(sigma) != len(keeps):
+        return sigma
+    return [value for value, keep in zip(sigma, keeps, strict=True) if keep]
 
 
 def foreground(pixels: Array, level: float, *, dark_objects: bool) -> npt.NDArray[np.bool_]:

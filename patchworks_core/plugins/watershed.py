@@ -20,10 +20,12 @@ from patchworks_core.errors import SegmentationError
 from patchworks_core.plugins.segmentation import declare
 from patchworks_core.plugins.threshold import (
     DarkObjects,
+    Sigma,
     are_dark,
     decided_threshold,
     foreground,
     same_as_before,
+    sigma_of_axes,
     smooth,
 )
 from patchworks_core.statistics.statistics import ImageStatistics
@@ -38,7 +40,7 @@ def watershed(
     statistics: ImageStatistics | None = None,
     method: str = "otsu",
     value: float | None = None,
-    sigma: float = 1.0,
+    sigma: Sigma = 1.0,
     min_distance: float = 5,
     spacing: Sequence[float] | None = None,
     dark_objects: DarkObjects = "auto",
@@ -57,9 +59,9 @@ def watershed(
         How the threshold is found.
     value : float, optional
         The threshold itself, in place of that of `method`.
-    sigma : float, default 1
-        Gaussian smoothing of the pixels and of the distances, in pixels of the finest axis. Use 2
-        for noisy volumes.
+    sigma : float or sequence of float, default 1
+        Gaussian smoothing of the pixels and of the distances, in pixels of the finest axis; or one
+        for each axis of the tile, in pixels of that axis. Use 2 for noisy volumes.
     min_distance : float, default 5
         Summits of the distance nearer than this are one object: about the radius of a small
         object, in pixels of the finest axis.
@@ -103,7 +105,7 @@ def watershed(
             statistics=statistics,
             method=method,
             value=value,
-            sigma=sigma,
+            sigma=sigma_of_axes(sigma, thick),
             min_distance=min_distance,
             spacing=[length for length, keep in zip(lengths, thick, strict=True) if keep],
             dark_objects=dark_objects,

@@ -13,8 +13,8 @@ nothing and a changed image is measured again.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from upath import UPath
 
+from patchworks_core.calls.values import Values
 from patchworks_core.files.records import read_mapping
 from patchworks_core.files.storage import as_path, write_text
 from patchworks_core.images.image import DEFAULT_CHANNEL, DEFAULT_LEVEL, Image, open_image
@@ -41,7 +42,7 @@ million Gaussian pixels fewer than one is brighter."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class EmptyTiles(Mapping[str, Any]):
+class EmptyTiles(Values):
     """Which tiles of an image have signal; ``empty["n_tiles"]`` is ``empty.n_tiles``."""
 
     threshold: float
@@ -71,20 +72,6 @@ class EmptyTiles(Mapping[str, Any]):
     def empty_fraction(self) -> float:
         """Share of the tiles that are empty."""
         return 1 - self.n_occupied / self.n_tiles
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in (names := list(self)):
-            raise KeyError(f"{name!r} is not one of {', '.join(names)}")
-        return getattr(self, name)
-
-    def __iter__(self) -> Iterator[str]:
-        yield from (*(field.name for field in fields(self)), "empty_fraction")
-
-    def __len__(self) -> int:
-        return len(fields(self)) + 1
-
-    def __eq__(self, other: object) -> bool:  # a mapping's would compare arrays
-        return self is other
 
     def __str__(self) -> str:
         return (
