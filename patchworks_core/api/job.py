@@ -145,7 +145,7 @@ class Job:
         """Write the labels as one array of a Zarr group."""
         target = component_path(group, component)
         work = work_folder(target)
-        plan = self._in_blocks_as_staged(plan, work)
+        plan = self.in_blocks_as_staged(plan, work)
         reads = (self.image.source, self.image.pixels)
         check_reads(self._stage_path(work), reads, what="a stage", another="stage_dir")
         with replacing(
@@ -181,7 +181,7 @@ class Job:
 
     def write_ome(self, plan: Plan, target: LabelImage, *, resume: Resume) -> int:
         """Write the labels as an OME-Zarr label image; return how many objects there are."""
-        plan = self._in_blocks_as_staged(plan, work_folder(target.path))
+        plan = self.in_blocks_as_staged(plan, work_folder(target.path))
         target = replace(target, plan=plan)
         options = self.resolved(plan)
         pilot = None if self.pilot is None else self.pilot.to_dict()
@@ -292,7 +292,7 @@ class Job:
         )
         return Stage.create(staged, plan)
 
-    def _in_blocks_as_staged(self, plan: Plan, work: UPath) -> Plan:
+    def in_blocks_as_staged(self, plan: Plan, work: UPath) -> Plan:
         """Return the plan with its tiles in the blocks in which an earlier call staged them."""
         try:
             return in_blocks_of(plan, Plan.read(self._stage_path(work) / "plan.json"))

@@ -25,6 +25,7 @@ from patchworks_core.images.readers.memory import OverlappingBlocks
 from patchworks_core.machine.progress import Progress
 from patchworks_core.plugins.segmentation import declare
 from patchworks_core.seams.rules import MergeRule
+from patchworks_core.stage.plan import tile_by_tile
 from patchworks_core.tiles.grid import SPATIAL_AXES
 from patchworks_core.tiles.numbers import whole_number
 
@@ -132,6 +133,8 @@ def merge_tile_labels(
     )
     with progress_of(progress) as report:
         job, plan = planned_job(array, _as_they_are, options, report, is_temporary=write_to is None)
+        if isinstance(array, OverlappingBlocks):  # only of one block is there what it overlaps
+            plan = tile_by_tile(plan)
         if output_chunks is not None:
             job = replace(job, output_chunks=check_chunks(plan.grid, output_chunks))
         labels = labels_of(job, plan, write_to, output_component, compute=compute, resume="auto")

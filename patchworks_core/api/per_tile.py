@@ -33,7 +33,7 @@ from patchworks_core.machine.progress import Progress, no_progress, say_aloud
 from patchworks_core.machine.sending import NOT_PICKLED
 from patchworks_core.plugins.segmentation import LabelFunction, Segmentation, segmentation_of
 from patchworks_core.seams.rules import MergeOptions, MergeRule
-from patchworks_core.stage.plan import Plan
+from patchworks_core.stage.plan import Plan, tile_by_tile
 from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.staging import Staging
 from patchworks_core.tiles.grid import TileBlock, TileGrid
@@ -146,6 +146,7 @@ def plan_tiles(
     check_resume(resume)
     _check_free(options)
     job, plan = planned_job(image, fn, {**options, "stage_dir": folder}, no_progress)
+    plan = job.in_blocks_as_staged(tile_by_tile(plan), folder)
     opened = job.open_stage(plan, folder, resume=resume)
     staging = job.staging_of(opened, job.image.mapped_from(str(folder / MAPPED)))
     kept = replace(job, say=_silent, compute=Compute(memory=job.compute.memory), keep_stage=True)

@@ -293,6 +293,11 @@ def as_recorded(
     return recorded if is_same else plan
 
 
+def tile_by_tile(plan: Plan) -> Plan:
+    """Return the plan with every tile a block of its own."""
+    return replace(plan, grid=replace(plan.grid, block_shape=(1,) * len(plan.grid.axes)))
+
+
 def in_blocks_of(plan: Plan, recorded: Plan) -> Plan:
     """Return the plan with its tiles in the blocks of another one, where those are of its tiles."""
     grid = replace(plan.grid, block_shape=recorded.grid.block_shape)

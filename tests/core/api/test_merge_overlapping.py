@@ -120,3 +120,10 @@ def test_a_region_of_several_blocks_is_read_from_their_cores():
     assert (opened.shape, opened.chunks) == ((8, 10), (4, 5))
     for region in (Region((0, 0), (8, 10)), Region((3, 2), (5, 9)), Region((0, 4), (5, 10))):
         np.testing.assert_array_equal(opened.read(region), pixels[region.slices])
+
+
+def test_many_small_blocks_keep_what_they_overlap():
+    pixels = image((90, 100))
+    merged = merge_tile_labels(blocks(pixels, (9, 10), 3), overlap=3)
+    expected = tile_process(pixels, label, tile_shape=(9, 10), overlap=3)
+    np.testing.assert_array_equal(merged, expected)

@@ -223,3 +223,13 @@ def test_the_stage_is_an_ordinary_one_that_tile_process_completes(tmp_path):
     )
     np.testing.assert_array_equal(labels, tile_process(smooth_blobs(), ndimage_label, **OPTIONS))
     assert planned.missing() == []
+
+
+def test_of_many_small_tiles_each_has_its_number(tmp_path):
+    options = {"tile_shape": (4, 5, 6), "overlap": 2, "merge": "touching"}
+    planned = plan_tiles(smooth_blobs(), ndimage_label, tmp_path / "stage", **options)
+    assert planned.n_tiles == planned.grid.n_tiles == 10 * 10
+    for i in range(planned.n_tiles):
+        stage_tile(planned, i)
+    expected = tile_process(smooth_blobs(), ndimage_label, **options)
+    np.testing.assert_array_equal(merge_stage(planned), expected)
