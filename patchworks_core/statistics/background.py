@@ -10,6 +10,10 @@ where four things are so of it. Each is what fluorescence lacks, however dense i
    differ, and the brightest of them are far brighter than most.
 4. The dark part is less even, or far from black: that of fluorescence is empty background.
 
+Where objects cover most of an 8-bit slide or photograph, light that nothing absorbs is known by
+itself: the commonest tenth of the pixels lies close together, little is brighter, and the darkest
+pixels are far from black, which a camera's offset would be too.
+
 Light that the camera cuts off looks even and has nothing above it, whatever it is. Then the bright
 part must be most of the image, and the dark part far from black. In doubt objects are bright.
 """
@@ -17,6 +21,7 @@ part must be most of the image, and the dark part far from black. In doubt objec
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -52,6 +57,12 @@ CUT_OFF = 0.1
 
 FAR_FROM_BLACK = 0.25
 """Least value of a dark part that is not black, of the largest value."""
+
+
+LIGHT_SHARE, LIGHT_WIDTH, LIGHT_TAIL, LIGHT_LEAST = 0.1, 0.07, 0.21, 0.15
+"""Of light that nothing absorbs, where objects cover most of it: the tenth of the pixels that lie
+closest together does so within this share of their distance from the darkest ones, the brightest
+are no farther above them, and the darkest are this far from black, of the largest value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +107,8 @@ def has_bright_background(statistics: ImageStatistics) -> bool:
     if int(counts[np.flatnonzero(counts)[-1]]) > CUT_OFF * int(counts[is_bright].sum()):
         return bright.share >= MOST and is_far
     ends = statistics.percentile(0.1), statistics.percentile(99.9)
+    if statistics.dtype == "uint8" and _is_lit(values, counts, ends):
+        return True
     is_clear = bright.low - statistics.threshold() >= CLEARANCE * bright.width
     is_brightest = ends[1] - bright.middle <= TAIL * (bright.middle - ends[0])
     least = bright.width - float(statistics.bins.width)  # whole numbers round the widths
@@ -106,14 +119,31 @@ def has_bright_background(statistics: ImageStatistics) -> bool:
     return bright.share >= SHARE and is_clear and is_brightest and is_more_even
 
 
-def _part_of(values: Array, counts: npt.NDArray[np.int64], is_part: npt.NDArray[np.bool_]) -> _Part:
-    """Return the narrowest range of values that holds half of the pixels of a part."""
+def _is_lit(values: Array, counts: npt.NDArray[np.int64], ends: tuple[float, float]) -> bool:
+    """Tell whether the commonest pixels are light that nothing absorbs, however much is covered."""
+    light = _part_of(values, counts, counts > 0, share=LIGHT_SHARE)
+    span = light.middle - ends[0]
+    return (
+        light.width <= LIGHT_WIDTH * span
+        and ends[1] - light.middle <= LIGHT_TAIL * span
+        and ends[0] > LIGHT_LEAST * float(values[np.flatnonzero(counts)[-1]])
+    )
+
+
+def _part_of(
+    values: Array,
+    counts: npt.NDArray[np.int64],
+    is_part: npt.NDArray[np.bool_],
+    *,
+    share: float = 1 / 2,
+) -> _Part:
+    """Return the narrowest range of values that holds a share of the pixels of a part."""
     occupied = np.flatnonzero(np.where(is_part, counts, 0))
     sums = np.cumsum(counts[occupied])
     before = sums - counts[occupied]
-    last = np.searchsorted(sums, before + (int(sums[-1]) + 1) // 2)
+    last = np.searchsorted(sums, before + ceil(int(sums[-1]) * share))
     starts = np.flatnonzero(last < occupied.size)
     lows, highs = values[occupied[starts]], values[occupied[last[starts]]]
     narrowest = int(np.argmin(highs - lows))
-    share = int(sums[-1]) / int(counts.sum())
-    return _Part(float(lows[narrowest]), float(highs[narrowest]), share)
+    held = int(sums[-1]) / int(counts.sum())
+    return _Part(float(lows[narrowest]), float(highs[narrowest]), held)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import skimage.data
 from scipy import ndimage
 
 from patchworks_core.operations.filtering import image_statistics
@@ -102,9 +103,19 @@ def test_an_empty_well_has_no_bright_background():
         assert not is_bright(pixels)
 
 
-def test_half_a_field_of_view_is_not_enough():
-    assert not is_bright(255 - brightfield(0.6))
-    assert not is_bright(brightfield(0.7))
+@pytest.mark.parametrize("blur", [0, 1.5])
+def test_light_that_nothing_absorbs_is_known_where_tissue_covers_much(blur):
+    pixels = brightfield(0.45, blur=blur)
+    assert is_bright(pixels)
+    assert not is_bright(255 - pixels)
+    assert not is_bright(pixels.astype("u2") * 200)  # a camera's, of which an offset is no light
+
+
+def test_dense_tissue_on_a_slide_is_dark_in_the_channel_that_is_segmented():
+    slide = skimage.data.immunohistochemistry()
+    assert is_bright(np.ascontiguousarray(slide[..., 0]))
+    for channel in range(3):
+        assert not is_bright(255 - np.ascontiguousarray(slide[..., channel]))
 
 
 def test_pixels_that_are_not_finite_say_nothing():
