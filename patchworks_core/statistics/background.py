@@ -107,7 +107,7 @@ def has_bright_background(statistics: ImageStatistics) -> bool:
     if int(counts[np.flatnonzero(counts)[-1]]) > CUT_OFF * int(counts[is_bright].sum()):
         return bright.share >= MOST and is_far
     ends = statistics.percentile(0.1), statistics.percentile(99.9)
-    if statistics.dtype == "uint8" and _is_lit(values, counts, ends):
+    if statistics.dtype == "uint8" and _is_lit(values, counts, is_bright, ends):
         return True
     is_clear = bright.low - statistics.threshold() >= CLEARANCE * bright.width
     is_brightest = ends[1] - bright.middle <= TAIL * (bright.middle - ends[0])
@@ -119,12 +119,19 @@ def has_bright_background(statistics: ImageStatistics) -> bool:
     return bright.share >= SHARE and is_clear and is_brightest and is_more_even
 
 
-def _is_lit(values: Array, counts: npt.NDArray[np.int64], ends: tuple[float, float]) -> bool:
-    """Tell whether the commonest pixels are light that nothing absorbs, however much is covered."""
-    light = _part_of(values, counts, counts > 0, share=LIGHT_SHARE)
+def _is_lit(
+    values: Array,
+    counts: npt.NDArray[np.int64],
+    is_bright: npt.NDArray[np.bool_],
+    ends: tuple[float, float],
+) -> bool:
+    """Tell whether the commonest pixels are bright, and light that nothing absorbs."""
+    share = LIGHT_SHARE * int(counts.sum()) / int(counts[is_bright].sum())
+    light = _part_of(values, counts, is_bright, share=min(1.0, share))
+    commonest = _part_of(values, counts, counts > 0, share=LIGHT_SHARE)
     span = light.middle - ends[0]
     return (
-        light.width <= LIGHT_WIDTH * span
+        light.width <= min(commonest.width, LIGHT_WIDTH * span)
         and ends[1] - light.middle <= LIGHT_TAIL * span
         and ends[0] > LIGHT_LEAST * float(values[np.flatnonzero(counts)[-1]])
     )
