@@ -6,6 +6,7 @@ the commands that are about several images. Faults of the code are no faults of 
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from patchworks_core.errors import (
     ImageError,
@@ -69,3 +70,27 @@ def words_of(error: BaseException) -> str:
         return words if error.filename is None else f"{words}: {str(error.filename)!r}"
     text = " ".join(str(error).split())
     return text or type(error).__name__
+
+
+def error_of_step(data: Any) -> Any:
+    """Return the error that a step raised, out of those that Dagster put around it.
+
+    What that error came from in its turn is left: a reader's ``DeflateError`` names no image.
+
+    Parameters
+    ----------
+    data : StepFailureData
+        Of the event, as Dagster has it.
+
+    Returns
+    -------
+    SerializableErrorInfo or None
+    """
+    error = data.error
+    while error is not None and error.cause is not None and _is_dagsters(error):
+        error = error.cause
+    return error
+
+
+def _is_dagsters(error: Any) -> bool:
+    return str(error.cls_name).startswith("Dagster")

@@ -6,7 +6,7 @@ import dagster as dg
 
 from patchworks_pipeline.automation.alerts import Alert, Alerts, alerts_of_tiles, link_to_run
 from patchworks_pipeline.automation.events import images_of_run
-from patchworks_pipeline.image_faults import ImageFaults
+from patchworks_pipeline.image_faults import ImageFaults, error_of_step
 from patchworks_pipeline.resources.resources import LabelStore
 
 MEMORY = ".alerts.json"
@@ -90,14 +90,12 @@ def _failed_steps(context: dg.RunFailureSensorContext) -> list[str]:
 
 
 def _cause(context: dg.RunFailureSensorContext) -> str:
-    """Return why a run failed, in the words of the innermost error."""
+    """Return why a run failed, in the words of the error."""
     events = context.get_step_failure_events()
     if not events:
         return str(context.failure_event.message)
     data = events[0].step_failure_data
     if data.user_failure_data is not None and data.user_failure_data.description:
         return str(data.user_failure_data.description)
-    error = data.error
-    while error is not None and error.cause is not None:
-        error = error.cause
+    error = error_of_step(data)
     return error.message.strip() if error is not None else str(events[0].message)

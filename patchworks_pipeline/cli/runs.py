@@ -25,6 +25,7 @@ from patchworks_pipeline.assets.tile_events import not_logged
 from patchworks_pipeline.automation.events import RANGE_END, RANGE_START
 from patchworks_pipeline.cli.terminal import errors, say
 from patchworks_pipeline.definitions import defs
+from patchworks_pipeline.image_faults import error_of_step
 from patchworks_pipeline.instance.home import home_environment, prepare_home
 from patchworks_pipeline.instance.run_processes import open_instance, tags_of_process
 from patchworks_pipeline.instance.slots import NoSlotError, take_pool_slot
@@ -282,9 +283,7 @@ def _run(
     data = failures[0].step_failure_data
     if data.user_failure_data is not None and data.user_failure_data.description:
         return _JobError(str(data.user_failure_data.description), is_of_tiles=True)
-    error = data.error
-    while error is not None and error.cause is not None:
-        error = error.cause
+    error = error_of_step(data)
     if error is None:
         return _JobError(f"job {job!r} failed")
     # Dagster writes the class with its modules, which say nothing to a person.

@@ -255,6 +255,20 @@ def test_a_missing_image_is_named(patchworks, tmp_path):
 
 
 @pytest.mark.slow
+def test_an_image_whose_pixels_are_damaged_is_named(patchworks, tmp_path):
+    path = tmp_path / "damaged.tif"
+    pixels = np.random.default_rng(0).integers(0, 999, (128, 128)).astype("u2")
+    tifffile.imwrite(path, pixels, compression="zlib", metadata={"axes": "YX"})
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 300] = bytes(300)
+    path.write_bytes(content)
+    code, printed = patchworks("run", path)
+    assert code != 0
+    assert "ImageError" in printed
+    assert "damaged.tif" in "".join(printed.split())
+
+
 def test_two_images_of_one_name_need_another_name(patchworks, tmp_path, tissue_path):
     assert patchworks("run", tissue_path, *PERFECT)[0] == 0
     (tmp_path / "second").mkdir()
