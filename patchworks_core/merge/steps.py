@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from patchworks_core.errors import StageError
 from patchworks_core.machine.pools import Pool
 from patchworks_core.seams.edge_table import EdgeTable
 from patchworks_core.seams.lookup import LookupTable, build_lut
@@ -60,8 +61,11 @@ def pair_tiles(stage: Stage, *, pool: Pool, allow_missing: bool = False) -> Edge
     StageError
         If a tile is not staged and that is not allowed.
     """
-    stage.settled_counts(allow_missing=allow_missing)
-    missing = frozenset(np.flatnonzero(stage.counts().ravel() == NOT_STAGED).tolist())
+    missing: frozenset[int] = frozenset()
+    if allow_missing:
+        missing = frozenset(np.flatnonzero(stage.counts().ravel() == NOT_STAGED).tolist())
+    else:
+        stage.settled_counts()
     task = _PairTask(stage, missing)
     return EdgeTable.concatenate(pool.map(task, stage.grid.blocks(), step="pairing tiles"))
 
@@ -85,7 +89,7 @@ def look_up(
     counts = stage.settled_counts(allow_missing=allow_missing)
     areas = None
     if options.filters_sizes:
-        areas = _areas_by_tile(stage)
+        areas = _areas_by_tile(stage, counts)
     return build_lut(
         edges.select(joined_pairs(edges, counts, options)),
         counts,
@@ -96,15 +100,21 @@ def look_up(
     )
 
 
-def _areas_by_tile(stage: Stage) -> np.ndarray[Any, Any]:
+def _areas_by_tile(stage: Stage, counts: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Return the area of every staged label, tile after tile in row-major order."""
-    counts = stage.counts().ravel()
     pieces: list[np.ndarray[Any, Any]] = [np.zeros(0, dtype=np.int64)] * stage.grid.n_tiles
-    for block in _staged_blocks(stage):
+    for block in stage.grid.blocks():
         numbers = [tile.number for tile in block.tiles]
-        borders = np.cumsum(counts[numbers])[:-1]
-        areas = np.split(stage.areas(block), borders)
-        for number, piece in zip(numbers, areas, strict=True):
+        borders = np.cumsum(counts[numbers])
+        if not borders[-1]:  # it has no labels, or is not staged
+            continue
+        areas = stage.areas(block)
+        if len(areas) != borders[-1]:
+            raise StageError(
+                f"tile block {block.key!r} at {stage.path} has {len(areas)} labels now and had "
+                f"{borders[-1]}: it was staged again while it was merged; merge again"
+            )
+        for number, piece in zip(numbers, np.split(areas, borders[:-1]), strict=True):
             pieces[number] = piece
     return np.concatenate([*pieces, np.zeros(0, dtype=np.int64)])
 

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from patchworks_core.errors import StageError
 from patchworks_core.files.packed import PackedFile, pack
+from patchworks_core.files.tables import DamagedError
 from patchworks_core.seams.strips import HIGH, LOW, Side, cut_strip, slot_shape, strip_axes
 from patchworks_core.stage.object_sums import ObjectSums
 from patchworks_core.stage.tile_labels import NumberedLabels
@@ -73,9 +74,17 @@ class BlockSummary:
     """Length of the file."""
 
     @classmethod
-    def of(cls, packed: PackedFile) -> BlockSummary:
-        """Read the header of a block's file."""
+    def of(cls, packed: PackedFile, *, key: str) -> BlockSummary:
+        """Read the header of the file of the block that `key` names.
+
+        Raises
+        ------
+        DamagedError
+            If it is that of another one.
+        """
         header, labels = packed.header, packed.arrays["labels"]
+        if header["block"] != key:
+            raise DamagedError(f"it is that of tile block {header['block']!r}")
         return cls(
             header["plan"],
             tuple(header["counts"]),

@@ -56,7 +56,7 @@ class BlockListing:
         path = self.folder / f"{key}{SUFFIX}"
         try:
             with open_packed(path) as packed:
-                summary = BlockSummary.of(packed)
+                summary = BlockSummary.of(packed, key=key)
             if is_local(path) and (n_bytes := os.stat(str(path)).st_size) != summary.n_bytes:
                 raise DamagedError(f"{n_bytes} of {summary.n_bytes} bytes are there")
             return summary
@@ -75,9 +75,7 @@ def _list_files(folder: UPath) -> Iterator[tuple[str, Any]]:
         if is_local(folder):
             with os.scandir(str(folder)) as entries:
                 for entry in entries:
-                    if entry.name.endswith(SUFFIX):
-                        status = entry.stat()
-                        mark = (status.st_mtime_ns, status.st_size, status.st_ino)
+                    if entry.name.endswith(SUFFIX) and (mark := _mark_of_file(entry)) is not None:
                         yield entry.name.removesuffix(SUFFIX), mark
             return
         for entry in folder.fs.ls(folder.path, detail=True):
@@ -86,6 +84,15 @@ def _list_files(folder: UPath) -> Iterator[tuple[str, Any]]:
                 yield name.removesuffix(SUFFIX), _mark_of(entry)
     except (FileNotFoundError, NotADirectoryError):
         return
+
+
+def _mark_of_file(entry: os.DirEntry[str]) -> Any:
+    """Return what differs when a file is replaced; None where it was removed meanwhile."""
+    try:
+        status = entry.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def _mark_of(entry: Mapping[str, Any]) -> Any:

@@ -258,18 +258,22 @@ class Stage:
         StageError
             If a tile is not staged and that is not allowed, naming the first ones.
         """
-        missing = [] if allow_missing else self.missing_blocks()
+        counts = self.counts()  # once: a tile may be taken back at any time
+        missing = [] if allow_missing else self._missing_in(counts)
         if missing:
             shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
             raise StageError(
                 f"{len(missing)} of {self.grid.n_blocks} tile blocks are not staged at "
                 f"{self.path}: {shown}; stage them before merging"
             )
-        return np.asarray(np.maximum(self.counts().ravel(), 0))
+        return np.asarray(np.maximum(counts.ravel(), 0))
 
     def missing_blocks(self) -> list[str]:
         """Return the keys of the blocks without a commit record, in row-major order."""
-        missing = np.argwhere(self.counts() == NOT_STAGED) // np.array(self.grid.block_shape)
+        return self._missing_in(self.counts())
+
+    def _missing_in(self, counts: Array) -> list[str]:
+        missing = np.argwhere(counts == NOT_STAGED) // np.array(self.grid.block_shape)
         return [self.grid.block_key(index) for index in np.unique(missing, axis=0)]
 
     def labels(self, block: TileBlock) -> Array:
@@ -359,7 +363,7 @@ class Stage:
         with self._reading(what, block):
             try:
                 with open_packed(self._block_path(block.key)) as packed:
-                    if BlockSummary.of(packed).plan == self.plan.fingerprint:
+                    if BlockSummary.of(packed, key=block.key).plan == self.plan.fingerprint:
                         return from_file(packed)
             except FileNotFoundError:
                 pass

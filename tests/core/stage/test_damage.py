@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,33 @@ def test_a_tile_whose_file_is_damaged_was_not_staged_and_is_named(spoil, folder,
     assert stage.missing_blocks() == ["y001x000"]
     assert (stage.counts() == expected).all()
     assert ("y001x000" in caplog.text) == (spoil is not os.unlink)
+
+
+def test_the_file_of_another_block_is_not_taken_for_that_of_this(folder, caplog):
+    stage = Stage.open(folder, plan_of(PIXELS, overlap=1)[1])
+    labels, _ = everything(folder)
+    shutil.copy(block_file(folder, "y000x000"), path := block_file(folder, "y001x000"))
+    assert stage.missing_blocks() == ["y001x000"]
+    assert f"{path} is damaged (it is that of tile block 'y000x000')" in caplog.text
+    with pytest.raises(StageError, match="the labels of tile block 'y001x000' .* are damaged"):
+        stage.labels(stage.grid.block_of_key("y001x000"))
+    stage_into(folder, PIXELS, overlap=1, keys=stage.missing_blocks())
+    assert (everything(folder)[0] == labels).all()
+
+
+def test_a_tile_that_is_taken_back_while_files_are_listed_hides_no_other(folder, monkeypatch):
+    stage = Stage.open(folder, plan_of(PIXELS, overlap=1)[1])
+    scan = os.scandir
+
+    @contextmanager
+    def scan_while_one_is_unlinked(path):
+        with scan(path) as entries:
+            listed = sorted(entries, key=lambda entry: entry.name)
+        os.unlink(listed[0].path)
+        yield iter(listed)
+
+    monkeypatch.setattr(os, "scandir", scan_while_one_is_unlinked)
+    assert stage.missing_blocks() == ["y000x000"]
 
 
 def test_a_file_that_is_replaced_is_read_again(folder):

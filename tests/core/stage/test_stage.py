@@ -21,8 +21,9 @@ from patchworks_core.errors import PlanError, StageError
 from patchworks_core.images.image import open_image
 from patchworks_core.machine.pools import Pool
 from patchworks_core.machine.workers import Workers
-from patchworks_core.merge.steps import pair_tiles
+from patchworks_core.merge.steps import look_up, pair_tiles
 from patchworks_core.plugins.segmentation import declare
+from patchworks_core.seams.edge_table import EdgeTable
 from patchworks_core.seams.rules import MergeOptions
 from patchworks_core.seams.strips import HIGH, LOW, strip_axes
 from patchworks_core.stage.plan import Plan
@@ -88,6 +89,45 @@ def test_a_file_of_another_plan_is_not_taken_for_one_of_this(tmp_path):
     assert stage.missing_blocks() == ["y000x001"]
     with pytest.raises(StageError, match="'y000x001' is not staged"):
         stage.labels(stage.grid.block_of_key("y000x001"))
+
+
+class TakenBackMeanwhile(Stage):
+    """A stage of which another call takes back a tile, each time that its counts were read."""
+
+    def counts(self):
+        counts = super().counts()
+        self.forget(self.grid.block_of_key("y001x001"))
+        return counts
+
+
+def test_a_seam_of_a_tile_that_is_taken_back_while_tiles_are_paired_is_an_error(tmp_path):
+    plan = stage_into(tmp_path / "stage", blobs((8, 8))).plan
+    stage = TakenBackMeanwhile(tmp_path / "stage", plan)
+    with Pool.open(Workers()) as pool, pytest.raises(StageError, match="'y001x001' is not staged"):
+        pair_tiles(stage, pool=pool)
+
+
+def test_labels_of_a_tile_that_is_taken_back_while_they_are_counted_are_not_lost(tmp_path):
+    plan = stage_into(tmp_path / "stage", blobs((8, 8))).plan
+    n_labels = Stage.open(tmp_path / "stage", plan).counts().sum()
+    stage = TakenBackMeanwhile(tmp_path / "stage", plan)
+    assert look_up(stage, EdgeTable.empty(), MergeOptions("none")).n_staged == n_labels
+
+
+def test_sizes_are_not_those_of_a_tile_that_is_taken_back_meanwhile(tmp_path):
+    plan = stage_into(tmp_path / "stage", blobs((8, 8))).plan
+    stage = TakenBackMeanwhile(tmp_path / "stage", plan)
+    with pytest.raises(StageError, match="'y001x001' is not staged"):
+        look_up(stage, EdgeTable.empty(), MergeOptions("none", min_size=2))
+
+
+def test_sizes_are_not_those_of_a_tile_that_was_staged_again_meanwhile(tmp_path):
+    stage = stage_into(tmp_path / "stage", blobs((8, 8)))
+    counts = stage.settled_counts()
+    counts[-1] += 1
+    stage.settled_counts = lambda **_: counts
+    with pytest.raises(StageError, match="'y001x001' .* was staged again while it was merged"):
+        look_up(stage, EdgeTable.empty(), MergeOptions("none", min_size=2))
 
 
 def test_a_tile_killed_while_it_is_staged_again_was_not_staged(tmp_path, monkeypatch):
