@@ -333,7 +333,9 @@ class Job:
 
     def _recipe(self, plan: Plan) -> dict[str, Any]:
         """Return what labels are made from, JSON-ready."""
-        recipe = {"plan": plan.fingerprint, "merge": self.resolved(plan).to_dict()}
+        # The same labels in whatever blocks, and 0.1.0 made blocks of one tile.
+        tiles = replace(plan, grid=replace(plan.grid, block_shape=()))
+        recipe = {"plan": tiles.fingerprint, "merge": self.resolved(plan).to_dict()}
         changing = plan.versions.get(CHANGING)
         return recipe | ({CHANGING: changing} if changing else {})
 

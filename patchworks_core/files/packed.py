@@ -184,7 +184,14 @@ def open_packed(path: UPath) -> Iterator[PackedFile]:
 
 def _fetched(path: UPath, start: int, stop: int) -> bytes:
     """Read a part of an object; of one that is shorter, what is there."""
-    content: bytes = path.fs.cat_file(path.path, start=start, end=stop)
+    try:
+        content: bytes = path.fs.cat_file(path.path, start=start, end=stop)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        if path.fs.size(path.path) > start:
+            raise
+        content = b""  # there is nothing, for which some stores have an error
     return content
 
 

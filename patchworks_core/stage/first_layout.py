@@ -210,9 +210,14 @@ class FirstLayout:
     def objects(self, block: TileBlock) -> ObjectSums:
         """Return the object sums of a block, one row per label, tile after tile."""
         try:
-            return ObjectSums.from_table(self._table(block))
+            sums = ObjectSums.from_table(self._table(block))
         except StageError as error:
             raise DamagedError(str(error)) from error
+        core, n_labels = block.core, int(self.counts_of(block.index).sum())
+        is_inside = (sums.start >= core.start).all() and (sums.stop <= core.stop).all()
+        if len(sums) != n_labels or not is_inside:
+            raise DamagedError("they are those of another tile block")
+        return sums
 
     def forget(self, block: TileBlock) -> None:
         """Take back the count of a block."""

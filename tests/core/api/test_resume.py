@@ -60,6 +60,14 @@ def test_complete_labels_are_taken_as_they_are(interrupted):
     assert run(declared, interrupted, merge="none") == 6  # other labels; the stage is gone
 
 
+def test_complete_labels_are_those_of_the_same_tiles_in_other_blocks(tmp_path, monkeypatch):
+    monkeypatch.setitem(FAIL, "now", False)
+    with monkeypatch.context() as patch:
+        patch.setattr("patchworks_core.stage.plan.enough_blocks", lambda shape: 1000)
+        assert run(declared, tmp_path / "l.zarr", tile_shape=8) == 96
+    assert run(declared, tmp_path / "l.zarr", tile_shape=8) == 0
+
+
 def test_a_call_with_another_grid_begins_anew_and_says_what_differs(interrupted, caplog):
     with caplog.at_level("INFO"):
         assert run(declared, interrupted, tile_shape=48) == 4

@@ -13,7 +13,7 @@ import zarr
 from scipy import ndimage
 
 from patchworks_core import merge_tile_labels, segment_to_ome_zarr, tile_process
-from patchworks_core.errors import TilesFailedError
+from patchworks_core.errors import StageError, TilesFailedError
 from patchworks_core.files.storage import as_path, copy_objects
 from patchworks_core.images.image import open_image
 from patchworks_core.images.readers.zarr_node import fields_of_plate
@@ -22,6 +22,7 @@ from patchworks_core.plugins.segmentation import segmentation_of
 from tests.core.images.test_formats import write_plate
 from tests.core.images.test_image import assert_reads, pixels_of
 from tests.core.oracles import assert_same_partition
+from tests.core.staging import blobs, merged_of, stage_into
 
 BUCKET = "s3://patchworks-tests"
 
@@ -103,6 +104,18 @@ def test_a_failed_tile_is_redone_alone_and_by_other_processes(image, mask, place
     assert os.path.getsize(calls) == 3
     assert_same_partition(labels.compute(), ndimage.label(mask)[0])
     assert not [name for name in names_in(place) if ".work" in name]
+
+
+@pytest.mark.parametrize("length", [0, 60, -1])
+def test_a_tile_whose_file_was_cut_short_is_staged_again(length, place):
+    stage = stage_into(f"{place}/stage", blobs((8, 8)))
+    labels, store = merged_of(stage), stage.path.fs
+    (path,) = (name for name in store.find(stage.path.path) if "y001x000" in name)
+    store.pipe_file(path, store.cat_file(path)[:length])
+    with pytest.raises(StageError, match="'y001x000' .* are damaged|not staged .*: y001x000;"):
+        merged_of(stage)
+    stage_into(f"{place}/stage", blobs((8, 8)), keys=stage.missing_blocks())
+    assert (merged_of(stage) == labels).all()
 
 
 @pytest.mark.slow

@@ -72,6 +72,14 @@ def test_the_error_names_the_tile_and_only_that_one_is_staged_again(file, what, 
     assert set(opened(folder).missing_blocks()) == before | {"y000x001"}
 
 
+@pytest.mark.parametrize("other", ["y000x002", "y001x000"])  # of as many labels, and of more
+def test_the_objects_of_another_tile_are_not_taken_for_those_of_this(other, folder):
+    stage = opened(folder)
+    shutil.copy(*(folder / "objects" / f"{key}.parquet" for key in (other, "y000x001")))
+    with pytest.raises(StageError, match="'y000x001' .* damaged .they are those of another tile"):
+        stage.areas(stage.grid.block_of_key("y000x001"))
+
+
 @pytest.mark.parametrize("spoil", [cut_short, os.unlink])
 def test_a_tile_whose_count_is_damaged_was_not_staged(spoil, folder):
     before = opened(folder).counts()
