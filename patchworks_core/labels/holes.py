@@ -33,7 +33,7 @@ from patchworks_core.merge.steps import look_up, pair_tiles
 from patchworks_core.plugins.segmentation import declare, segmentation_of
 from patchworks_core.seams.lookup import LookupTable
 from patchworks_core.seams.rules import MergeOptions
-from patchworks_core.stage.plan import make_plan
+from patchworks_core.stage.plan import make_plan, tile_by_tile
 from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.staging import Staging, stage_blocks
 from patchworks_core.tiles.grid import SPATIAL_AXES, TileBlock
@@ -102,7 +102,9 @@ def _background(
 ) -> tuple[Stage, LookupTable]:
     """Stage the components of the background along some axes, and look up which are one."""
     function = label_background if "z" in along else label_background_of_planes
-    plan = make_plan(source.image, segmentation_of(function), tile_shape=source.grid.tile_shape)
+    tiles = source.grid.tile_shape
+    # Evidence and owners are of the components of one tile.
+    plan = tile_by_tile(make_plan(source.image, segmentation_of(function), tile_shape=tiles))
     stage = Stage.create(path, plan)
     staging = Staging(source.image, stage, function)
     outcomes = stage_blocks(staging, stage.grid.blocks(), pool=pool)

@@ -114,6 +114,13 @@ def test_a_hole_of_many_tiles_is_filled_by_the_one_ring_around_it():
         np.testing.assert_array_equal(filled, 9 * ndimage.binary_fill_holes(labels))
 
 
+def test_holes_are_filled_in_however_many_tiles():
+    pixels = np.random.default_rng(0).random((40, 40)) < 0.6
+    labels = ndimage.binary_closing(pixels).astype(int)
+    filled = fill_holes(labels, tile_shape=4)
+    np.testing.assert_array_equal(filled, ndimage.binary_fill_holes(labels))
+
+
 def ring(outer, inner=0):
     labels = np.zeros((9, 9), int)
     labels[1:8, 1:8] = outer
