@@ -36,7 +36,14 @@ from patchworks_core.pilot.trials import PilotReport, recommend_overlap
 from patchworks_core.plugins.segmentation import LabelFunction, Segmentation
 from patchworks_core.seams.lookup import LookupTable
 from patchworks_core.seams.rules import MergeOptions, warning_of
-from patchworks_core.stage.plan import CHANGING, Plan, as_recorded, in_blocks_of, make_plan
+from patchworks_core.stage.plan import (
+    CHANGING,
+    Plan,
+    as_recorded,
+    in_blocks_of,
+    make_plan,
+    tile_by_tile,
+)
 from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.staging import Staging, other_channels_of, stage_all
 from patchworks_core.stage.unchanged import check_image, check_tiles
@@ -334,8 +341,7 @@ class Job:
     def _recipe(self, plan: Plan) -> dict[str, Any]:
         """Return what labels are made from, JSON-ready."""
         # The same labels in whatever blocks, and 0.1.0 made blocks of one tile.
-        tiles = replace(plan, grid=replace(plan.grid, block_shape=()))
-        recipe = {"plan": tiles.fingerprint, "merge": self.resolved(plan).to_dict()}
+        recipe = {"plan": tile_by_tile(plan).fingerprint, "merge": self.resolved(plan).to_dict()}
         changing = plan.versions.get(CHANGING)
         return recipe | ({CHANGING: changing} if changing else {})
 
