@@ -189,7 +189,7 @@ class TileFailure:
         return cls(
             block=block.key,
             error_type=failure.error_type,
-            message=failure.message,
+            message=f"{failure.line}: {failure.message}" if failure.line else failure.message,
             traceback=failure.traceback,
             kind=failure.kind,
             attempts=outcome.attempts,

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binom
 
 from patchworks_core.calls.spellings import also_spelled
 from patchworks_core.calls.values import Values
@@ -82,6 +81,8 @@ class SeamsOfAxis(Values):
         """True where objects end at seams more often than chance and the control explain."""
         if not self.seam_labels or not self.interior_labels:
             return False
+        from scipy.stats import binom
+
         expected = max(EXCESS * (self.interior_orphans + 1) / (self.interior_labels + 2), 0.02)
         chance = binom.sf(self.seam_orphans - 1, self.seam_labels, min(1.0, expected))
         return bool(chance < SIGNIFICANCE)

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import (
     FIRST_COMPLETED,
@@ -32,6 +31,7 @@ from patchworks_core.errors import (
     StageError,
     TileOutputError,
 )
+from patchworks_core.machine.error_texts import message_of, own_line, traceback_of
 from patchworks_core.machine.faults import NO_RETRY, FaultKind, RetryPolicy, free_memory, kind_of
 
 OUR_ERRORS: dict[str, type[Exception]] = {
@@ -63,8 +63,12 @@ class Failure:
     kind: FaultKind = "other"
     """Whether another try could help."""
 
+    line: str = ""
+    """The user's own line that it came from, in words; empty where none is in it."""
+
     def __str__(self) -> str:
-        return f"{self.error_type}: {self.message}"
+        what = f"{self.error_type}: {self.message}"
+        return f"{self.line}: {what}" if self.line else what
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,8 +264,8 @@ def _run(task: Callable[[Item], Result], item: Item) -> Outcome[Item, Result]:
 
 
 def _failed(item: Item, error: BaseException, seconds: float = 0.0) -> Outcome[Item, Any]:
-    text = "".join(traceback.format_exception(error))
-    failure = Failure(type(error).__name__, str(error), text, kind_of(error))
+    line, text = own_line(error), traceback_of(error)
+    failure = Failure(type(error).__name__, message_of(error), text, kind_of(error), line)
     return Outcome(item, None, failure, seconds)
 
 

@@ -102,7 +102,7 @@ def _file_of(module: str) -> Path | None:
         return Path(os.path.realpath(file)) if file and os.path.isfile(file) else None
     try:
         spec = importlib.util.find_spec(module)
-    except (ImportError, AttributeError, ValueError):
+    except Exception:  # finding a module imports its package, which may raise anything
         return None
     if spec is None or not spec.has_location or spec.origin is None:
         return None

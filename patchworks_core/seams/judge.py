@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binom
 
 from patchworks_core.seams.edge_table import EdgeTable
 from patchworks_core.seams.faces import AxisSeams, SeamFaces, count_contested, measure_faces
@@ -211,6 +210,8 @@ def tile_key(grid: TileGrid, number: int) -> str:
 
 def _exceeds(k: int, n: int, expected: float, n_tests: int) -> bool:
     """Tell whether k of n is more than the expected share gives by chance."""
+    from scipy.stats import binom
+
     return n >= MIN_OBJECTS and bool(binom.sf(k - 1, n, expected) * n_tests < SIGNIFICANCE)
 
 
@@ -280,6 +281,8 @@ def _chance(n: Array, k: Array, n_all: Array, k_all: Array) -> tuple[Array, Arra
     n_all, k_all : ndarray, shape (axes,)
         Those of the image; what remains without the row is what it is held against.
     """
+    from scipy.stats import binom
+
     rest = (k_all - k) / np.maximum(n_all - n, 1)
     total, matched = n.sum(axis=1), k.sum(axis=1)
     expected = np.maximum(EXPECTED, (n * rest).sum(axis=1) / np.maximum(total, 1))

@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,7 @@ from patchworks_pipeline.cli.options import (
     Channel,
     Home,
     Images,
+    Json,
     Kind,
     Level,
     Merge,
@@ -36,6 +38,7 @@ from patchworks_pipeline.cli.options import (
     pixel_size_of,
 )
 from patchworks_pipeline.cli.pilot import pilot
+from patchworks_pipeline.cli.records import record_of
 from patchworks_pipeline.cli.segment import segment
 from patchworks_pipeline.cli.terminal import (
     BAD_INPUT,
@@ -45,16 +48,34 @@ from patchworks_pipeline.cli.terminal import (
     fail,
     say,
     say_error,
+    say_json,
 )
 from patchworks_pipeline.cli.view import view
 
 app = typer.Typer(
     cls=Commands,
-    help="Segment images larger than memory tile by tile into one label image.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _version(is_wanted: bool) -> None:
+    """Print the version and end, where it is asked for."""
+    if is_wanted:
+        from importlib.metadata import version
+
+        say(f"patchworks {version('patchworks-pipeline')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+    ] = False,
+) -> None:
+    """Segment images larger than memory tile by tile into one label image."""
 
 
 @app.command()
@@ -74,6 +95,7 @@ def run(
     name: Annotated[str | None, typer.Option(help="Key of the image; its file name.")] = None,
     workers: WorkerCount = None,
     worker_kind: Kind = None,
+    json: Json = False,
     home: Home = HOME,
 ) -> None:
     """Run images through all assets in this process; again, it redoes only what is missing.
@@ -94,7 +116,9 @@ def run(
     if name is not None and len(image) > 1:
         fail("--name names one image, and several were given", BAD_INPUT)
     codes = [
-        _run_one(url, name, options, home=home, workers=workers, worker_kind=worker_kind)
+        _run_one(
+            url, name, options, home=home, workers=workers, worker_kind=worker_kind, as_json=json
+        )
         for url in image
     ]
     raise typer.Exit(max(codes))
@@ -108,6 +132,7 @@ def _run_one(
     home: Path,
     workers: int | None = None,
     worker_kind: WorkerKind | None = None,
+    as_json: bool = False,
 ) -> int:
     """Run one image and say what came of it; return the exit code."""
     from patchworks_pipeline.cli.progress_bars import progress_bars
@@ -131,13 +156,19 @@ def _run_one(
             options = {**chosen, "overlap": None} if wants_pilot else chosen
             acquisition = choose(store.folder(key), url, options)
             if wants_pilot:
-                acquisition = SegmentationDefaults().of_home().piloted(acquisition, say=say)
+                tell = partial(say, on=errors if as_json else console)
+                acquisition = SegmentationDefaults().of_home().piloted(acquisition, say=tell)
             plan = plan_of(acquisition, budget, store.folder(key))
             folder = register(instance, store, key, acquisition)
-            with progress_bars(key, console):
+            with progress_bars(key, errors if as_json else console):
                 result = run_image(instance, folder, plan, budget=budget)
-            _say(result, home)
+            if as_json:
+                say_json(record_of(result))
+            else:
+                _say(result, home)
     except IMAGE_FAULTS as error:
+        if as_json:
+            say_json({"source": url, "error": words_of(error)})
         say_error(words_of(error))
         return code_of(error)
     if result.failures:
@@ -279,6 +310,7 @@ def _known_images(image: str | None, home: Path) -> Iterator[tuple[Any, list[str
 @app.command()
 def status(
     image: Annotated[str | None, typer.Argument(help="Key or path of one image.")] = None,
+    json: Json = False,
     home: Home = HOME,
 ) -> None:
     """Show how far images are: their tiles, objects and labels; and which ones were refused."""
@@ -291,7 +323,7 @@ def status(
         store = LabelStore().of_home()
         numbers = ("tiles", "staged", "failed", "missing", "objects")
         table = Table(Column("image", overflow="fold"), *numbers)
-        labels = []
+        labels, records = [], []
         for key in keys:
             row = UNKNOWN
             with faults.about(key):
@@ -301,13 +333,18 @@ def status(
                     if image or failure.is_unreadable:
                         failed = f"{key}/{failure.block}: {failure.error_type}: {failure.message}"
                         say(failed, on=errors)
+            records.append({"image": key, **row})
             table.add_row(key, *("-" if row[n] is None else str(row[n]) for n in numbers))
             labels += [f"{key}: labels {row['labels']}"] if row["labels"] else []
-        for refusal in () if image else refusals():
+        refused = [] if image else refusals()
+        for refusal in refused:
             say(refusal, on=errors)
-    console.print(table)
-    for line in labels:
-        say(line)
+    if json:
+        say_json({"images": records, "refused": refused})
+    else:
+        console.print(table)
+        for line in labels:
+            say(line)
     if faults.found:
         raise typer.Exit(BAD_INPUT)
 

@@ -69,6 +69,7 @@ MinSize = Annotated[
     int | None, typer.Option(help="Merged objects of fewer pixels become background.")
 ]
 WorkerCount = Annotated[int | None, typer.Option("--workers", min=1, help="Tiles at once.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, one line, on standard output.")]
 Kind = Annotated[WorkerKind | None, typer.Option("--worker-kind", help="Of the tiles at once.")]
 
 

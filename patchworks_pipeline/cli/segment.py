@@ -1,5 +1,6 @@
 """The command ``patchworks segment``: one image with the library alone."""
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +15,7 @@ from patchworks_pipeline.cli.options import (
     WORKER_KIND,
     Axes,
     Channel,
+    Json,
     Kind,
     Level,
     Merge,
@@ -29,7 +31,7 @@ from patchworks_pipeline.cli.options import (
     parameters,
     pixel_size_of,
 )
-from patchworks_pipeline.cli.terminal import console, errors, say
+from patchworks_pipeline.cli.terminal import console, errors, say, say_json
 
 LimitOption = Annotated[float | None, typer.Option(help="Objects beyond it become background.")]
 
@@ -73,6 +75,7 @@ def segment(
         bool, typer.Option(help="Replace labels that were changed, or that are not patchworks'.")
     ] = False,
     dry_run: Annotated[bool, typer.Option(help="Only say what it would take.")] = False,
+    json: Json = False,
 ) -> None:
     """Segment one image with the library alone: no Dagster, no home."""
     from patchworks_core import open_image, segment_to_ome_zarr, segmentation_of, tile_process
@@ -110,9 +113,10 @@ def segment(
     kind: Any = worker_kind
     if dry_run:
         counted = {"max_workers": workers, "workers": kind}
-        say(str(tile_process(opened, function, dry_run=True, **tiling, **counted)))
+        needs = tile_process(opened, function, dry_run=True, **tiling, **counted)
+        say_json({**asdict(needs), "reason": needs.reason}) if json else say(str(needs))
         return
-    with progress_bars(image, console):
+    with progress_bars(image, errors if json else console):
         written = segment_to_ome_zarr(
             opened,
             function,
@@ -125,7 +129,10 @@ def segment(
             overwrite=overwrite,
             **tiling,
         )
-    say(f"{written.n_objects} objects\n  labels  {written.path}")
+    if json:
+        say_json({"objects": written.n_objects, "labels": str(written.path)})
+    else:
+        say(f"{written.n_objects} objects\n  labels  {written.path}")
 
 
 def _tile_shape_of(text: str) -> Any:

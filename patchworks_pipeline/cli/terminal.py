@@ -1,7 +1,8 @@
 """What the command line prints, where, and with which exit code."""
 
+import json
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.markup import escape
@@ -27,3 +28,8 @@ def say_error(message: str) -> None:
 def say(text: str, *, on: Console = console) -> None:
     """Print text as it is, and never break a path."""
     on.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def say_json(values: Any) -> None:
+    """Print values as JSON on one line, for a program to read."""
+    print(json.dumps(values), flush=True)

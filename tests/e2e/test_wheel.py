@@ -62,6 +62,11 @@ def test_definitions_load_from_a_wheel(installed, tmp_path):
 def test_a_wheel_has_the_files_that_are_no_modules(installed):
     for name in ("dagster.yaml", "patchworks.yaml"):
         assert (installed / "patchworks_pipeline" / name).is_file()
+    assert (installed / "patchworks_core" / "__init__.pyi").is_file()
+    for package in ("patchworks_core", "patchworks_pipeline"):
+        assert (installed / package / "py.typed").is_file()
+    deployed = {p.name for p in (installed / "patchworks_pipeline" / "deploy").iterdir()}
+    assert deployed == {p.name for p in (CHECKOUT / "deploy").iterdir()}
 
 
 def test_a_wheel_has_no_tests_and_no_benchmarks(installed):

@@ -418,3 +418,15 @@ def test_a_function_that_was_piped_to_python_has_a_version_of_before(monkeypatch
 
 def piped(tile):
     return tile
+
+
+def test_a_package_that_cannot_be_imported_is_followed_no_further(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "__init__.py").write_text("assert False, 'not on this machine'\n")
+    (tmp_path / "elsewhere" / "part.py").write_text("")
+    (tmp_path / "careful.py").write_text(
+        "def label(tile):\n    import elsewhere.part\n    return tile.astype(int)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert segmentation_of("careful:label").to_dict()["version"]
+    sys.modules.pop("careful", None)

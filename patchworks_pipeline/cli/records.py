@@ -1,0 +1,29 @@
+"""What the command line says of an image, as values that a program reads."""
+
+from typing import Any
+
+
+def record_of(result: Any) -> dict[str, Any]:
+    """Return what came of an image that was run, JSON-ready; paths are text."""
+    folder = result.folder
+    record: dict[str, Any] = {
+        "image": folder.key,
+        "is_complete": result.is_complete,
+        "error": result.error or None,
+        "failed_tiles": [
+            {"tile": f.block, "error": f"{f.error_type}: {f.message}", "kind": f.kind}
+            for f in result.failures
+        ],
+    }
+    if result.failures or result.error:
+        return record
+    summary = folder.summary()
+    return record | {
+        "objects": summary["n_objects"],
+        "objects_across_seams": summary["n_objects_across_seams"],
+        "seam_problems": summary.get("seam_problems", []),
+        "steps": list(result.steps),
+        "labels": str(folder.labels(folder.plan()).path),
+        "overlay": str(folder.report / "overlay.png"),
+        "table": str(folder.path / "objects.csv"),
+    }
