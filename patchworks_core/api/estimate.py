@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import prod
 
 import numpy as np
 from upath import UPath
 
 from patchworks_core.api.job import Job
+from patchworks_core.calls.values import html_table, is_short
 from patchworks_core.errors import PlanError
 from patchworks_core.files.label_arrays import output_chunks
 from patchworks_core.machine.budget import block_bytes, human_bytes
@@ -52,6 +53,10 @@ class Estimate:
 
     reason: str
     """Why so many workers."""
+
+    def _repr_html_(self) -> str:
+        rows = [(field.name, getattr(self, field.name)) for field in fields(self)]
+        return html_table(("", "Estimate"), [row for row in rows if is_short(row[1])])
 
     def __str__(self) -> str:
         return (

@@ -1,9 +1,13 @@
-"""Results that other tools return as a dict: objects with fields, which are mappings too."""
+"""Results as people look at them: objects with fields, which are mappings and draw in a notebook.
+
+Other tools return them as a dict.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
+from html import escape
 from typing import Any
 
 
@@ -31,3 +35,33 @@ class Values(Mapping[str, Any]):
         return self is other
 
     __hash__ = object.__hash__
+
+    def _repr_html_(self) -> str:
+        rows = [(name, self[name]) for name in self]
+        return html_table(("", type(self).__name__), [row for row in rows if is_short(row[1])])
+
+
+def is_short(value: object) -> bool:
+    """Tell whether a value reads in one cell of a table."""
+    if isinstance(value, tuple):
+        return len(value) <= 6 and all(isinstance(v, int | float | str) for v in value)
+    return value is None or isinstance(value, int | float | str)
+
+
+def html_table(names: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return a table for a notebook.
+
+    Examples
+    --------
+    >>> html_table(["a"], [["<b>"]])
+    '<table><tr><th>a</th></tr><tr><td>&lt;b&gt;</td></tr></table>'
+    """
+    lines = [("th", names), *(("td", row) for row in rows)]
+    cells = (
+        "".join(f"<{tag}>{escape(_text(cell))}</{tag}>" for cell in line) for tag, line in lines
+    )
+    return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
+
+
+def _text(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patchworks_core.calls.spellings import also_spelled
-from patchworks_core.calls.values import Values
+from patchworks_core.calls.values import Values, html_table
 from patchworks_core.images.image import DEFAULT_LEVEL
 from patchworks_core.images.image_source import ImageSource
 from patchworks_core.labels.source import LabelSource
@@ -111,6 +111,12 @@ class LabelSeams(Values):
             for name, seams in self.axes.items()
             if seams.is_poor
         ]
+
+    def _repr_html_(self) -> str:
+        names = ("axis", "n_seams", "seam_labels", "seam_rate", "interior_rate", "is_poor")
+        rows = [[seams[name] for name in names] for seams in self.axes.values()]
+        words = "".join(f"<p>{problem}</p>" for problem in self.problems())
+        return html_table(names, rows) + words
 
     def __str__(self) -> str:
         rows = [

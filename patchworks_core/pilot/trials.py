@@ -17,7 +17,7 @@ from math import ceil, prod
 from typing import Any
 
 from patchworks_core.calls.spellings import also_spelled
-from patchworks_core.calls.values import Values
+from patchworks_core.calls.values import Values, html_table
 from patchworks_core.errors import PlanError
 from patchworks_core.images.image import open_image
 from patchworks_core.images.image_source import ImageSource
@@ -139,6 +139,11 @@ class PilotReport(Values):
         else:
             how = "fairly sure" if self.n_at_seams >= FAIRLY_SURE else "not sure, few objects"
         return f"{how}: {evidence}; up to {share:.0%} of all objects at seams may still be wrong"
+
+    def _repr_html_(self) -> str:
+        names = ("overlap", "rule", "f1", "seam_f1", "seconds", "read_factor")
+        rows = [[getattr(trial, name) for name in names] for trial in self.trials]
+        return f"<p>{self.confidence}; overlap {self.overlap}</p>{html_table(names, rows)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON-ready values."""
