@@ -247,6 +247,7 @@ class Job:
         with stage_all(staging, missing, self.compute, listener) as (pool, count):
             check_staged(count, plan.grid.n_blocks, way_out=self._way_out(work))
             check_image(staging, pool=pool)
+            content = stage.content()
             edges = pair_tiles(stage, pool=pool)
             self.progress("pair", 1, 1)
             lut = look_up(stage, edges, options)
@@ -255,6 +256,11 @@ class Job:
                 f"by rule {options.rule!r}"
             )
             yield stage, lut, pool
+            if stage.content() != content:
+                raise StageError(
+                    f"tiles at {stage.path} were staged again by another call while they were "
+                    "merged; nothing was published: call again"
+                )
 
     def staging_of(self, stage: Stage, image: Image) -> Staging:
         """Return what stages a tile, given the image as it can be read where that is done."""

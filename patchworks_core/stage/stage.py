@@ -20,7 +20,7 @@ import hashlib
 import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -33,6 +33,7 @@ from patchworks_core.files.packed import PackedFile, open_packed
 from patchworks_core.files.storage import (
     Location,
     as_path,
+    is_local,
     remove,
     remove_parts,
     write_bytes,
@@ -85,6 +86,7 @@ class Stage:
         self.path = as_path(location)
         self.plan = plan
         self.grid: TileGrid = plan.grid
+        self._fingerprint = plan.fingerprint
         self.generation = _read_generation(self.path)
         self._first_layout = FirstLayout.at(self.path, self.grid)
         self._listing = BlockListing(self._folder)
@@ -164,7 +166,7 @@ class Stage:
         StageError
             If the stage was begun anew since this one was opened.
         """
-        content = encode_block(self.grid, block, tiles, plan=self.plan.fingerprint)
+        content = encode_block(self.grid, block, tiles, plan=self._fingerprint)
         if _read_generation(self.path) != self.generation:
             raise StageError(
                 f"the stage at {self.path} was begun anew by another call while tile block "
@@ -235,7 +237,7 @@ class Stage:
         """Yield where the tiles of each block with a file stand, and what its header says."""
         for key, summary in self._listing.read().items():
             index = self.grid.block_index_of_key.get(key)
-            if index is not None and summary.plan == self.plan.fingerprint:
+            if index is not None and summary.plan == self._fingerprint:
                 yield self.grid.tile_slices(index), summary
 
     def content(self) -> str:
@@ -361,18 +363,28 @@ class Stage:
     ) -> T:
         """Read something of a block from where it is staged."""
         with self._reading(what, block):
-            try:
-                with open_packed(self._block_path(block.key)) as packed:
-                    if BlockSummary.of(packed, key=block.key).plan == self.plan.fingerprint:
-                        return from_file(packed)
-            except FileNotFoundError:
-                pass
+            with suppress(FileNotFoundError):
+                try:
+                    return self._read_file(block, from_file)
+                except DamagedError:
+                    if is_local(self.path):
+                        raise
+                    # An object may have been replaced between two requests.
+                    return self._read_file(block, from_file)
             first = self._first_layout
             if first is not None and (first.counts_of(block.index) != NOT_STAGED).any():
                 return from_arrays(first, block)
         raise StageError(
             f"tile block {block.key!r} is not staged at {self.path}; stage it before it is merged"
         )
+
+    def _read_file(self, block: TileBlock, read: Callable[[PackedFile], T]) -> T:
+        """Read something of the file of a block; raise FileNotFoundError where it has none."""
+        path = self._block_path(block.key)
+        with open_packed(path) as packed:
+            if BlockSummary.of(packed, key=block.key).plan != self._fingerprint:
+                raise FileNotFoundError(f"{path} is of another plan")
+            return read(packed)
 
     @contextmanager
     def _reading(self, what: str, block: TileBlock) -> Iterator[None]:

@@ -10,6 +10,8 @@ import pytest
 from scipy import ndimage
 
 from patchworks_core import PlanError, StageError, TilesFailedError, declare, tile_process
+from patchworks_core.api import job as job_module
+from tests.core.staging import blobs, block_file, change_array
 
 PIXELS = np.random.default_rng(0).random((64, 96)) < 0.4
 CALLS: list[int] = []
@@ -165,3 +167,22 @@ def test_a_stage_of_its_own_that_is_of_another_plan_is_not_removed(tmp_path):
     with pytest.raises(StageError, match="holds the stage of another plan"):
         run(declared, tmp_path / "m.zarr", tile_shape=48, **where)
     assert run(declared, tmp_path / "m.zarr", merge="none", **where) == 0
+
+
+def test_tiles_that_are_staged_again_while_they_are_merged_are_not_published(tmp_path, monkeypatch):
+    """A function that does not return the same twice, in another call on the same stage."""
+    pixels = blobs((12, 12), density=0.4)
+    apply = job_module.apply_lut
+
+    def staged_again_first(stage, lut, **options):
+        block = block_file(stage.path, "y000x001")
+        change_array(block, "labels", lambda labels: labels[::-1].copy())
+        return apply(stage, lut, **options)
+
+    monkeypatch.setattr(job_module, "apply_lut", staged_again_first)
+    options = {"tile_shape": 6, "write_to": tmp_path / "labels.zarr"}
+    with pytest.raises(StageError, match="staged again by another call while they were merged"):
+        tile_process(pixels, "threshold", **options)
+    assert not (tmp_path / "labels.zarr" / "labels").exists()
+    monkeypatch.undo()
+    assert tile_process(pixels, "threshold", **options).max().compute() > 0

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from patchworks_core.errors import PlanError, StageError
+from patchworks_core.files import packed
 from patchworks_core.images.image import open_image
 from patchworks_core.machine.pools import Pool
 from patchworks_core.machine.workers import Workers
@@ -341,3 +342,20 @@ from patchworks_core.files.storage import as_path, write_bytes
 os.replace = lambda *names: os.kill(os.getpid(), signal.SIGKILL)
 write_bytes(as_path(sys.argv[1]), b"labels")
 """
+
+
+def test_an_object_that_is_replaced_between_two_requests_is_read_again(monkeypatch):
+    stage = stage_into(f"memory://{uuid.uuid4().hex}/stage", blobs((8, 8)))
+    block = stage.grid.block_of_key("y000x001")
+    labels, requests = stage.labels(block), []
+    fetch = packed._fetched
+
+    def fetch_other_once(path, start, stop):
+        requests.append(start)
+        content = fetch(path, start, stop)
+        return content[::-1] if len(requests) == 2 else content
+
+    monkeypatch.setattr(packed, "_fetched", fetch_other_once)
+    np.testing.assert_array_equal(stage.labels(block), labels)
+    assert len(requests) == 4
+    assert stage.missing_blocks() == []
