@@ -243,8 +243,9 @@ def _local_file(path: str) -> Iterator[bytes]:
     try:
         status = os.stat(path)
     except OSError as error:
-        if error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT):
-            raise  # may be there again in a moment
+        is_gone = isinstance(error, FileNotFoundError) and not os.path.islink(path)
+        if is_gone or error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT):
+            raise  # whoever asks knows what that means, or it may be there again in a moment
         raise ImageError(
             f"a file of the image cannot be looked at: {error}; restore it, or remove the link"
         ) from error

@@ -296,7 +296,7 @@ def test_a_call_that_fails_midway_leaves_no_image_and_can_be_repeated(tmp_path, 
     array = pixels_of((600, 700))
     with monkeypatch.context() as patch:
         patch.setattr(pyramid.LevelTask, "__call__", lambda *_: 1 / 0)
-        with pytest.raises(RuntimeError, match="writing level 1 failed: ZeroDivisionError"):
+        with pytest.raises(RuntimeError, match="writing level 1 failed: .*: ZeroDivisionError"):
             convert_image(array, target)
     with pytest.raises(ValueError, match="no image|no Zarr array|without OME-Zarr"):
         open_image(target)

@@ -271,7 +271,8 @@ def test_a_staging_run_that_failed_is_told_with_cause_count_and_link(
     alert_of_run(pipeline, result, alerts)
     (message,) = webhook.messages
     assert "image a needs attention, 1 failed tiles" in message["text"]
-    assert "ValueError: cannot segment [b]marked[/b] object" in message["text"]
+    assert "ValueError: tissue_functions.py, line " in message["text"]
+    assert "cannot segment [b]marked[/b] object" in message["text"]
     assert "status=FAILED" in message["text"]
     alert_of_run(pipeline, pipeline.stage(folder), alerts)
     assert len(webhook.messages) == 1
