@@ -101,6 +101,7 @@ def ask(project: Path, expression: str = "fn") -> Segmentation:
         return segmentation_of(eval(expression, vars(module)))
 
 
+@pytest.mark.slow
 def test_the_version_is_the_same_in_every_process(project):
     expressions = ["fn", "made({'z', 'y', 'x', 'w'})", "Method({'k': {1, 2}}).run", "Method(2)"]
     answers = set()

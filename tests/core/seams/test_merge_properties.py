@@ -85,6 +85,7 @@ def connected_pieces(cells: np.ndarray) -> np.ndarray:
     return pieces
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 2**32 - 1),
     ndim=st.integers(1, 3),

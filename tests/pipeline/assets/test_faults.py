@@ -101,6 +101,7 @@ def checks_of(result: dg.ExecuteInProcessResult) -> dict[str, bool]:
     return {name: found[name] for name in ("every_tile_is_merged", "ids_are_sequential")}
 
 
+@pytest.mark.slow
 def test_a_merge_with_a_hole_says_that_it_is_partial_and_heals(pipeline, marked_path, mended):
     folder = pipeline.register(marked_path, function="tissue_functions:fails_at_mark")
     pipeline.plan(folder)

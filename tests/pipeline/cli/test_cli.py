@@ -79,6 +79,7 @@ def labels_of(key: str) -> np.ndarray:
     return np.asarray(zarr.open_array(str(folder.labels(folder.plan()).path / "0"))[...])
 
 
+@pytest.mark.slow
 def test_a_run_prints_where_everything_is_and_a_second_one_redoes_nothing(
     patchworks, home, tissue_path
 ):

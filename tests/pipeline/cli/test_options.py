@@ -49,6 +49,7 @@ def provenance(key: str) -> dict:
     return json.loads((folder.labels(folder.plan()).path / "provenance.json").read_text())
 
 
+@pytest.mark.slow
 def test_an_option_that_says_what_is_built_in_beats_the_file(budgets, tmp_path):
     image, chosen = tmp_path / "tissue.tif", ("--workers", "1", "--worker-kind", "threads")
     code, printed = call_command_line("run", image, *chosen, "--merge", "overlap")
