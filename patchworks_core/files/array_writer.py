@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numcodecs.zstd as zstd
 import numpy as np
 import numpy.typing as npt
 from upath import UPath
@@ -54,10 +55,10 @@ class ArrayWriter:
 
     def write(self, region: Region, values: Array) -> None:
         """Write pixels of `region`; chunks of background alone are not stored."""
+        values = values.astype(self.dtype, copy=False)
         if self.level is None or not self._is_whole(region):
             open_array(self.path, mode="r+")[region.slices] = values
             return
-        values = values.astype(self.dtype, copy=False)
         for chunk in region.pieces(self.chunks):
             self._write_chunk(chunk, values[chunk.relative_to(region.start).slices])
 
@@ -67,8 +68,6 @@ class ArrayWriter:
         return all(a % c == 0 and (b % c == 0 or b == n) for a, b, c, n in bounds)
 
     def _write_chunk(self, chunk: Region, pixels: Array) -> None:
-        import numcodecs.zstd as zstd
-
         numbers = [str(a // c) for a, c in zip(chunk.start, self.chunks, strict=True)]
         file = self.path.joinpath(*self.prefix, *numbers)
         if not pixels.any():
@@ -98,12 +97,12 @@ def _level_of(metadata: dict[str, Any]) -> int | None:
     codecs = [dict(codec) for codec in metadata["codecs"]]
     if [codec["name"] for codec in codecs] != ["bytes", "zstd"]:
         return None
-    order, zstd = (codec.get("configuration") or {} for codec in codecs)
+    order, packing = (codec.get("configuration") or {} for codec in codecs)
     key = {"name": "default", "configuration": {"separator": "/"}}
     is_plain = (
         order.get("endian", "little") == "little"
-        and not zstd.get("checksum")
+        and not packing.get("checksum")
         and metadata["chunk_key_encoding"] == key
         and metadata["chunk_grid"]["name"] == "regular"
     )
-    return int(zstd["level"]) if is_plain else None
+    return int(packing["level"]) if is_plain else None

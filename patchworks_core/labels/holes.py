@@ -22,9 +22,10 @@ import numpy as np
 import numpy.typing as npt
 from upath import UPath
 
+from patchworks_core.files.array_writer import ArrayWriter
 from patchworks_core.files.label_arrays import create_label_array
 from patchworks_core.files.replacing import Working
-from patchworks_core.files.storage import ZarrFormat, open_array
+from patchworks_core.files.storage import ZarrFormat
 from patchworks_core.labels.source import LabelSource
 from patchworks_core.labels.writing import Destination, integer_type, written
 from patchworks_core.machine.engine import results
@@ -78,7 +79,7 @@ def write_filled(
             _BlockToFill(block, owners[lut.of_tile(block.tiles[0].number)])
             for block in stage.grid.blocks()
         )
-        task = _FillTask(source, stage, working.new)
+        task = _FillTask(source, stage, ArrayWriter.of(working.new))
         for _ in pool.map(task, items, step="fill", n=stage.grid.n_blocks):
             pass
 
@@ -163,15 +164,14 @@ class _BlockToFill:
 class _FillTask:
     source: LabelSource
     stage: Stage
-    target: UPath
+    target: ArrayWriter
 
     def __call__(self, item: _BlockToFill) -> None:
         labels = self.source.read(item.block.core)
         if item.owners.any():
             # Components lie where no object is, so that nothing is added to an id.
             labels = labels + item.owners[self.stage.labels(item.block)]
-        target = open_array(self.target, mode="r+")
-        target[item.block.core.slices] = labels.astype(target.dtype, copy=False)
+        self.target.write(item.block.core, labels)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

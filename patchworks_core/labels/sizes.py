@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from upath import UPath
 
+from patchworks_core.files.array_writer import ArrayWriter
 from patchworks_core.files.label_arrays import create_label_array
 from patchworks_core.files.replacing import Working
-from patchworks_core.files.storage import ZarrFormat, open_array
+from patchworks_core.files.storage import ZarrFormat
 from patchworks_core.images.calibration import SizeLimits
 from patchworks_core.labels.source import LabelSource
 from patchworks_core.labels.writing import Destination, integer_type, written
@@ -49,7 +49,7 @@ def write_sized(
             for tile, lut in zip(source.grid.tiles(), luts, strict=True)
             if lut.any()
         ]
-        task = _WriteTask(source, working.new)
+        task = _WriteTask(source, ArrayWriter.of(working.new))
         for _ in pool.map(task, items, step="write", n=len(items)):
             pass
 
@@ -110,9 +110,8 @@ class _TileToWrite:
 @dataclass(frozen=True, slots=True)
 class _WriteTask:
     source: LabelSource
-    target: UPath
+    target: ArrayWriter
 
     def __call__(self, item: _TileToWrite) -> None:
         _, numbers = number_ids(self.source.read(item.tile.core))
-        target = open_array(self.target, mode="r+")
-        target[item.tile.core.slices] = item.lut.astype(target.dtype)[numbers]
+        self.target.write(item.tile.core, item.lut.astype(self.target.dtype)[numbers])

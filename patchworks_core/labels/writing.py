@@ -17,6 +17,7 @@ import numpy.typing as npt
 import zarr
 from upath import UPath
 
+from patchworks_core.files.array_writer import ArrayWriter
 from patchworks_core.files.label_arrays import create_label_array, open_label_group
 from patchworks_core.files.replacing import Working, component_path, replacing
 from patchworks_core.files.storage import Location, ZarrFormat, as_path, open_array, zarr_store
@@ -146,7 +147,7 @@ def write_ome(
 @dataclass(frozen=True, slots=True)
 class _FilterTask:
     source: LabelSource
-    target: UPath
+    target: ArrayWriter
     reach: tuple[int, ...]
     function: Callable[[Array], Array]
 
@@ -159,8 +160,7 @@ class _FilterTask:
         spatial = labels.reshape([labels.shape[i] for i in grid.spatial])
         filtered = self.function(spatial).reshape(labels.shape)
         core = tile.core.relative_to(read.start).slices
-        target = open_array(self.target, mode="r+")
-        target[tile.core.slices] = filtered[core].astype(target.dtype, copy=False)
+        self.target.write(tile.core, filtered[core])
 
 
 def filter_tiles(
@@ -197,7 +197,7 @@ def filtered(
     def make(working: Working, zarr_format: ZarrFormat) -> None:
         dtype = id_type(source, pool)
         create_label_array(working.new, source.grid, dtype, zarr_format=zarr_format)
-        task = _FilterTask(source, working.new, reach, function)
+        task = _FilterTask(source, ArrayWriter.of(working.new), reach, function)
         for _ in pool.map(task, source.grid.tiles(), step="filter", n=source.grid.n_tiles):
             pass
 

@@ -210,10 +210,11 @@ def _write_levels(
             axes=image.axes,
             zarr_format=ZARR_FORMATS[version],
         )
-        task: Callable[[Region], None] = _Copy(image, target, is_labels)
+        writer = ArrayWriter.of(target)
+        task: Callable[[Region], None] = _Copy(image, writer, is_labels)
         if step is not None:
             choose = most_frequent if is_labels else local_mean
-            task = LevelTask(group / str(level - 1), ArrayWriter.of(target), step, choose)
+            task = LevelTask(group / str(level - 1), writer, step, choose)
         grid = fitted.grid(image.axes)
         regions = (block.core for block in grid.blocks())
         name = f"level {level}"
@@ -227,7 +228,7 @@ class _Copy:
     """Write a region of the full resolution."""
 
     image: Image
-    target: UPath
+    target: ArrayWriter
 
     is_labels: bool
 
@@ -238,7 +239,7 @@ class _Copy:
                 f"labels must be 0 or more, got {pixels.min()} in {region} of "
                 f"{self.image.url or self.image.format}; convert it as an image, labels=False"
             )
-        open_array(self.target, mode="r+")[region.slices] = pixels
+        self.target.write(region, pixels)
 
 
 def _windows(image: Image, lowest: UPath) -> list[Window]:

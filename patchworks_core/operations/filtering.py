@@ -16,6 +16,7 @@ import numpy.typing as npt
 from upath import UPath
 
 from patchworks_core.errors import PlanError, TilesFailedError
+from patchworks_core.files.array_writer import ArrayWriter
 from patchworks_core.files.label_arrays import output_chunks
 from patchworks_core.files.replacing import replacing
 from patchworks_core.files.storage import Location, as_path, create_array, open_array
@@ -127,7 +128,7 @@ def filter_image(
     ) as working:
         _create(working.new, processed, grid, sharded=sharded)
         with Pool.open(started, progress) as pool:
-            for _ in _run(_WriteTile(processed, working.new), grid, pool):
+            for _ in _run(_WriteTile(processed, ArrayWriter.of(working.new)), grid, pool):
                 pass
     return da.from_zarr(open_array(target))
 
@@ -219,10 +220,10 @@ class _WriteTile:
     """Runs the operations on one tile and writes its core, which no other tile writes."""
 
     image: ProcessedImage
-    target: UPath
+    target: ArrayWriter
 
     def __call__(self, tile: Tile) -> None:
-        open_array(self.target, mode="r+")[tile.core.slices] = self.image.read(tile.core)
+        self.target.write(tile.core, self.image.read(tile.core))
 
 
 def _run(task: Callable[[Tile], Any], grid: TileGrid, pool: Pool) -> Iterator[tuple[Tile, Any]]:
