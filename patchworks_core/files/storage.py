@@ -98,17 +98,14 @@ def create_array(
     chunks: Sequence[int],
     shards: Sequence[int] | None = None,
     dtype: np.dtype[Any] | type,
-    fill_value: int = 0,
     axes: str | None = None,
     zarr_format: ZarrFormat = 3,
-    checksum: bool = False,
 ) -> zarr.Array[Any]:
     """Create an array at `path`, replacing what is there; one chunk, or one shard, is one file.
 
-    Chunks that hold only the fill value are not stored. With a `checksum`, which other readers of
-    Zarr may not know, no damage to a chunk goes unseen.
+    Chunks that hold only 0 are not stored.
     """
-    compressor: Any = ZstdCodec(level=1, checksum=checksum)
+    compressor: Any = ZstdCodec(level=1)
     separator: dict[str, Any] = {"name": "default", "separator": "/"}
     if zarr_format == 2:
         import numcodecs
@@ -121,7 +118,7 @@ def create_array(
         chunks=tuple(min(c, max(n, 1)) for c, n in zip(chunks, shape, strict=True)),
         shards=None if shards is None else tuple(shards),
         dtype=dtype,
-        fill_value=fill_value,
+        fill_value=0,
         compressors=compressor,
         chunk_key_encoding=separator,
         dimension_names=list(axes) if axes and zarr_format == 3 else None,

@@ -37,13 +37,13 @@ class _PairTask:
 
     def __call__(self, block: TileBlock) -> EdgeTable:
         grid = self.stage.grid
-        kept: dict[str, dict[tuple[int, Side], np.ndarray[Any, Any]]] = {}
+        kept: dict[tuple[int, ...], dict[tuple[int, Side], np.ndarray[Any, Any]]] = {}
 
         def strip(index: tuple[int, ...], axis: int, side: Side) -> np.ndarray[Any, Any]:
-            key = grid.block_key([i // n for i, n in zip(index, grid.block_shape, strict=True)])
-            if key not in kept:
-                kept[key] = self.stage.strips(grid.block_of_key(key))
-            return strip_of_tile(grid, kept[key][axis, side], index, axis)
+            place = grid.block_index_of(index)
+            if place not in kept:
+                kept[place] = self.stage.strips(grid.block(place))
+            return strip_of_tile(grid, kept[place][axis, side], index, axis)
 
         return EdgeTable.concatenate(
             compare_face(grid, face, strip)

@@ -64,9 +64,6 @@ class BlockSummary:
     pixels: tuple[int, ...]
     """Checksum of what each tile read."""
 
-    measured: bool | None
-    """Whether intensities were measured; None where only areas were."""
-
     digest: int
     """Of the labels."""
 
@@ -89,7 +86,6 @@ class BlockSummary:
             header["plan"],
             tuple(header["counts"]),
             tuple(header["pixels"]),
-            header["measured"],
             int(labels.digest, 16),
             packed.n_bytes,
         )
@@ -167,7 +163,7 @@ def strips_in(grid: TileGrid, packed: PackedFile) -> dict[tuple[int, Side], Arra
 
 def strip_of_tile(grid: TileGrid, strips: Array, index: Sequence[int], axis: int) -> Array:
     """Return the strip of one tile from those of its block."""
-    first = [i // b * b for i, b in zip(index, grid.block_shape, strict=True)]
+    first = [place.start for place in grid.tile_slices(grid.block_index_of(index))]
     return strips[_slot_slices(index, first, slot_shape(grid, axis))]
 
 

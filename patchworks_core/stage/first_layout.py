@@ -56,7 +56,6 @@ class ArrayLayout:
     chunks: tuple[int, ...]
     dtype: type
     fill_value: int = 0
-    axes: str | None = None
 
 
 def layouts_of(grid: TileGrid) -> Iterator[ArrayLayout]:
@@ -64,7 +63,7 @@ def layouts_of(grid: TileGrid) -> Iterator[ArrayLayout]:
     blocks = [min(b, n) for b, n in zip(grid.block_shape, grid.grid_shape, strict=True)]
     cores = zip(grid.tile_shape, blocks, grid.shape, strict=True)
     chunks = tuple(min(t * b, n) for t, b, n in cores)
-    yield ArrayLayout("labels", grid.shape, chunks, np.int32, axes=grid.axes)
+    yield ArrayLayout("labels", grid.shape, chunks, np.int32)
     for axis in strip_axes(grid):
         slot = slot_shape(grid, axis)
         yield ArrayLayout(

@@ -242,7 +242,7 @@ class Stage:
 
     def content(self) -> str:
         """Return a digest of all staged labels; it changes when any tile is staged otherwise."""
-        content = hashlib.blake2b(self.plan.fingerprint.encode(), digest_size=16)
+        content = hashlib.blake2b(self._fingerprint.encode(), digest_size=16)
         content.update(np.ascontiguousarray(self.counts()).data)
         content.update(np.ascontiguousarray(self.digests()).data)
         return content.hexdigest()
@@ -318,11 +318,8 @@ class Stage:
         StageError
             If it is damaged, or not staged.
         """
-        return strip_of_tile(self.grid, self.strips(self.block_of(index))[axis, side], index, axis)
-
-    def block_of(self, index: Sequence[int]) -> TileBlock:
-        """Return the block of the tile at `index`."""
-        return self.grid.block([i // n for i, n in zip(index, self.grid.block_shape, strict=True)])
+        block = self.grid.block(self.grid.block_index_of(index))
+        return strip_of_tile(self.grid, self.strips(block)[axis, side], index, axis)
 
     def areas(self, block: TileBlock) -> Array:
         """Return the pixels of each label of a block in its core, int64, tile after tile.

@@ -237,6 +237,10 @@ class TileGrid:
             read=bounding_region([tile.read for tile in tiles]),
         )
 
+    def block_index_of(self, index: Sequence[int]) -> tuple[int, ...]:
+        """Return the position of the block that holds the tile at `index`."""
+        return tuple(i // n for i, n in zip(index, self.block_shape, strict=True))
+
     def tile_slices(self, index: Sequence[int]) -> tuple[slice, ...]:
         """Return where the tiles of a block stand among all tiles, by its position."""
         sizes = zip(index, self.block_shape, self.grid_shape, strict=True)

@@ -8,6 +8,7 @@ import uuid
 import numpy as np
 import pytest
 import zarr
+from zarr.codecs import GzipCodec, ZstdCodec
 
 from patchworks_core.files.array_writer import ArrayWriter
 from patchworks_core.files.storage import as_path, create_array, open_array
@@ -34,8 +35,13 @@ def files(folder) -> dict[str, bytes]:
     }
 
 
-def make(path, *, dtype=np.int32, **options) -> None:
-    create_array(as_path(path), shape=SHAPE, chunks=CHUNKS, dtype=dtype, **options)
+def make(path, *, dtype=np.int32, checksum=False, fill_value=0, **options) -> None:
+    place = {"shape": SHAPE, "chunks": CHUNKS, "dtype": dtype}
+    if checksum or fill_value:  # which only others make
+        compressor = ZstdCodec(level=1, checksum=checksum)
+        zarr.create_array(str(path), compressors=compressor, fill_value=fill_value, **place)
+    else:
+        create_array(as_path(path), **place, **options)
 
 
 @pytest.mark.parametrize("dtype", ["u1", "<i4", "i8", "f4"])
@@ -68,8 +74,6 @@ def test_only_plain_arrays_are_written_without_zarr(tmp_path):
 
 @pytest.mark.parametrize("codecs", [{"compressors": None}, {"compressors": "gzip"}])
 def test_other_codecs_are_left_to_zarr(codecs, tmp_path):
-    from zarr.codecs import GzipCodec
-
     compressors = GzipCodec() if codecs["compressors"] else None
     zarr.create_array(
         str(tmp_path / "a"), shape=SHAPE, chunks=CHUNKS, dtype="i4", compressors=compressors
