@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import dask.array
 import numpy as np
 import zarr
 from upath import UPath
@@ -21,7 +20,7 @@ from patchworks_core.files.label_arrays import check_chunks
 from patchworks_core.files.storage import Location, as_path, open_array
 from patchworks_core.images.calibration import LengthUnit
 from patchworks_core.images.image import open_all_channels
-from patchworks_core.images.readers.memory import OverlappingBlocks
+from patchworks_core.images.readers.memory import OverlappingBlocks, is_dask_array
 from patchworks_core.machine.progress import Progress
 from patchworks_core.plugins.segmentation import declare
 from patchworks_core.seams.rules import MergeRule
@@ -147,7 +146,7 @@ def _overlapping(
     array: Any, axes: str | None, overlap: Sequence[int] | int
 ) -> tuple[OverlappingBlocks, tuple[int, ...]]:
     """Return blocks that overlap as an image, and by how much, per axis of it."""
-    if not isinstance(array, dask.array.Array):
+    if not is_dask_array(array):
         raise PlanError(
             f"overlap={overlap!r} is of the blocks of a dask array, got {type(array).__name__}; "
             "label blocks that dask.array.overlap.overlap(image, depth, boundary='none') made"
@@ -196,7 +195,7 @@ def _chunks_of(labeled: Any, axes: str | None) -> tuple[int, ...]:
             f"the labels of shape {image.shape} have no chunks that say which tiles were labelled "
             "apart; give tile_shape"
         )
-    if isinstance(labeled, dask.array.Array):
+    if is_dask_array(labeled):
         for axis, sizes in zip(image.file_axes, labeled.chunks, strict=True):
             if axis in SPATIAL_AXES and (len({*sizes[:-1]}) > 1 or sizes[-1] > sizes[0]):
                 raise PlanError(

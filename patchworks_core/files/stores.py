@@ -14,6 +14,7 @@ import io
 import os
 import posixpath
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
@@ -23,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import zarr
-from dask.highlevelgraph import HighLevelGraph, Layer
 from fsspec import AbstractFileSystem
 from fsspec.core import OpenFile
 from upath import UPath
@@ -191,10 +191,11 @@ _PLAIN = (
 def _parts(value: Any) -> Iterable[Any]:
     """Return what a value is made of."""
     # Graphs and layers of Dask are mappings too, and looking into one as such makes all its tasks.
-    if isinstance(value, HighLevelGraph):
-        return list(value.layers.values())
-    if isinstance(value, Layer):
-        return _attributes(value)
+    if (graphs := sys.modules.get("dask.highlevelgraph")) is not None:
+        if isinstance(value, graphs.HighLevelGraph):
+            return list(value.layers.values())
+        if isinstance(value, graphs.Layer):
+            return _attributes(value)
     if isinstance(value, Mapping):
         return list(value.values())
     if isinstance(value, list | tuple | set | frozenset):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+from typing import TYPE_CHECKING
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _DIGEST = b"digest"
 """Key in the metadata of a table; tables of version 0.1.0 have none."""
@@ -21,9 +22,12 @@ def bytes_of_table(table: pa.Table) -> bytes:
 
     Examples
     --------
+    >>> import pyarrow as pa
     >>> table_of(bytes_of_table(pa.table({"area": [3, 4]})))["area"].to_pylist()
     [3, 4]
     """
+    import pyarrow.parquet as pq
+
     metadata = {**(table.schema.metadata or {}), _DIGEST: _digest(table)}
     buffer = io.BytesIO()
     pq.write_table(table.replace_schema_metadata(metadata), buffer, compression="zstd")
@@ -38,6 +42,8 @@ def table_of(content: bytes) -> pa.Table:
     DamagedError
         If it is no such file, or holds anything else than was written.
     """
+    import pyarrow.parquet as pq
+
     try:
         table = pq.read_table(io.BytesIO(content))
         metadata = dict(table.schema.metadata or {})

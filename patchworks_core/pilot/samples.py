@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from patchworks_core.errors import PlanError
 from patchworks_core.images.image import Image
@@ -150,6 +149,8 @@ def _overlap(a: Region, b: Region) -> bool:
 
 def object_extent(grid: TileGrid, samples: Sequence[Sample]) -> tuple[int, ...]:
     """Return the extent of a large object per axis, of those that the regions show whole."""
+    from scipy import ndimage
+
     whole: list[list[int]] = []
     cut: list[list[int]] = []
     for sample in samples:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,8 @@ class EdgeTable:
 
     def to_arrow(self) -> pa.Table:
         """Return the table as Arrow columns."""
+        import pyarrow as pa
+
         return pa.table({f.name: getattr(self, f.name) for f in fields(self)})
 
     @classmethod

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from patchworks_core.seams.edge_table import EdgeTable
 
@@ -151,6 +149,9 @@ def _components(
     ids_a: np.ndarray[Any, Any], ids_b: np.ndarray[Any, Any]
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Return every id that has a partner, ascending, and the smallest id of its component."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     nodes, index = np.unique(np.concatenate([ids_a, ids_b]), return_inverse=True)
     if not len(nodes):
         return nodes.astype(np.int64), nodes.astype(np.int64)

@@ -18,11 +18,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import zarr
 from upath import UPath
 
@@ -33,6 +32,9 @@ from patchworks_core.seams.strips import HIGH, LOW, Side, slot_shape, strip_axes
 from patchworks_core.stage.block_files import NOT_STAGED
 from patchworks_core.stage.object_sums import ObjectSums
 from patchworks_core.tiles.grid import TileBlock, TileGrid
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Array = npt.NDArray[Any]
 

@@ -24,6 +24,8 @@ from patchworks_pipeline.resources.settings_file import read_yaml
 
 DASK_VARIABLE = "PATCHWORKS_DASK"
 
+INSTALL = "pip install 'patchworks-pipeline[dask]'"
+
 
 class DaskCluster(Deployed):
     """The Dask cluster for tiles, if any."""
@@ -69,18 +71,27 @@ class DaskCluster(Deployed):
         Raises
         ------
         PlanError
-            If the client's workers are threads of this process.
+            If `dagster-dask` is not installed, or the client's workers are threads of this process.
         """
         settings = self.settings()
         if settings is None:
             yield None
             return
-        from dagster_dask import dask_resource
-
         with dg.build_resources(
-            {"dask": dask_resource}, resource_config={"dask": {"config": settings}}
+            {"dask": _dask_resource()}, resource_config={"dask": {"config": settings}}
         ) as resources:
             client = resources.dask.client
             refuse_in_process(client)
             client.wait_for_workers(1, timeout=self.seconds_to_wait)
             yield client
+
+
+def _dask_resource() -> Any:
+    try:
+        from dagster_dask import dask_resource
+    except ModuleNotFoundError as error:
+        raise PlanError(
+            f"tiles run on a Dask cluster through dagster-dask, and {error.name!r} is not "
+            f"installed here; {INSTALL}, or unset {DASK_VARIABLE}"
+        ) from error
+    return dask_resource

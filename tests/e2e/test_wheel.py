@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -26,14 +27,28 @@ print(patchworks_core.__file__, patchworks_pipeline.__file__, len(list(deployed(
 """
 
 
+def copied_into_the_image() -> list[Path]:
+    """What the Dockerfile copies, of which the container image's wheel is built."""
+    lines = (CHECKOUT / "deploy" / "Dockerfile").read_text().splitlines()
+    names = [name for line in lines if line.startswith("COPY") for name in line.split()[1:-1]]
+    return [CHECKOUT / name for name in names]
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
-    """The wheel of this checkout, unpacked as pip would."""
+    """The wheel of what a container image is built of, unpacked as pip would."""
     if importlib.util.find_spec("hatchling") is None:
         pytest.skip("hatchling is not installed")
     folder = tmp_path_factory.mktemp("wheel")
+    (source := folder / "source").mkdir()
+    for path in copied_into_the_image():
+        if path.is_dir():
+            hidden = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(path, source / path.name, ignore=hidden)
+        else:
+            shutil.copy(path, source)
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
-    built = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
+    built = subprocess.run(command, cwd=source, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     (wheel,) = folder.glob("*.whl")
     # Its requirements are those of this Python; pip would only look them up again.

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
-import dask.array
-import dask.base
 import numpy as np
 import numpy.typing as npt
 
@@ -18,6 +17,15 @@ from patchworks_core.files.locations import file_stamp, folder_stamp, is_remote
 from patchworks_core.files.stores import places_of
 from patchworks_core.images.readers.file_array import FileArray
 from patchworks_core.images.readers.opened import Opened, axes_notes, check_level, file_axes
+
+if TYPE_CHECKING:
+    import dask.array
+
+
+def is_dask_array(source: Any) -> TypeGuard[dask.array.Array]:
+    """Tell whether something is a Dask array, without importing Dask where nobody has."""
+    module = sys.modules.get("dask.array")
+    return module is not None and isinstance(source, module.Array)
 
 
 @dataclass(frozen=True)
@@ -101,9 +109,11 @@ class OverlappingBlocks:
         held = (self._block_with(axis, *bound) for axis, bound in enumerate(bounds))
         places = [place for place in held if place is not None]
         if len(places) < len(bounds):  # more than a block holds: what the cores say
+            from dask.array.overlap import trim_overlap
+
             boundary = dict.fromkeys(range(len(self.depth)), "none")
             depth = dict(enumerate(self.depth))
-            trimmed = dask.array.overlap.trim_overlap(self.array, depth, boundary)
+            trimmed = trim_overlap(self.array, depth, boundary)
             return np.asarray(trimmed[index])
         block = self.array.blocks[tuple(number for number, _ in places)]
         return np.asarray(
@@ -193,7 +203,9 @@ def _dask_token(array: dask.array.Array) -> Iterator[bytes]:
     A graph that reads a file has the same name whatever the file holds. What lies on an object
     store is not asked for.
     """
-    yield dask.base.tokenize(array).encode()
+    from dask.base import tokenize
+
+    yield tokenize(array).encode()
     for place in sorted(places_of(array), key=str):
         if place.protocol == "file" and os.path.exists(place.path):
             is_folder = os.path.isdir(place.path)

@@ -6,15 +6,9 @@ They are checked by the models of `ome-zarr-models`. What they mean is the busin
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
-import ome_zarr_models.v04.hcs
-import ome_zarr_models.v04.image
-import ome_zarr_models.v04.well
-import ome_zarr_models.v05.hcs
-import ome_zarr_models.v05.image
-import ome_zarr_models.v05.well
-import pydantic
 import zarr
 
 from patchworks_core.errors import ImageError
@@ -25,14 +19,12 @@ MULTISCALES, PLATE, WELL, LABELS = "multiscales", "plate", "well", "labels"
 LAYOUT = "bioformats2raw.layout"
 """Attribute of a group that holds several images, one per series of the file it was made of."""
 
-_MODELS: dict[tuple[str, str], Any] = {
-    ("0.4", MULTISCALES): ome_zarr_models.v04.image.ImageAttrs,
-    ("0.5", MULTISCALES): ome_zarr_models.v05.image.ImageAttrs,
-    ("0.4", PLATE): ome_zarr_models.v04.hcs.HCSAttrs,
-    ("0.5", PLATE): ome_zarr_models.v05.hcs.HCSAttrs,
-    ("0.4", WELL): ome_zarr_models.v04.well.WellAttrs,
-    ("0.5", WELL): ome_zarr_models.v05.well.WellAttrs,
+_MODELS = {
+    MULTISCALES: ("image", "ImageAttrs"),
+    PLATE: ("hcs", "HCSAttrs"),
+    WELL: ("well", "WellAttrs"),
 }
+"""Module and class of a model; imported when it is used, because that takes as long as Zarr."""
 
 UNCALIBRATED = ("0.1", "0.2", "0.3")
 """Versions without sizes of pixels; the first two have the axes ``tczyx``, the third names them."""
@@ -72,6 +64,8 @@ def parse_attributes(group: zarr.Group, what: str, where: str, way_out: str) -> 
     ImageError
         If they are not valid; it ends with the `way_out`.
     """
+    from pydantic import ValidationError
+
     version, ome = ome_attributes(group)
     content = {name: ome[name] for name in ("version", what) if name in ome}
     if version == "0.4":
@@ -82,8 +76,8 @@ def parse_attributes(group: zarr.Group, what: str, where: str, way_out: str) -> 
         # Many writers leave the version out here, of which the models would warn.
         content[PLATE] = {"version": version, **plate}
     try:
-        return getattr(_MODELS[version, what](**content), what)
-    except pydantic.ValidationError as error:
+        return getattr(_model(version, what)(**content), what)
+    except ValidationError as error:
         stated = stated_version(ome, what)
         if stated is not None and stated not in ("0.4", "0.5"):
             raise ImageError(
@@ -97,6 +91,12 @@ def parse_attributes(group: zarr.Group, what: str, where: str, way_out: str) -> 
             f"the metadata are not {_VALID[what]}: {place}: {first['msg']} "
             f"({error.error_count()} in all) in {where}; {way_out}"
         ) from error
+
+
+def _model(version: str, what: str) -> Any:
+    module, name = _MODELS[what]
+    package = f"ome_zarr_models.v{version.replace('.', '')}"
+    return getattr(import_module(f"{package}.{module}"), name)
 
 
 def stated_version(ome: dict[str, Any], what: str) -> str | None:

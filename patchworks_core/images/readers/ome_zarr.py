@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ome_zarr_models.v04.multiscales
-import ome_zarr_models.v05.multiscales
 import zarr
 
 from patchworks_core.errors import ImageError
@@ -27,7 +25,11 @@ from patchworks_core.images.readers.node_paths import member
 from patchworks_core.images.readers.opened import Opened, check_level, check_size, file_axes
 from patchworks_core.tiles.grid import AXES, SPATIAL_AXES
 
-Multiscale = ome_zarr_models.v04.multiscales.Multiscale | ome_zarr_models.v05.multiscales.Multiscale
+if TYPE_CHECKING:
+    from ome_zarr_models.v04.multiscales import Multiscale as Multiscale04
+    from ome_zarr_models.v05.multiscales import Multiscale as Multiscale05
+
+    Multiscale = Multiscale04 | Multiscale05
 
 _CORRECT = "correct them, or open the array of one level by its own path with axes="
 _AXIS_OF_TYPE = {"channel": "c", "time": "t"}

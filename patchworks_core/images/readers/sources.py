@@ -7,7 +7,6 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
-import dask.array
 import numpy as np
 import zarr
 from upath import UPath
@@ -45,9 +44,9 @@ def source_url(source: Any) -> str | None:
     """
     if isinstance(source, (str, os.PathLike, UPath)):
         return locate(source)
-    arrays = (np.ndarray, dask.array.Array, zarr.Array, zarr.Group)
+    arrays = (np.ndarray, zarr.Array, zarr.Group)
     in_memory = (*arrays, memory.MappedArray, memory.OverlappingBlocks)
-    if isinstance(source, in_memory):
+    if isinstance(source, in_memory) or memory.is_dask_array(source):
         return None
     raise ImageError(
         "an image is opened from a path, a URL, a NumPy, Dask or Zarr array, or a Zarr group, "
@@ -115,7 +114,7 @@ def _open_source(source: Any, level: int, axes: str | None) -> Opened:
         return _open_url(url, level, axes)
     if isinstance(source, np.ndarray):
         return memory.open_numpy(source, level, axes)
-    if isinstance(source, dask.array.Array):
+    if memory.is_dask_array(source):
         return memory.open_dask(source, level, axes)
     if isinstance(source, memory.OverlappingBlocks):
         return memory.open_overlapping(source, level, axes)

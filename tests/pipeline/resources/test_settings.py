@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import dagster as dg
@@ -338,6 +339,17 @@ def test_a_word_that_neither_switches_automation_off_nor_on_is_refused(home, mon
     monkeypatch.setenv("PATCHWORKS_AUTOMATION", "fales")
     with pytest.raises(PlanError, match="PATCHWORKS_AUTOMATION must be one of .* got 'fales'"):
         Automation().why_off()
+
+
+def test_a_cluster_without_its_extra_says_how_to_install_it(tmp_path, monkeypatch):
+    path = tmp_path / "dask.yaml"
+    path.write_text("cluster: {local: {n_workers: 1}}")
+    monkeypatch.setitem(sys.modules, "dagster_dask", None)
+    with (
+        pytest.raises(PlanError, match=r"dagster_dask.*pip install 'patchworks-pipeline\[dask\]'"),
+        DaskCluster(config_file=str(path)).open(),
+    ):
+        pass
 
 
 def test_the_file_of_a_cluster_is_read_with_the_same_care(tmp_path):
