@@ -7,8 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
+from sybil import Document
 
 import patchworks_core
+from docs.conftest import PARSERS, setup, teardown
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -95,3 +97,15 @@ def test_every_page_of_the_site_is_in_its_table_of_contents():
     nav = (DOCS.parent / "mkdocs.yml").read_text()
     pages = {p.relative_to(DOCS).as_posix() for p in DOCS.glob("*.md")}
     assert not {page for page in pages if page not in nav}
+
+
+def test_what_the_readme_says_to_type_runs_in_an_empty_folder():
+    page = Document.parse(str(DOCS.parent / "README.md"), *PARSERS)
+    setup(page.namespace)
+    try:
+        examples = list(page.examples())
+        for example in examples:
+            example.evaluate()
+    finally:
+        teardown(page.namespace)
+    assert len(examples) == 2

@@ -11,6 +11,7 @@ from patchworks_core.api.arguments import progress_of
 from patchworks_core.api.estimate import Estimate, estimate
 from patchworks_core.api.options import DEFAULTS, TileOptions, planned_job
 from patchworks_core.calls.options import spelled_out
+from patchworks_core.calls.values import html_table
 from patchworks_core.files.storage import Location, as_path
 from patchworks_core.images.image_source import ImageSource
 from patchworks_core.machine.pools import Compute
@@ -31,6 +32,17 @@ class SegmentedImage:
 
     n_objects: int
     plan: Plan
+
+    def _repr_html_(self) -> str:
+        grid = self.plan.grid
+        rows = [
+            ("path", self.path),
+            ("n_objects", self.n_objects),
+            ("axes", grid.axes),
+            ("shape", grid.shape),
+            ("n_tiles", grid.n_tiles),
+        ]
+        return html_table(("", "SegmentedImage"), rows)
 
 
 @overload

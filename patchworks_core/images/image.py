@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
+from patchworks_core.calls.values import html_table
 from patchworks_core.errors import ImageError
 from patchworks_core.files.locations import changed_at
 from patchworks_core.images.channels import channel_note
@@ -29,7 +30,7 @@ from patchworks_core.images.readers.opened import (
     complete,
 )
 from patchworks_core.images.readers.sources import open_source, source_url
-from patchworks_core.images.units import MICROMETERS, PixelSize, pixel_sizes
+from patchworks_core.images.units import MICROMETERS, PixelSize, pixel_sizes, sizes_in_words
 from patchworks_core.tiles.grid import AXES
 from patchworks_core.tiles.regions import Region
 
@@ -159,6 +160,13 @@ class Image:
         if self.file_chunks is None:
             return None
         return tuple(int(self.file_chunks[i]) for i in self._order)
+
+    def _repr_html_(self) -> str:
+        names = ("axes", "shape", "dtype", "chunks", "channel", "channel_names", "level", "format")
+        rows = [(name, getattr(self, name)) for name in names]
+        sizes = sizes_in_words(self.axes, self.pixel_size, self.unit)
+        rows += [("pixel_size", sizes), ("place", self.where)]
+        return html_table(("", "Image"), rows)
 
     def read(self, region: Region) -> npt.NDArray[Any]:
         """Read a region; only the chunks it touches are loaded.

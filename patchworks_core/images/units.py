@@ -68,3 +68,16 @@ def pixel_sizes(pixel_size: PixelSize, axes: str, where: str) -> dict[str, float
         if finite_number(f"pixel_size of {axis!r}", size, least=0, error=ImageError) == 0:
             raise ImageError(f"pixel_size of {axis!r} must be greater than 0, got 0 for {where}")
     return {axis: float(size) for axis, size in sizes.items()}
+
+
+def sizes_in_words(axes: str, pixel_size: Mapping[str, float], unit: Mapping[str, str]) -> str:
+    """Say the sizes of a pixel.
+
+    Examples
+    --------
+    >>> sizes_in_words("zyx", {"y": 0.5, "x": 0.25}, {"y": "micrometer"})
+    'y 0.5 micrometer, x 0.25'
+    """
+    axes_of_size = [axis for axis in axes if axis in pixel_size]
+    words = (f"{axis} {pixel_size[axis]:.4g} {unit.get(axis, '')}" for axis in axes_of_size)
+    return ", ".join(word.strip() for word in words) or "not recorded"

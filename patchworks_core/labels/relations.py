@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 import numpy.typing as npt
 
+from patchworks_core.calls.values import html_table
 from patchworks_core.errors import ImageError
 from patchworks_core.images.image_source import ImageSource
 from patchworks_core.labels.options import ReadingOptions, pool_of, source_of, takes_options
@@ -176,6 +177,10 @@ def _starts(rows: Array) -> Array:
     return np.flatnonzero(new)
 
 
+SHOWN = 10
+"""Objects of which a notebook draws the row."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Relations:
     """How the objects of two label images overlap."""
@@ -243,6 +248,13 @@ class Relations:
                 "n_b": columns["n_b"],
             },
         )
+
+    def _repr_html_(self) -> str:
+        table = self.to_table()
+        rows = zip(*(table[name][:SHOWN].to_pylist() for name in table.column_names), strict=True)
+        left_out = table.num_rows - SHOWN
+        more = f"<p>and {left_out} more objects</p>" if left_out > 0 else ""
+        return html_table(table.column_names, list(rows)) + more
 
     def _table(self, plane: Array, columns: dict[str, Array]) -> pa.Table:
         """Return columns with the plane spelled out."""

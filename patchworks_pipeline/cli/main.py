@@ -39,6 +39,7 @@ from patchworks_pipeline.cli.options import (
 )
 from patchworks_pipeline.cli.pilot import pilot
 from patchworks_pipeline.cli.records import record_of
+from patchworks_pipeline.cli.samples import samples
 from patchworks_pipeline.cli.segment import segment
 from patchworks_pipeline.cli.terminal import (
     BAD_INPUT,
@@ -383,6 +384,7 @@ app.command()(segment)
 app.command()(pilot)
 app.command()(convert)
 app.command()(view)
+app.command()(samples)
 
 if __name__ == "__main__":
     app()
