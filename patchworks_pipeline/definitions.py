@@ -7,7 +7,14 @@ takes `defs`, for which nothing is looked up.
 import dagster as dg
 
 from patchworks_pipeline import assets
-from patchworks_pipeline.automation import alert_sensors, jobs, retention, schedules, sensors
+from patchworks_pipeline.automation import (
+    alert_sensors,
+    dead_runs,
+    jobs,
+    retention,
+    schedules,
+    sensors,
+)
 from patchworks_pipeline.automation.alerts import Alerts
 from patchworks_pipeline.resources.clusters import DaskCluster
 from patchworks_pipeline.resources.resources import (
@@ -43,6 +50,7 @@ def definitions(backfills: Backfills) -> dg.Definitions:
             alert_sensors.run_failure_alerts,
             alert_sensors.check_failure_alerts,
             alert_sensors.missed_alerts,
+            dead_runs.dead_runs,
         ],
         schedules=schedules.SCHEDULES,
         resources={

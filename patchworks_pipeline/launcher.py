@@ -4,26 +4,39 @@ The default launcher cannot tell, so after a power cut a run would go on for eve
 image would wait for it, and so would all others for the pool it holds.
 """
 
-import json
-import socket
+from typing import Any
 
 import dagster as dg
-from dagster._core.launcher.base import CheckRunHealthResult, WorkerStatus
+from dagster._core.launcher.base import CheckRunHealthResult, LaunchRunContext, WorkerStatus
 from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
-from dagster._core.storage.tags import GRPC_INFO_TAG
 
-from patchworks_pipeline.instance.run_processes import why_gone
-
-SECONDS_TO_ANSWER = 5
+from patchworks_pipeline.instance.heartbeats import Heartbeats
+from patchworks_pipeline.instance.run_processes import (
+    HOST,
+    RUN,
+    is_listening,
+    this_host,
+    why_gone,
+)
 
 
 class WatchedRunLauncher(DefaultRunLauncher):
     """Starts runs below a code server on this machine, and looks whether that still listens."""
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._heartbeats = Heartbeats()
+
     @property
     def supports_check_run_worker_health(self) -> bool:
         """True: run monitoring asks."""
         return True
+
+    def launch_run(self, context: LaunchRunContext) -> None:
+        """Start a run, and note on which host: only there can its process be looked for."""
+        run_id = context.dagster_run.run_id
+        self._instance.add_run_tags(run_id, {HOST: this_host(), RUN: run_id})
+        super().launch_run(context)
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
         """Tell whether the code server or the command that a run was started by is there.
@@ -31,18 +44,11 @@ class WatchedRunLauncher(DefaultRunLauncher):
         A code server outlives its runs, also when the daemon was killed, and reports one whose
         process ends before its time.
         """
-        why = why_gone(run)
-        if why is not None:
-            return CheckRunHealthResult(WorkerStatus.FAILED, why)
-        path = json.loads(run.tags.get(GRPC_INFO_TAG, "{}")).get("socket")
-        if path is None:
-            return CheckRunHealthResult(WorkerStatus.RUNNING)
-        with socket.socket(socket.AF_UNIX) as caller:
-            caller.settimeout(SECONDS_TO_ANSWER)
-            try:
-                caller.connect(path)
-            except (FileNotFoundError, ConnectionRefusedError):
-                return CheckRunHealthResult(WorkerStatus.FAILED, "its code server is gone")
-            except TimeoutError:
-                pass  # busy is not gone
-        return CheckRunHealthResult(WorkerStatus.RUNNING)
+        why = why_gone(self._instance, run)
+        is_of_here = run.tags.get(HOST, this_host()) == this_host()
+        if why is None and not is_of_here:
+            why = self._heartbeats.why_gone(self._instance, run)
+        if why is None and is_of_here and not is_listening(run):
+            why = "its code server is gone"
+        status = WorkerStatus.RUNNING if why is None else WorkerStatus.FAILED
+        return CheckRunHealthResult(status, why)

@@ -24,6 +24,9 @@ The lineage shows the arrow and backfills of either side work; which tiles make 
 decided by the stage's own counts. Custom mappings would be ignored by the daemon.
 """
 
+IMAGE = "patchworks/image"
+"""Tag of a run for one image."""
+
 _LEGAL = re.compile(r"[^A-Za-z0-9._-]+")
 
 SUFFIXES = (

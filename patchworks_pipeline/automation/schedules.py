@@ -11,9 +11,9 @@ import dagster as dg
 from patchworks_pipeline.assets import merged_labels
 from patchworks_pipeline.automation.jobs import merge_image, plan_image, stage_tiles
 from patchworks_pipeline.automation.retention import is_retired, retire_images
-from patchworks_pipeline.automation.sensors import IMAGE, staging_run
+from patchworks_pipeline.automation.sensors import staging_run
 from patchworks_pipeline.image_faults import ImageFaults
-from patchworks_pipeline.partitions import images, tile_keys
+from patchworks_pipeline.partitions import IMAGE, images, tile_keys
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.resources import Automation, LabelStore, SegmentationDefaults
 

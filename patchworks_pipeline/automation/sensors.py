@@ -41,14 +41,11 @@ from patchworks_pipeline.landing.arrivals import (
 )
 from patchworks_pipeline.landing.candidates import find_candidates
 from patchworks_pipeline.landing.opening import with_setting
-from patchworks_pipeline.partitions import images, tile_keys, tiles
+from patchworks_pipeline.partitions import IMAGE, images, tile_keys, tiles
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.resources import AcquisitionSource, Automation, LabelStore
 
 RUN_KEY = "dagster/run_key"
-IMAGE = "patchworks/image"
-"""Tag of every run that a sensor or schedule starts for one image."""
-
 EVERY_ROUND = 1
 """Seconds between ticks: less than the daemon's round of 5 s, or every other round is missed."""
 

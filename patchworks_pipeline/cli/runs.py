@@ -26,10 +26,11 @@ from patchworks_pipeline.automation.events import RANGE_END, RANGE_START
 from patchworks_pipeline.cli.terminal import errors, say
 from patchworks_pipeline.definitions import defs
 from patchworks_pipeline.image_faults import error_of_step
+from patchworks_pipeline.instance.heartbeats import beating
 from patchworks_pipeline.instance.home import home_environment, prepare_home
 from patchworks_pipeline.instance.run_processes import open_instance, tags_of_process
 from patchworks_pipeline.instance.slots import NoSlotError, take_pool_slot
-from patchworks_pipeline.partitions import images, tile_keys
+from patchworks_pipeline.partitions import IMAGE, images, tile_keys
 from patchworks_pipeline.records import Acquisition, ImageFolder, TileFailure
 from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore, SegmentationDefaults
 
@@ -149,7 +150,7 @@ def run_image(
     resources = {"budget": {"config": dict(budget)}}
     if not _is_planned(folder, plan):
         steps.append("plan_image")
-        error = _run(instance, "plan_image", resources, partition_key=folder.key)
+        error = _run(instance, "plan_image", folder.key, resources, partition_key=folder.key)
         if error:
             return ImageRun(folder, tuple(steps), (), error.message)
     for note in planned_function(folder, plan).notes_on(folder.statistics()):
@@ -163,6 +164,7 @@ def run_image(
         error = _run(
             instance,
             "stage_tiles",
+            folder.key,
             resources,
             tags={RANGE_START: keys[0], RANGE_END: keys[-1]},
             ops={"staged_labels": {"config": {"skip_staged": True}}},
@@ -172,7 +174,7 @@ def run_image(
             return ImageRun(folder, tuple(steps), failures, error.message)
     if not _is_merged(folder, plan):
         steps.append("merge_image")
-        error = _run(instance, "merge_image", resources, partition_key=folder.key)
+        error = _run(instance, "merge_image", folder.key, resources, partition_key=folder.key)
         if error:
             return ImageRun(folder, tuple(steps), (), error.message)
     return ImageRun(folder, tuple(steps), (), None)
@@ -221,6 +223,7 @@ def merge_again(
     error = _run(
         instance,
         "merge_image",
+        folder.key,
         {},
         partition_key=folder.key,
         ops={name: {"config": config} for name, config in configs.items() if name in names},
@@ -244,6 +247,7 @@ class _JobError:
 def _run(
     instance: dg.DagsterInstance,
     job: str,
+    image: str,
     resources: dict[str, Any],
     *,
     partition_key: str | None = None,
@@ -251,9 +255,9 @@ def _run(
     ops: dict[str, Any] | None = None,
     assets: Sequence[str] | None = None,
 ) -> _JobError | None:
-    """Run a job and return why it failed, or None."""
+    """Run a job for an image and return why it failed, or None."""
     run_id = make_new_run_id()
-    tags = {**(tags or {}), **tags_of_process(run_id)}
+    tags = {**(tags or {}), **tags_of_process(run_id), IMAGE: image}
     definition = defs.resolve_job_def(job)
     try:
         for step, pool in _pools_of(definition).items():
@@ -261,20 +265,21 @@ def _run(
             take_pool_slot(instance, pool, run, step, say=partial(say, on=errors))
     except NoSlotError as none_free:
         return _JobError(str(none_free))
-    result = definition.execute_in_process(
-        instance=instance,
-        run_id=run_id,
-        partition_key=partition_key,
-        tags=tags,
-        run_config={
-            "resources": resources,
-            "ops": ops or {},
-            # The instance keeps every event; the terminal shows progress bars instead.
-            "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
-        },
-        asset_selection=None if assets is None else [dg.AssetKey(name) for name in assets],
-        raise_on_error=False,
-    )
+    with beating(instance, run_id):
+        result = definition.execute_in_process(
+            instance=instance,
+            run_id=run_id,
+            partition_key=partition_key,
+            tags=tags,
+            run_config={
+                "resources": resources,
+                "ops": ops or {},
+                # The instance keeps every event; the terminal shows progress bars instead.
+                "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+            },
+            asset_selection=None if assets is None else [dg.AssetKey(name) for name in assets],
+            raise_on_error=False,
+        )
     if result.success:
         return None
     failures = [e for e in result.all_events if e.is_step_failure]

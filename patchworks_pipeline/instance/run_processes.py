@@ -10,10 +10,11 @@ host, or of another container, is never judged: nobody here can see its process.
 a code server started: `patchworks_pipeline.launcher` looks after those.
 """
 
+import json
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from yaml import YAMLError
 
 from patchworks_core.errors import PlanError
+from patchworks_pipeline.instance.heartbeats import Heartbeats
 from patchworks_pipeline.instance.home import opening
 
 HOST, PROCESS, STARTED, RUN = (
@@ -33,8 +35,9 @@ HOST, PROCESS, STARTED, RUN = (
     "patchworks/process_started",
     "patchworks/run",
 )
-"""Tags of a run of the command line. The last is its own id: a run that is made from another in the
-UI takes over the tags of that, and is none of its process."""
+"""Tags of a run of the command line; one of a code server has the first and the last. The last is
+its own id: a run that is made from another in the UI takes over the tags of that, and is none of
+its process."""
 
 OPEN = [
     dg.DagsterRunStatus.NOT_STARTED,
@@ -49,6 +52,15 @@ SILENT_SECONDS = 600
 
 SECONDS_TO_BEGIN = 60
 """A run that waits for its slot is not in the books yet; so long nobody takes it for lost."""
+
+SECONDS_TO_ANSWER = 5
+"""Of a code server."""
+
+EVENTS_OF_BEGINNING = 20
+"""In which a run has said in which process it is."""
+
+SECONDS_OF_CLOCKS = 2
+"""By which the clock of a log and that of a process may differ."""
 
 _LINUX = Path("/proc/sys/kernel/random/boot_id")
 
@@ -114,22 +126,74 @@ def started(pid: int) -> str | None:
     return f"{_LINUX.read_text().strip()}/{fields[19]}"
 
 
-def why_gone(run: dg.DagsterRun) -> str | None:
-    """Return why a run of the command line has no process any more; None where it may have one."""
+def why_gone(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str | None:
+    """Return why a run of this host has no process any more; None where it may have one."""
     tags = run.tags
-    if tags.get(RUN) != run.run_id or GRPC_INFO_TAG in tags or tags.get(HOST) != this_host():
+    if tags.get(RUN) != run.run_id or tags.get(HOST) != this_host():
         return None
-    pid = int(tags[PROCESS])
-    if started(pid) == tags[STARTED]:
+    if GRPC_INFO_TAG in tags:
+        return _why_launched_is_gone(instance, run)
+    pid = tags.get(PROCESS, "")
+    if not pid.isdigit() or started(int(pid)) == tags.get(STARTED):
         return None
     return f"its process {pid} on {tags[HOST].partition('/')[0]} is gone: killed, or the power went"
 
 
-def end_dead_runs(instance: dg.DagsterInstance) -> dict[str, str]:
-    """Mark runs whose process is gone as failed and free the slots they hold; say which and why."""
+def _why_launched_is_gone(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str | None:
+    """Return the same for a run that a code server started.
+
+    A code server that is there reports by itself that the process of a run ended before its time.
+    """
+    if not run.is_finished and is_listening(run):
+        return None
+    process = _process_in_log(instance, run)
+    if process is None:
+        return None if run.is_finished else "its code server is gone before it had a process"
+    pid, logged = process
+    if _is_running(pid, logged):
+        return None
+    return f"its process {pid} is gone" + ("" if run.is_finished else ", and its code server is")
+
+
+def is_listening(run: dg.DagsterRun) -> bool:
+    """Tell whether the code server that started a run may be there; one on a port always may."""
+    try:
+        path = json.loads(run.tags.get(GRPC_INFO_TAG, "{}")).get("socket")
+    except (ValueError, AttributeError):
+        return True
+    if path is None:
+        return True
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.settimeout(SECONDS_TO_ANSWER)
+        try:
+            caller.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except TimeoutError:
+            pass  # busy is not gone
+    return True
+
+
+def end_dead_runs(
+    instance: dg.DagsterInstance, heartbeats: Heartbeats | None = None
+) -> dict[str, str]:
+    """Mark runs whose process is gone as failed and free the slots they hold; say which and why.
+
+    Parameters
+    ----------
+    instance : DagsterInstance
+    heartbeats : Heartbeats
+        Of runs on other hosts, kept from look to look by who looks for long enough.
+    """
     ended: dict[str, str] = {}
     for run in instance.get_runs(dg.RunsFilter(statuses=OPEN)):
-        why = why_gone(run) or _why_silent(instance, run)
+        why = why_gone(instance, run) or _why_silent(instance, run)
+        if (
+            why is None
+            and heartbeats is not None
+            and run.tags.get(HOST, this_host()) != this_host()
+        ):
+            why = heartbeats.why_gone(instance, run)
         if why is None:
             continue
         instance.report_run_failed(run, f"this run has ended: {why}; run the image again")
@@ -144,41 +208,61 @@ def _why_silent(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str | None:
         return None
     if run.status != dg.DagsterRunStatus.STARTED:
         return None
-    events = instance.all_logs(run.run_id)
-    if not events or time.time() - events[-1].timestamp < SILENT_SECONDS:
+    last = instance.get_records_for_run(run.run_id, limit=1, ascending=False).records
+    if not last or time.time() - last[0].timestamp < SILENT_SECONDS:
         return None
-    began, pid = events[0].timestamp, _process_in_log(events)
-    if pid is None:
+    process = _process_in_log(instance, run)
+    if process is None or _is_running(*process):
         return None
-    try:
-        if psutil.Process(pid).create_time() <= began:
-            return None
-    except psutil.NoSuchProcess:
-        pass
-    return f"its process {pid} is gone and it said nothing for {SILENT_SECONDS // 60} minutes"
+    return (
+        f"its process {process[0]} is gone and it said nothing for {SILENT_SECONDS // 60} minutes"
+    )
 
 
-def _process_in_log(events: Iterable[dg.EventLogEntry]) -> int | None:
-    for entry in events:
-        event = entry.dagster_event
-        if event is not None and event.is_engine_event:
+def _process_in_log(instance: dg.DagsterInstance, run: dg.DagsterRun) -> tuple[int, float] | None:
+    """Return the process that a run said it is in, and when it said so."""
+    events = instance.get_records_for_run(
+        run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT, limit=EVENTS_OF_BEGINNING
+    )
+    for record in events.records:
+        event = record.event_log_entry.dagster_event
+        if event is not None:
             pid = event.engine_event_data.metadata.get("pid")
             if pid is not None and str(pid.value).isdigit():
-                return int(str(pid.value))
+                return int(str(pid.value)), record.timestamp
     return None
 
 
-def _free_slots(instance: dg.DagsterInstance, ended: Iterable[str]) -> None:
-    """Free what the ended runs hold, and what runs hold that are not in the books at all."""
+def _is_running(pid: int, logged: float) -> bool:
+    """Tell whether a process that told of itself is there; another began later under its id."""
+    try:
+        process = psutil.Process(pid)
+        is_gone = process.status() == psutil.STATUS_ZOMBIE
+        return not is_gone and process.create_time() <= logged + SECONDS_OF_CLOCKS
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _free_slots(instance: dg.DagsterInstance, ended: dict[str, str]) -> None:
+    """Free what the ended runs hold, and what runs hold that are not in the books at all.
+
+    Dagster frees the slots of a run that ended and left them by itself, some minutes later.
+    """
     storage = instance.event_log_storage
     if not storage.supports_global_concurrency_limits:
         return
     lost = set(ended)
     before = time.time() - SECONDS_TO_BEGIN
     for pool in storage.get_concurrency_keys():
-        for step in storage.get_concurrency_info(pool).pending_steps:
-            is_old = step.enqueued_timestamp.timestamp() < before
-            if is_old and instance.get_run_by_id(step.run_id) is None:
-                lost.add(step.run_id)
+        info = storage.get_concurrency_info(pool)
+        since = {step.run_id: step.enqueued_timestamp.timestamp() for step in info.pending_steps}
+        for run_id in {slot.run_id for slot in info.claimed_slots} | set(since):
+            run = instance.get_run_by_id(run_id)
+            if run is None:
+                is_lost = since.get(run_id, before) < before
+            else:
+                is_lost = run.is_finished and why_gone(instance, run) is not None
+            if is_lost:
+                lost.add(run_id)
     for run_id in lost:
         storage.free_concurrency_slots_for_run(run_id)

@@ -15,13 +15,18 @@ from types import FrameType
 import dagster as dg
 from dagster._core.execution.plan.instance_concurrency_context import InstanceConcurrencyContext
 
+from patchworks_pipeline.instance.heartbeats import Heartbeats
 from patchworks_pipeline.instance.run_processes import HOST, PROCESS, end_dead_runs
+from patchworks_pipeline.partitions import IMAGE
 
 SECONDS_TO_WAIT = 3600.0
 """A wait for a slot ends after so long."""
 
 SECONDS_TO_REPEAT = 60.0
 """Between two words about a wait."""
+
+SECONDS_TO_LOOK_FOR_DEAD = 5.0
+"""Between two looks whether who holds it is gone."""
 
 _SECONDS_TO_LOOK = 0.5
 
@@ -59,8 +64,8 @@ def take_pool_slot(
     NoSlotError
         If none came free.
     """
-    begin = last = time.monotonic()
-    is_said = False
+    begin = last = looked = time.monotonic()
+    is_said, heartbeats = False, Heartbeats()
     with InstanceConcurrencyContext(instance, run) as slots, _ended_by_sigterm():
         while not slots.claim(pool, step):
             waited = time.monotonic() - begin
@@ -69,13 +74,15 @@ def take_pool_slot(
                     f"no slot of pool {pool!r} came free in {waited:.0f} s: "
                     f"{holders(instance, pool)}; end that run, or call again later"
                 )
+            if time.monotonic() - looked >= SECONDS_TO_LOOK_FOR_DEAD:
+                looked = time.monotonic()
+                end_dead_runs(instance, heartbeats)
             if not is_said or time.monotonic() - last >= SECONDS_TO_REPEAT:
                 is_said, last = True, time.monotonic()
                 say(
                     f"waiting for a slot of pool {pool!r}: {holders(instance, pool)}; at most "
                     f"{seconds - waited:.0f} s more, Ctrl-C ends the wait"
                 )
-                end_dead_runs(instance)
             time.sleep(_SECONDS_TO_LOOK)
 
 
@@ -95,7 +102,8 @@ def _holder(instance: dg.DagsterInstance, run_id: str) -> str:
     where = ""
     if PROCESS in tags:
         where = f" (process {tags[PROCESS]} on {tags.get(HOST, '').partition('/')[0]})"
-    return f"run {run_id[:8]} of {record.dagster_run.job_name}{where} has it{when}"
+    image = f" of image {tags[IMAGE]!r}" if IMAGE in tags else ""
+    return f"run {run_id[:8]} of {record.dagster_run.job_name}{image}{where} has it{when}"
 
 
 @contextmanager

@@ -21,8 +21,10 @@ from dagster._core.remote_origin import (
 from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._core.utils import make_new_run_id
 
+from patchworks_pipeline.automation.dead_runs import dead_runs
 from patchworks_pipeline.cli.runs import open_home
-from patchworks_pipeline.instance import run_processes
+from patchworks_pipeline.instance import heartbeats, run_processes, slots
+from patchworks_pipeline.instance.heartbeats import Heartbeats, beating
 from patchworks_pipeline.instance.run_processes import (
     HOST,
     PROCESS,
@@ -34,6 +36,7 @@ from patchworks_pipeline.instance.run_processes import (
 )
 from patchworks_pipeline.instance.slots import NoSlotError, take_pool_slot
 from patchworks_pipeline.launcher import WatchedRunLauncher
+from patchworks_pipeline.partitions import IMAGE
 from tests.tissue import python_command, tissue, write_tiff
 
 STARTED_RUN = dg.DagsterRunStatus.STARTED
@@ -56,6 +59,7 @@ def enter(
     """Enter a run of this process in the books, some of its tags changed."""
     run_id = make_new_run_id()
     names = {"host": HOST, "process": PROCESS, "begun": STARTED, "run": RUN, "grpc": GRPC_INFO_TAG}
+    names["image"] = IMAGE
     tags = {**tags_of_process(run_id), **{names[name]: value for name, value in changed.items()}}
     is_queued = status is dg.DagsterRunStatus.QUEUED
     origin = _ORIGIN if is_queued else None
@@ -133,6 +137,7 @@ def test_a_zombie_is_gone():
 
 def test_the_daemon_sees_that_the_process_of_a_command_is_gone(books):
     launcher = WatchedRunLauncher()
+    launcher.register_instance(books)
     alive, dead = enter(books), enter(books, process=gone_process())
     assert launcher.check_run_worker_health(alive).status.name == "RUNNING"
     health = launcher.check_run_worker_health(dead)
@@ -152,15 +157,90 @@ def test_a_run_of_before_without_tags_is_ended_once_it_is_silent(books, monkeypa
 
 
 def test_a_wait_says_who_holds_the_slot_and_ends(books):
-    holder, waiting = enter(books), enter(books)
+    holder, waiting = enter(books, image="a"), enter(books)
     said: list[str] = []
     take_pool_slot(books, "gpu", holder, "staged_labels", say=said.append)
     assert said == []
+    used = time.process_time()
     with pytest.raises(NoSlotError, match=f"no slot of pool 'gpu'.*run {holder.run_id[:8]}"):
-        take_pool_slot(books, "gpu", waiting, "staged_labels", say=said.append, seconds=1)
-    assert f"run {holder.run_id[:8]} of stage_tiles (process {os.getpid()}" in said[0]
+        take_pool_slot(books, "gpu", waiting, "staged_labels", say=said.append, seconds=2)
+    assert time.process_time() - used < 1, "a wait is no work"
+    assert f"run {holder.run_id[:8]} of stage_tiles of image 'a' (process {os.getpid()}" in said[0]
     books.event_log_storage.free_concurrency_slots_for_run(holder.run_id)
     take_pool_slot(books, "gpu", waiting, "staged_labels", say=said.append, seconds=5)
+
+
+SERVER_THAT_IS_GONE = '{"host": "localhost", "socket": "/tmp/there is no such socket"}'
+
+
+def log_process(books: dg.DagsterInstance, run: dg.DagsterRun, pid: str) -> None:
+    """Let a run say in which process it is, as those of a code server do."""
+    data = dg._core.events.EngineEventData.in_process(int(pid))
+    books.report_engine_event("Started process for run", run, data)
+
+
+@pytest.mark.parametrize("process", ["none", "gone", "alive"])
+def test_a_run_of_a_code_server_that_is_gone_has_failed_unless_its_process_is_there(books, process):
+    run = enter(books, grpc=SERVER_THAT_IS_GONE)
+    if process != "none":
+        log_process(books, run, gone_process() if process == "gone" else str(os.getpid()))
+    is_alive = process == "alive"
+    assert list(end_dead_runs(books)) == ([] if is_alive else [run.run_id])
+    assert status_of(books, run) is (STARTED_RUN if is_alive else dg.DagsterRunStatus.FAILURE)
+
+
+def test_four_dead_runs_are_ended_at_once_by_the_daemon_and_their_slot_is_freed(books):
+    runs = [enter(books, process=gone_process()), enter(books, begun="long ago")]
+    runs += [enter(books, grpc=SERVER_THAT_IS_GONE) for _ in range(2)]
+    odd = enter(books, process="it is no number")
+    take_pool_slot(books, "gpu", runs[0], "staged_labels", say=print)
+    with dg.build_sensor_context(instance=books) as context:
+        assert "4 runs had no process" in str(dead_runs(context))
+        assert "0 runs had no process" in str(dead_runs(context))
+    assert {status_of(books, run) for run in runs} == {dg.DagsterRunStatus.FAILURE}
+    assert status_of(books, odd) is STARTED_RUN
+    assert books.event_log_storage.get_concurrency_info("gpu").claimed_slots == []
+
+
+def test_the_slot_of_a_run_that_ended_is_freed_once_its_process_is_gone(books):
+    alive, dead = (enter(books, grpc="{}") for _ in range(2))
+    for run, pid in ((alive, str(os.getpid())), (dead, gone_process())):
+        log_process(books, run, pid)
+        take_pool_slot(books, "gpu", run, "staged_labels", say=print)
+        books.report_run_failed(run)
+        end_dead_runs(books)
+        claimed = books.event_log_storage.get_concurrency_info("gpu").claimed_slots
+        assert [slot.run_id for slot in claimed] == ([run.run_id] if run is alive else [])
+        books.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+
+
+def test_a_run_of_another_host_is_gone_once_its_count_stands_still(books, monkeypatch):
+    monkeypatch.setattr(heartbeats, "SECONDS_TO_BEAT", 0.02)
+    monkeypatch.setattr(heartbeats, "SECONDS_TO_BE_GONE", 0.5)
+    silent, run = enter(books, host="another"), enter(books, host="another")
+    watch = Heartbeats()
+    with beating(books, run.run_id):
+        for moment in (0.0, 1e9, -1e9):  # whatever the clock says
+            monkeypatch.setattr(time, "time", lambda moment=moment: moment)
+            time.sleep(0.3)
+            assert end_dead_runs(books, watch) == {}
+    monkeypatch.undo()
+    monkeypatch.setattr(heartbeats, "SECONDS_TO_BE_GONE", 0.5)
+    assert end_dead_runs(books, watch) == {}
+    time.sleep(0.6)
+    assert end_dead_runs(books) == {}, "one look cannot tell"
+    assert list(end_dead_runs(books, watch)) == [run.run_id]
+    assert status_of(books, silent) is STARTED_RUN, "it never counted: it is of an older version"
+
+
+def test_who_waits_for_a_run_of_another_host_sees_it_end(books, monkeypatch):
+    monkeypatch.setattr(heartbeats, "SECONDS_TO_BE_GONE", 0.5)
+    monkeypatch.setattr(slots, "SECONDS_TO_LOOK_FOR_DEAD", 0.2)
+    holder, waiting = enter(books, host="another"), enter(books)
+    with beating(books, holder.run_id):
+        take_pool_slot(books, "gpu", holder, "staged_labels", say=print)
+    take_pool_slot(books, "gpu", waiting, "staged_labels", say=print, seconds=20)
+    assert status_of(books, holder) is dg.DagsterRunStatus.FAILURE
 
 
 def test_the_slot_of_a_run_that_never_came_into_the_books_is_freed(books, monkeypatch):
