@@ -45,6 +45,15 @@ from .errors import (
 from .errors import (
     TilesFailedError as TilesFailedError,
 )
+from .errors import (
+    TileTimeoutError as TileTimeoutError,
+)
+from .errors import (
+    WorkerLostError as WorkerLostError,
+)
+from .errors import (
+    WorkerMemoryError as WorkerMemoryError,
+)
 from .images.dask_view import load_ome_zarr as load_ome_zarr
 from .images.image import (
     Image as Image,

@@ -30,6 +30,18 @@ class StageError(RuntimeError):
     """A stage is missing, incomplete, or belongs to another plan."""
 
 
+class WorkerLostError(RuntimeError):
+    """The process that worked on a tile is gone: it crashed, ended itself, or was killed."""
+
+
+class WorkerMemoryError(WorkerLostError):
+    """The process that worked on a tile took more memory than a worker may, and was ended."""
+
+
+class TileTimeoutError(WorkerLostError):
+    """A tile was not done within its time, and the process that worked on it was ended."""
+
+
 class TilesFailedError(RuntimeError):
     """Some tiles could not be staged; every other tile was.
 

@@ -14,6 +14,7 @@ from patchworks_core.images.image import DEFAULT_CHANNEL, DEFAULT_LEVEL, open_im
 from patchworks_core.images.image_source import ImageSource
 from patchworks_core.images.units import PixelSize
 from patchworks_core.machine.devices import Gpus
+from patchworks_core.machine.limits import Auto, WorkerLimits
 from patchworks_core.machine.pools import Compute
 from patchworks_core.machine.progress import Progress, say_aloud
 from patchworks_core.machine.workers import WorkerKind
@@ -38,6 +39,8 @@ class TileOptions(TypedDict, total=False):
     gpus: Gpus
     max_workers: int | None
     workers: WorkerKind
+    tile_timeout: float | Auto | None
+    worker_memory: int | str | None
     client: Any
     verbose: bool
     overwrite: bool
@@ -67,6 +70,8 @@ DEFAULTS = TileOptions(
     gpus=None,
     max_workers=None,
     workers="threads",
+    tile_timeout="auto",
+    worker_memory="auto",
     client=None,
     verbose=False,
     overwrite=False,
@@ -160,4 +165,5 @@ def _compute(options: TileOptions) -> Compute:
     gpus = options["gpus"]
     use_gpu = has_gpu(options["use_gpu"], gpus)
     count, kind = options["max_workers"], options["workers"]
-    return Compute(count, kind, use_gpu, gpus, options["client"])
+    limits = WorkerLimits(options["tile_timeout"], options["worker_memory"])
+    return Compute(count, kind, use_gpu, gpus, options["client"], limits)

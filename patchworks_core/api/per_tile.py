@@ -149,7 +149,7 @@ def plan_tiles(
     plan = job.in_blocks_as_staged(tile_by_tile(plan), folder)
     opened = job.open_stage(plan, folder, resume=resume)
     staging = job.staging_of(opened, job.image.mapped_from(str(folder / MAPPED)))
-    kept = replace(job, say=_silent, compute=Compute(memory=job.compute.memory), keep_stage=True)
+    kept = replace(job, say=_silent, compute=_of_one_tile(job.compute), keep_stage=True)
     try:
         content = cloudpickle.dumps(_TileJob(kept, staging))
     except NOT_PICKLED as error:
@@ -159,6 +159,11 @@ def plan_tiles(
         ) from error
     write_bytes(folder / JOB, content)
     return PlannedTiles(folder, opened.plan)
+
+
+def _of_one_tile(compute: Compute) -> Compute:
+    """Return what one tile runs on, of what was asked for all."""
+    return Compute(1, compute.kind, limits=compute.limits, only_here=True, memory=compute.memory)
 
 
 def _silent(text: str) -> None:
@@ -213,6 +218,9 @@ def stage_tile(stage: Location | PlannedTiles, tile: int | str, *, again: bool =
         If there is no such tile.
     TileOutputError
         If the function returned what are no labels of the tile.
+    WorkerLostError
+        With ``workers="processes"`` of `plan_tiles`: if the function crashed, or took longer or
+        more memory than it may.
 
     Notes
     -----
@@ -224,8 +232,13 @@ def stage_tile(stage: Location | PlannedTiles, tile: int | str, *, again: bool =
     with claimed(planned.stage / "claims" / block.key, doing="staging", patience=PATIENCE_SECONDS):
         if not again and block.key not in planned.opened().missing_blocks():
             return _n_labels(planned.opened(), block)
-        staging = _job_at(planned).staging
-        return staging(block).n_labels
+        loaded = _job_at(planned)
+        if loaded.job.compute.kind == "threads":
+            return loaded.staging(block).n_labels
+        grid, dtype = loaded.staging.stage.grid, loaded.staging.image.dtype
+        with loaded.job.compute.open(grid, dtype) as pool:
+            (staged,) = pool.map(loaded.staging, [block], step=f"tile {block.key}")
+        return staged.n_labels
 
 
 class MergeChanges(TypedDict, total=False):

@@ -105,7 +105,8 @@ def segment_to_ome_zarr(
         In place of `merge`, `connectivity`, `min_iou`, `min_size`, `max_size` and
         `sequential_labels`.
     compute : Compute, optional
-        In place of `max_workers`, `workers`, `use_gpu`, `gpus` and `client`.
+        In place of `max_workers`, `workers`, `tile_timeout`, `worker_memory`, `use_gpu`, `gpus` and
+        `client`.
     **tiling
         `patchworks_core.api.options.TileOptions`: what else `tile_process` takes, `tile_shape`,
         `overlap`, `channel` and so on.

@@ -25,6 +25,7 @@ from patchworks_core.images.image import DEFAULT_CHANNEL, DEFAULT_LEVEL
 from patchworks_core.images.image_source import ImageSource
 from patchworks_core.images.units import PixelSize
 from patchworks_core.machine.devices import Gpus
+from patchworks_core.machine.limits import Auto
 from patchworks_core.machine.progress import Progress
 from patchworks_core.machine.workers import WorkerKind
 from patchworks_core.plugins.segmentation import LabelFunction, Segmentation
@@ -108,6 +109,8 @@ def tile_process(
     gpus: Gpus = None,
     max_workers: int | None = None,
     workers: WorkerKind = "threads",
+    tile_timeout: float | Auto | None = "auto",
+    worker_memory: int | str | None = "auto",
     client: Any = None,
     compute: bool = False,
     progress: bool | Progress = False,
@@ -167,7 +170,16 @@ def tile_process(
         memory allow, going by what the first tile was seen to take. A Dask client has its own
         number of workers.
     workers : {"threads", "processes"}
-        ``processes`` for functions that hold the GIL, or that may crash.
+        ``processes`` for functions that hold the GIL, or that may crash or hang: such a tile fails
+        by name, its worker is replaced, and the other tiles finish. Threads cannot be ended, and a
+        crash in one ends this process.
+    tile_timeout : float, "auto" or None
+        Seconds after which a tile fails and its worker process is ended. ``auto`` goes by the tiles
+        that passed: 50 times the slowest, at least half an hour; six hours while none has passed.
+        None is no limit. With processes only.
+    worker_memory : int, str or None
+        Bytes, or text such as ``"8GB"``, beyond which a worker process is ended and its tile fails.
+        ``auto`` is 95 % of the granted memory, None no limit. With processes only.
     client : distributed.Client, optional
         Dask client whose workers take the tiles; None is the active one, if there is one.
     compute : bool
@@ -257,6 +269,8 @@ def tile_process(
         gpus=gpus,
         max_workers=max_workers,
         workers=workers,
+        tile_timeout=tile_timeout,
+        worker_memory=worker_memory,
         client=client,
         verbose=verbose,
         overwrite=overwrite,

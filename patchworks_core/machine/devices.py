@@ -12,7 +12,6 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from patchworks_core.errors import PlanError
@@ -170,30 +169,3 @@ def slots_on(devices: Sequence[Device], per_device: int) -> tuple[str, ...]:
     ('GPU-aa', 'GPU-bb', 'GPU-aa', 'GPU-bb')
     """
     return tuple(device.uuid for device in devices) * per_device
-
-
-def bind_to_device(folder: str, slots: Sequence[str]) -> None:
-    """Bind this worker process to the device of one slot, for as long as it lives.
-
-    Called once when the worker starts, before any framework has looked for devices.
-
-    Parameters
-    ----------
-    folder : str
-        Shared by the workers; a taken slot is a file in it, which only one process can create.
-    slots : sequence of str
-        UUID of the device behind each slot.
-
-    Raises
-    ------
-    PlanError
-        If there are more workers than slots.
-    """
-    for number, uuid in enumerate(slots):
-        try:
-            Path(folder, str(number)).touch(exist_ok=False)
-        except FileExistsError:
-            continue
-        os.environ[VISIBLE_DEVICES] = uuid
-        return
-    raise PlanError(f"all {len(slots)} GPU slots are taken; start no more workers than slots")

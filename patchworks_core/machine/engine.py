@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import (
@@ -30,13 +31,19 @@ from patchworks_core.errors import (
     SegmentationError,
     StageError,
     TileOutputError,
+    TileTimeoutError,
+    WorkerLostError,
+    WorkerMemoryError,
 )
 from patchworks_core.machine.error_texts import message_of, own_line, traceback_of
 from patchworks_core.machine.faults import NO_RETRY, FaultKind, RetryPolicy, free_memory, kind_of
 
 OUR_ERRORS: dict[str, type[Exception]] = {
     error.__name__: error
-    for error in (ImageError, PlanError, SegmentationError, StageError, TileOutputError)
+    for error in (
+        *(ImageError, PlanError, SegmentationError, StageError, TileOutputError),
+        *(WorkerLostError, WorkerMemoryError, TileTimeoutError),
+    )
 }
 """Errors that are made of a message alone, by the name they have in a `Failure`."""
 
@@ -102,8 +109,8 @@ def map_tiles(
     items : iterable
         Taken one by one, as there is room in the window.
     executor : concurrent.futures.Executor
-        One with a method ``renew`` gets it called when its workers have died; one with ``sharing``
-        says what is sent to its workers in place of the task.
+        One with a method ``sharing`` says what is sent to its workers in place of the task; one
+        with ``abandon`` gets it called when the caller is interrupted.
     window : int
         Items in flight at most.
     retry : RetryPolicy
@@ -170,6 +177,10 @@ class _Map(Generic[Item, Result]):
                     outcome = self._settle(future)
                     if outcome is not None:
                         yield outcome
+        except BaseException as error:
+            if is_interruption(error) and hasattr(self._executor, "abandon"):
+                self._executor.abandon()
+            raise
         finally:
             # Whoever gives up clears away what tasks write: none may write after that.
             wait([future for future in self._running if not future.cancel()])
@@ -206,13 +217,8 @@ class _Map(Generic[Item, Result]):
         try:
             future = self._executor.submit(_run, self._task, tries.item)
         except BrokenExecutor as error:
-            renew = getattr(self._executor, "renew", None)
-            if renew is None:
-                future = Future()
-                future.set_exception(error)
-            else:
-                renew()
-                future = self._executor.submit(_run, self._task, tries.item)
+            future = Future()
+            future.set_exception(error)
         self._running[future] = tries
 
     def _settle(self, future: Future[Outcome[Item, Result]]) -> Outcome[Item, Result] | None:
@@ -245,9 +251,23 @@ class _Map(Generic[Item, Result]):
         return max(0.0, min(tries.ready_at for tries in self._again) - time.monotonic())
 
 
+INTERRUPTIONS = (KeyboardInterrupt, SystemExit)
+"""What a person or the system ends a call with: what is running is given up, not waited for."""
+
+
+def is_interruption(error: BaseException | None) -> bool:
+    """Tell whether an error is an interruption, or came while one was on its way."""
+    while error is not None:
+        if isinstance(error, INTERRUPTIONS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def _run(task: Callable[[Item], Result], item: Item) -> Outcome[Item, Result]:
     """Run one task in a worker; what it raises comes back as text."""
     start = time.perf_counter()
+    process = os.getpid()
     try:
         value = task(item)
     # Any error of a segmentation function fails its tile alone, and comes back as text because
@@ -256,6 +276,8 @@ def _run(task: Callable[[Item], Result], item: Item) -> Outcome[Item, Result]:
     except BaseException as error:
         failed: Outcome[Item, Result] = _failed(item, error, time.perf_counter() - start)
     else:
+        if os.getpid() != process:
+            os._exit(0)  # a copy that the task made of its process, and that came back too
         return Outcome(item, value, None, time.perf_counter() - start)
     # Out of the handler, so that the traceback no longer keeps the tile's arrays alive.
     if failed.failure is not None and failed.failure.kind == "transient":

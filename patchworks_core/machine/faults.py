@@ -2,8 +2,10 @@
 
 - *transient*: memory of the host or of a GPU ran out, or a device or network did not answer. The
   tile waits, then is tried again with fewer neighbours in flight.
-- *killed*: the worker died, by a signal or for memory. Which of the tiles in flight did it cannot
-  be seen, so each is tried again alone.
+- *killed*: the worker died, by a signal or for memory. On Dask it cannot be seen which of the tiles
+  in flight did it, so each is tried again alone; a worker process of ours has one tile, which is
+  tried once more, alone, as it may have been killed for what others took.
+- *stuck*: the tile took longer than it may. Another try would take as long.
 - *refused*: the input or what the function returned breaks a rule. Another try would give the same.
 - *other*: an error nobody knows. It is tried once more; the same error twice is final.
 """
@@ -24,9 +26,11 @@ from patchworks_core.errors import (
     SegmentationError,
     StageError,
     TileOutputError,
+    TileTimeoutError,
+    WorkerLostError,
 )
 
-FaultKind = Literal["transient", "killed", "refused", "other"]
+FaultKind = Literal["transient", "killed", "stuck", "refused", "other"]
 
 _REFUSED = (ImageError, PlanError, SegmentationError, StageError, TileOutputError)
 
@@ -47,8 +51,8 @@ _TRANSIENT_ERRNO = {
 _TRANSIENT_NAMES = {"OutOfMemoryError", "ResourceExhaustedError"}
 """Classes of packages that are not imported here: PyTorch and CuPy, TensorFlow."""
 
-_KILLED_NAMES = {"KilledWorker", "TerminatedWorkerError"}
-"""Classes of Dask and loky."""
+_KILLED_NAMES = {"KilledWorker"}
+"""Class of Dask."""
 
 _OUT_OF_MEMORY_TEXT = ("cuda out of memory", "cuda error: out of memory", "cublas_status_alloc")
 """How older PyTorch says it in a RuntimeError."""
@@ -63,7 +67,9 @@ def kind_of(error: BaseException) -> FaultKind:
     ('transient', 'other')
     """
     names = {cls.__name__ for cls in type(error).__mro__}
-    if isinstance(error, BrokenExecutor) or names & _KILLED_NAMES:
+    if isinstance(error, TileTimeoutError):
+        return "stuck"
+    if isinstance(error, BrokenExecutor | WorkerLostError) or names & _KILLED_NAMES:
         return "killed"
     if isinstance(error, _REFUSED):
         return "refused"
@@ -94,7 +100,7 @@ class RetryPolicy:
     transient_attempts: int = 4
     """Tries in all of a tile with transient faults."""
 
-    killed_attempts: int = 3
+    killed_attempts: int = 2
     """Tries in all of a tile whose worker died: once among others, then alone."""
 
     other_attempts: int = 2
@@ -123,7 +129,7 @@ class RetryPolicy:
         """
         kind, text = faults[-1]
         n = sum(1 for k, _ in faults if k == kind)
-        if kind == "refused":
+        if kind in ("refused", "stuck"):
             return None
         if kind == "transient":
             wait = min(self.max_seconds, self.seconds * 2 ** (n - 1))

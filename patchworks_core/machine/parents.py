@@ -24,22 +24,20 @@ PR_SET_PDEATHSIG = 1
 """Number of the option in ``<linux/prctl.h>``."""
 
 
-def end_with_parent(parent: int, *, by_kernel: bool) -> None:
+def end_with_parent(parent: int) -> None:
     """End this process soon after its parent; called once, as it starts.
 
     Parameters
     ----------
     parent : int
-        Process id of the parent, which may be gone already.
-    by_kernel : bool
-        Ask the kernel too, where it can. It takes the *thread* that started this process for its
-        parent, so that thread must live as long as the parent.
+        Process id of the parent, which may be gone already. The kernel takes the *thread* that
+        started this process for its parent: this process ends with that thread.
 
     References
     ----------
     prctl(2), ``PR_SET_PDEATHSIG``.
     """
-    if by_kernel and sys.platform == "linux":
+    if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     threading.Thread(target=_watch, args=(parent,), name="patchworks-parent", daemon=True).start()

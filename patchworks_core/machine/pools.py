@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from patchworks_core.errors import ClusterError
+from patchworks_core.errors import ClusterError, PlanError
 from patchworks_core.machine.budget import (
     Limit,
     address_space_limit,
@@ -44,6 +44,7 @@ from patchworks_core.machine.engine import (
     results,
 )
 from patchworks_core.machine.faults import NO_RETRY, RetryPolicy
+from patchworks_core.machine.limits import AUTO_LIMITS, WorkerLimits
 from patchworks_core.machine.progress import Progress, no_progress
 from patchworks_core.machine.sizing import MEMORY_FRACTION
 from patchworks_core.machine.workers import WorkerKind, Workers
@@ -113,8 +114,8 @@ class Pool:
             ClusterExecutor(client),
             WINDOW_PER_WORKER * n_threads,
             # Dask tries a tile on several workers before it blames it, but a tile that shared a
-            # dying worker is blamed as well: so once more, alone.
-            replace(retry, killed_attempts=2),
+            # dying worker is blamed as well: `retry` tries it once more, alone.
+            retry,
             reason=f"Dask cluster at {address} with {n_threads} threads",
             dashboard=client.dashboard_link,
         )
@@ -199,6 +200,9 @@ class Compute:
     client: Any = None
     """Dask client; None is the active one, if there is one."""
 
+    limits: WorkerLimits = AUTO_LIMITS
+    """Of each tile, where workers are processes of this machine."""
+
     only_here: bool = False
     """True takes no Dask client, not even the active one."""
 
@@ -208,16 +212,27 @@ class Compute:
 
     def __post_init__(self) -> None:
         Workers(1 if self.max_workers is None else self.max_workers, self.kind)
+        if self.limits.is_asked_for and (self.kind == "threads" or self._is_on_dask):
+            raise PlanError(
+                "tile_timeout and worker_memory are kept by ending a worker process of this call, "
+                f"and tiles run {'on Dask' if self._is_on_dask else 'in threads'}; pass "
+                "workers='processes' (--worker-kind processes) and neither client nor GPU; a Dask "
+                "worker has a memory_limit of its own"
+            )
 
     @property
     def is_decided(self) -> bool:
         """True where what a tile takes would not change how many are worked on at once."""
-        return self.max_workers is not None or self._client() is not None or self._is_on_gpu
+        return self.max_workers is not None or self._is_on_dask
 
     @property
     def is_in_process(self) -> bool:
         """True where tiles run in threads of this process, and share its memory."""
-        return self.kind == "threads" and self._client() is None and not self._is_on_gpu
+        return self.kind == "threads" and not self._is_on_dask
+
+    @property
+    def _is_on_dask(self) -> bool:
+        return self._client() is not None or self._is_on_gpu
 
     @property
     def _is_on_gpu(self) -> bool:
@@ -293,6 +308,6 @@ class Compute:
                 f"max_workers={limit} would not fit: {reason}; give smaller tiles for more workers",
                 stacklevel=8,
             )
-        with Workers(count, self.kind).open() as executor:
+        with Workers(count, self.kind, limits=self.limits).open() as executor:
             window = WINDOW_PER_WORKER * count
             yield Pool(executor, window, RETRY, reason=f"{reason} ({self.kind})")

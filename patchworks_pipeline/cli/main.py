@@ -31,7 +31,9 @@ from patchworks_pipeline.cli.options import (
     PixelSizes,
     SegmentationOption,
     TileShape,
+    TileTimeout,
     WorkerCount,
+    WorkerMemory,
     channel_of,
     numbers_of,
     parameters,
@@ -96,6 +98,8 @@ def run(
     name: Annotated[str | None, typer.Option(help="Key of the image; its file name.")] = None,
     workers: WorkerCount = None,
     worker_kind: Kind = None,
+    tile_timeout: TileTimeout = None,
+    worker_memory: WorkerMemory = None,
     json: Json = False,
     home: Home = HOME,
 ) -> None:
@@ -116,13 +120,24 @@ def run(
     }
     if name is not None and len(image) > 1:
         fail("--name names one image, and several were given", BAD_INPUT)
-    codes = [
-        _run_one(
-            url, name, options, home=home, workers=workers, worker_kind=worker_kind, as_json=json
-        )
-        for url in image
-    ]
+    budget = _budget_of(workers, worker_kind, tile_timeout, worker_memory)
+    codes = [_run_one(url, name, options, home=home, budget=budget, as_json=json) for url in image]
     raise typer.Exit(max(codes))
+
+
+def _budget_of(
+    workers: int | None,
+    kind: WorkerKind | None,
+    tile_timeout: float | None,
+    worker_memory: str | None,
+) -> dict[str, Any]:
+    """Return the fields of `ComputeBudget` that options of a command set."""
+    return {
+        "workers": workers,
+        "kind": kind,
+        "tile_timeout": tile_timeout,
+        "worker_memory": worker_memory,
+    }
 
 
 def _run_one(
@@ -131,8 +146,7 @@ def _run_one(
     chosen: dict[str, Any],
     *,
     home: Path,
-    workers: int | None = None,
-    worker_kind: WorkerKind | None = None,
+    budget: dict[str, Any] | None = None,
     as_json: bool = False,
 ) -> int:
     """Run one image and say what came of it; return the exit code."""
@@ -148,8 +162,7 @@ def _run_one(
 
     try:
         with open_home(home.absolute()) as instance:
-            of_command: dict[str, Any] = {"workers": workers, "kind": worker_kind}
-            budget = ComputeBudget(**of_command).of_home()
+            deployed = ComputeBudget(**(budget or {})).of_home()
             store = LabelStore().of_home()
             url = url if "://" in url else str(Path(url).absolute())
             key = check_image_key(name) if name else image_key(url)
@@ -159,10 +172,10 @@ def _run_one(
             if wants_pilot:
                 tell = partial(say, on=errors if as_json else console)
                 acquisition = SegmentationDefaults().of_home().piloted(acquisition, say=tell)
-            plan = plan_of(acquisition, budget, store.folder(key))
+            plan = plan_of(acquisition, deployed, store.folder(key))
             folder = register(instance, store, key, acquisition)
             with progress_bars(key, errors if as_json else console):
-                result = run_image(instance, folder, plan, budget=budget)
+                result = run_image(instance, folder, plan, budget=deployed)
             if as_json:
                 say_json(record_of(result))
             else:
@@ -223,6 +236,8 @@ def retry(
     image: KnownImage,
     workers: WorkerCount = None,
     worker_kind: Kind = None,
+    tile_timeout: TileTimeout = None,
+    worker_memory: WorkerMemory = None,
     home: Home = HOME,
 ) -> None:
     """Stage the failed and missing tiles of an image again, then merge it."""
@@ -233,8 +248,7 @@ def retry(
         folder.key,
         {},
         home=home,
-        workers=workers,
-        worker_kind=worker_kind,
+        budget=_budget_of(workers, worker_kind, tile_timeout, worker_memory),
     )
     raise typer.Exit(code)
 

@@ -70,6 +70,18 @@ MinSize = Annotated[
 ]
 WorkerCount = Annotated[int | None, typer.Option("--workers", min=1, help="Tiles at once.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, one line, on standard output.")]
+TileTimeout = Annotated[
+    float | None,
+    typer.Option(
+        "--tile-timeout",
+        min=0,
+        help="Seconds after which a tile fails, in worker processes; 0 is no limit.",
+    ),
+]
+WorkerMemory = Annotated[
+    str | None,
+    typer.Option("--worker-memory", help="What a worker process may take: 8GB, auto or none."),
+]
 Kind = Annotated[WorkerKind | None, typer.Option("--worker-kind", help="Of the tiles at once.")]
 
 
@@ -124,6 +136,14 @@ def overlap_of(text: str | None) -> Any:
 def one_or_all(numbers: tuple[int, ...] | None) -> Any:
     """Return one number as it is, several as a tuple."""
     return numbers[0] if numbers is not None and len(numbers) == 1 else numbers
+
+
+def limits_of(tile_timeout: float | None, worker_memory: str | None) -> Any:
+    """Read what a tile may take in a worker process, as a home's file has it."""
+    from patchworks_pipeline.resources.resources import ComputeBudget
+
+    chosen: dict[str, Any] = {"tile_timeout": tile_timeout, "worker_memory": worker_memory}
+    return ComputeBudget(**chosen).limits()
 
 
 def first_or_chosen(text: str | None) -> int | str | None:

@@ -89,4 +89,5 @@ class DeployedCompute:
         # Each process holds one tile, so the memory of the host bounds them too.
         fit = self.budget.model_copy(update={"cores_left_free": 0, "workers": len(slots)})
         fitting = fit.decide_for(grid, dtype, measured_bytes=measured_bytes).count
-        return Workers(min(limit, len(slots), fitting), "processes", slots), reason
+        count = min(limit, len(slots), fitting)
+        return Workers(count, "processes", slots, self.budget.limits()), reason

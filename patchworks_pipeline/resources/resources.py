@@ -21,6 +21,7 @@ from patchworks_core.machine.budget import (
     granted_memory_bytes,
 )
 from patchworks_core.machine.devices import Device, granted_devices, slots_on
+from patchworks_core.machine.limits import WorkerLimits, bytes_of
 from patchworks_core.machine.workers import WorkerKind, Workers
 from patchworks_core.pilot.trials import recommend_overlap
 from patchworks_core.plugins.segmentation import Segmentation, segmentation_of
@@ -37,6 +38,9 @@ from patchworks_pipeline.resources.settings import Deployed, setting
 
 AUTOMATION_VARIABLE = "PATCHWORKS_AUTOMATION"
 """``off`` switches automation off; read at every tick."""
+
+NO_LIMIT = "none"
+"""Says that workers may take any memory."""
 
 _ON, _OFF = ("on", "1", "true", "yes"), ("off", "0", "false", "no")
 
@@ -352,6 +356,27 @@ class ComputeBudget(Deployed):
         description="threads, or processes for functions that hold the GIL.",
     )
 
+    tile_timeout: float | None = setting(
+        None,
+        ge=0,
+        description="Seconds after which a tile fails and its worker process is ended; 0 is no "
+        "limit. Left out, it goes by the tiles that passed: 50 times the slowest, at least half an "
+        "hour, and six hours while none has passed.",
+    )
+    worker_memory: str = setting(
+        "auto",
+        description="What a worker process may take, such as 8GB, before it is ended and its tile "
+        f"fails; auto is 95 % of the granted memory, {NO_LIMIT} is no limit.",
+    )
+
+    @field_validator("worker_memory")
+    @classmethod
+    def _memory(cls, text: str) -> str:
+        """Refuse what is no amount of memory."""
+        if text not in ("auto", NO_LIMIT):
+            bytes_of("worker_memory", text)
+        return text
+
     def decide(self, plan: Plan, *, measured_bytes: int = 0) -> WorkerDecision:
         """Decide how many tile blocks of a plan are worked on at once, and say why.
 
@@ -375,7 +400,12 @@ class ComputeBudget(Deployed):
 
     def open(self, count: int) -> Workers:
         """Return that many workers of the chosen kind."""
-        return Workers(count, self.kind)
+        return Workers(count, self.kind, limits=self.limits())
+
+    def limits(self) -> WorkerLimits:
+        """Return what a tile may take in a worker process."""
+        timeout: Any = "auto" if self.tile_timeout is None else self.tile_timeout or None
+        return WorkerLimits(timeout, None if self.worker_memory == NO_LIMIT else self.worker_memory)
 
 
 class GpuPool(Deployed):

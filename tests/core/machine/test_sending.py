@@ -17,9 +17,10 @@ from patchworks_core.labels.measurements import _MeasureTask
 from patchworks_core.labels.source import LabelSource
 from patchworks_core.machine import sending
 from patchworks_core.machine.dask_clients import ClusterExecutor
+from patchworks_core.machine.executors import ProcessPool
 from patchworks_core.machine.pools import Pool
 from patchworks_core.machine.sending import in_file
-from patchworks_core.machine.workers import ProcessPool, Workers
+from patchworks_core.machine.workers import Workers
 from patchworks_core.operations.filtering import _WriteTile
 from patchworks_core.operations.filters import maximum
 from patchworks_core.plugins.segmentation import segmentation_of

@@ -12,8 +12,9 @@ import time
 import psutil
 import pytest
 
+from patchworks_core.machine.executors import THREAD_VARIABLES
 from patchworks_core.machine.pools import Pool
-from patchworks_core.machine.workers import THREAD_VARIABLES, Workers
+from patchworks_core.machine.workers import Workers
 
 DRIVER = """
 import ctypes, os, sys, threading, time

@@ -100,7 +100,14 @@ OTHERS: dict[str, dict[str, Any]] = {
         "max_per_tick": 3,
     },
     "store": {"root": "/data/labels"},
-    "budget": {"memory_fraction": 0.5, "cores_left_free": 3, "workers": 4, "kind": "processes"},
+    "budget": {
+        "memory_fraction": 0.5,
+        "cores_left_free": 3,
+        "workers": 4,
+        "kind": "processes",
+        "tile_timeout": 60.0,
+        "worker_memory": "8GB",
+    },
     "gpus": {"slots_per_device": 2, "min_free_bytes": 5},
     "cluster": {"config_file": "/data/dask.yaml", "seconds_to_wait": 5.0},
     "automation": {"enabled": False},
@@ -128,7 +135,7 @@ RESOURCES: dict[str, type[Deployed]] = {
 FIELDS = [(section, name) for section, fields in OTHERS.items() for name in fields]
 
 # None is built in, and None is not set.
-CAN_BE_BUILT_IN = [each for each in FIELDS if each[1] != "empty_threshold"]
+CAN_BE_BUILT_IN = [each for each in FIELDS if each[1] not in ("empty_threshold", "tile_timeout")]
 
 
 def in_run(resource: Deployed, config: dict[str, Any]) -> Deployed:

@@ -1,0 +1,197 @@
+"""One worker process: what starts it, gives it calls and ends it; and what it does itself.
+
+1. `WorkerProcess` starts an interpreter that shares nothing with this one but a pair of sockets.
+   cloudpickle sends functions that are defined in notebooks and scripts, and no ``__main__`` guard
+   is needed.
+2. `serve` runs there: it takes calls one by one until this process is gone.
+3. `WorkerProcess.call` notices a worker that dies, takes too long or takes too much memory, and
+   knows what it was working on.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import cloudpickle
+import psutil
+
+from patchworks_core.errors import TileTimeoutError, WorkerLostError, WorkerMemoryError
+from patchworks_core.machine.limits import Deadline, over_memory, over_time
+from patchworks_core.machine.parents import end_with_parent
+
+SECONDS_BETWEEN_LOOKS = 0.05
+"""How often a worker at work is looked at: for its memory, and whether it is there."""
+
+SECONDS_TO_START = 600.0
+"""Until a call has begun: the interpreter starts, and imports what the call is made of."""
+
+BEGUN = b""
+"""Sent when what was received is whole and is about to run: from now on its time counts."""
+
+_PROGRAM = """
+import sys
+from multiprocessing.connection import Connection
+connection = Connection(int(sys.argv[1]))
+sys.path[:] = connection.recv()
+from patchworks_core.machine.worker_processes import serve
+serve(connection, int(sys.argv[2]))
+"""
+
+
+class WorkerProcess:
+    """A process that runs one call at a time; made and used by one thread, with which it ends."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            number = str(theirs.fileno())
+            self._process = subprocess.Popen(
+                # -P: what lies in the working directory does not stand in for Python's own.
+                [sys.executable, "-P", "-c", _PROGRAM, number, str(os.getpid())],
+                stdin=subprocess.DEVNULL,  # a function that asks a question gets no answer
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, **environ},
+                # Of its own, so that what the function starts is ended with it.
+                process_group=0,
+            )
+        self._connection = Connection(ours.detach())
+        self._seen = psutil.Process(self._process.pid)
+        with suppress(OSError):  # it is gone already: the first call says so
+            self._connection.send([os.path.abspath(path) for path in sys.path])
+
+    def call(self, call: bytes, *, deadline: Deadline, memory: int | None) -> Any:
+        """Run a pickled call, and return what it returns.
+
+        Parameters
+        ----------
+        call : bytes
+            As `pickled_call` gives it.
+        deadline : Deadline
+            Of calls; learns how long this one took.
+        memory : int or None
+            Bytes that the process may take.
+
+        Raises
+        ------
+        WorkerLostError
+            If the process died, or was ended for its time or memory; it is gone then.
+        """
+        try:
+            self._connection.send_bytes(call)
+            answer = self._answer(lambda: SECONDS_TO_START, memory)
+            start = time.monotonic()
+            if answer == BEGUN:
+                answer = self._answer(lambda: deadline.seconds, memory)
+        except WorkerLostError:
+            self.end()
+            raise
+        except (EOFError, OSError):
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(5)
+            code = self._process.poll()
+            self.end()
+            raise WorkerLostError(_how_it_ended(code)) from None
+        deadline.add(time.monotonic() - start)
+        is_value, value = pickle.loads(answer)
+        if not is_value:
+            raise value
+        return value
+
+    @property
+    def is_running(self) -> bool:
+        """True while the process is there."""
+        return self._process.poll() is None
+
+    def _answer(self, seconds: Callable[[], float], memory: int | None) -> bytes:
+        """Wait for the next answer; `seconds` says how long, and may say more while it waits."""
+        start = time.monotonic()
+        while not wait([self._connection], SECONDS_BETWEEN_LOOKS):
+            if time.monotonic() - start > seconds():
+                raise TileTimeoutError(over_time(seconds()))
+            if memory is not None and (used := self._memory_bytes()) > memory:
+                raise WorkerMemoryError(over_memory(used, memory))
+            if self._process.poll() is not None:
+                raise EOFError
+        return self._connection.recv_bytes()
+
+    def _memory_bytes(self) -> int:
+        """Return the memory that is the process's own; not the files that it maps."""
+        try:
+            memory = self._seen.memory_info()
+        except psutil.Error:
+            return 0  # it is gone, which is noticed
+        return int(memory.rss - getattr(memory, "shared", 0))
+
+    def end(self) -> None:
+        """Kill the process and what it started; harmless more than once, and from any thread."""
+        if self._process.poll() is None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    def close(self) -> None:
+        """End the process, and forget it."""
+        self.end()
+        self._connection.close()
+
+
+def pickled_call(function: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> bytes:
+    """Return a call as it is sent to a worker process."""
+    return bytes(cloudpickle.dumps((function, arguments, keywords)))
+
+
+def _how_it_ended(code: int | None) -> str:
+    """Say how a worker process ended, going by its exit code."""
+    if code is None or code >= 0:
+        return (
+            f"its worker process ended with exit code {code}: the function, or a library that it "
+            "uses, ended the process"
+        )
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    why = "the function, or a library that it uses, crashed"
+    if name in ("SIGKILL", "SIGTERM"):
+        why = "the system does so when memory runs out, as do batch systems and people"
+    return f"its worker process was ended by {name}: {why}"
+
+
+def serve(connection: Connection, parent: int) -> None:
+    """Take calls and answer them, until the process that sends them is gone."""
+    end_with_parent(parent)
+    os.set_inheritable(connection.fileno(), False)
+    own = os.getpid()
+    while True:
+        try:
+            call = connection.recv_bytes()
+        except (EOFError, OSError):
+            return
+        answer = _answer(call, connection)
+        if os.getpid() != own:  # a copy that the function made of this process, and that came back
+            os._exit(0)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):
+                stream.flush()  # the process is killed in the end
+        connection.send_bytes(answer)
+
+
+def _answer(call: bytes, connection: Connection) -> bytes:
+    """Run a pickled call; return, pickled, whether it gave a value, and that or its error."""
+    try:
+        function, arguments, keywords = pickle.loads(call)
+        connection.send_bytes(BEGUN)
+        value = function(*arguments, **keywords)
+        return bytes(cloudpickle.dumps((True, value)))
+    except BaseException as error:
+        try:
+            return bytes(cloudpickle.dumps((False, error)))
+        except Exception:
+            return pickle.dumps((False, RuntimeError(f"{type(error).__name__}: {error}")))
