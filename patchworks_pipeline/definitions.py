@@ -42,7 +42,13 @@ def definitions(backfills: Backfills) -> dg.Definitions:
             assets.object_table,
             assets.quality_report,
         ],
-        jobs=[jobs.plan_image, jobs.stage_tiles, jobs.merge_image, retention.retire_images],
+        jobs=[
+            jobs.plan_image,
+            jobs.stage_tiles,
+            jobs.repair_image,
+            jobs.merge_image,
+            retention.retire_images,
+        ],
         sensors=[
             sensors.landing_sensor,
             sensors.staging_sensor,

@@ -1,6 +1,10 @@
-"""Staged labels: the segmentation function on every tile, one run for a whole range of tiles."""
+"""Staged labels: the segmentation function on every tile, one run for a whole range of tiles.
 
-from collections.abc import Iterator, Sequence
+A range is what Dagster can ask for. Tiles of one image that lie apart are staged in one run by the
+op `stage_missing_tiles`, which is told the image.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import dagster as dg
@@ -19,16 +23,16 @@ from patchworks_pipeline.assets.tile_events import (
     STAGED_LABELS,
     StagingProgress,
     fail_if_any,
-    found_tile,
     input_pictures,
     log_failure,
     not_logged,
+    skipped_tile,
     staged_tile,
     tag_run,
 )
 from patchworks_pipeline.image_faults import ImageFaults
 from patchworks_pipeline.instance.tile_log import TileLog
-from patchworks_pipeline.partitions import NOT_BY_KEY, split_tile_key, tiles
+from patchworks_pipeline.partitions import IMAGE, NOT_BY_KEY, check_image_key, split_tile_key, tiles
 from patchworks_pipeline.records import ImageFolder, TileFailure
 from patchworks_pipeline.resources.clusters import DaskCluster
 from patchworks_pipeline.resources.pools import DeployedCompute
@@ -61,11 +65,22 @@ class StagingConfig(dg.Config):
     )
 
 
+class RepairConfig(dg.Config):
+    """Choices of one run that repairs an image."""
+
+    image: str = Field(description="Key of the image.")
+    only_transient: bool = Field(
+        default=False,
+        description="True takes only tiles that failed of something that passes: memory, I/O, a "
+        "killed worker. False takes all that are missing.",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _Run:
     """A staging run, and what it works with."""
 
-    context: dg.AssetExecutionContext
+    context: dg.AssetExecutionContext | dg.OpExecutionContext
     config: StagingConfig
     compute: DeployedCompute
     log: TileLog
@@ -152,23 +167,65 @@ def staged_labels(
     for key in context.partition_keys:
         image, block = split_tile_key(key)
         blocks_of.setdefault(image, []).append(block)
+    compute = DeployedCompute(budget, gpus, cluster)
+    _stage_images(context, config, compute, {store.folder(i): b for i, b in blocks_of.items()})
+    # Tiles were logged as they finished; returning would materialize the whole range once more.
+    yield from ()
+
+
+@dg.op(
+    pool="gpu",
+    out=dg.Out(dg.Nothing),
+    description="Stages the failed and missing tiles of one image, wherever they lie.",
+)
+def stage_missing_tiles(
+    context: dg.OpExecutionContext,
+    config: RepairConfig,
+    store: LabelStore,
+    budget: ComputeBudget,
+    gpus: GpuPool,
+    cluster: DaskCluster,
+) -> None:
+    """Stage what an image lacks; every tile that finishes is a materialization of its own."""
+    folder = store.folder(check_image_key(config.image))
+    context.instance.add_run_tags(context.run_id, {IMAGE: folder.key})
+    blocks = blocks_to_repair(folder, only_transient=config.only_transient)
+    context.log.info(f"{folder.key}: {len(blocks)} tiles to repair")
+    compute = DeployedCompute(budget, gpus, cluster)
+    _stage_images(context, StagingConfig(skip_staged=True), compute, {folder: blocks})
+
+
+def blocks_to_repair(folder: ImageFolder, *, only_transient: bool) -> list[str]:
+    """Return the missing tile blocks of an image; all, or those that failed by chance."""
+    missing = folder.stage(folder.plan()).missing_blocks()
+    if not only_transient:
+        return missing
+    transient = {failure.block for failure in folder.failures() if failure.is_transient}
+    return [block for block in missing if block in transient]
+
+
+def _stage_images(
+    context: dg.AssetExecutionContext | dg.OpExecutionContext,
+    config: StagingConfig,
+    compute: DeployedCompute,
+    blocks_of: Mapping[ImageFolder, Sequence[str]],
+) -> None:
+    """Stage tile blocks of images, and fail in the end if any of them failed."""
     with TileLog(context) as log:
-        run = _Run(context, config, DeployedCompute(budget, gpus, cluster), log)
+        run = _Run(context, config, compute, log)
         staged: dict[str, _Staged] = {}
         faults = ImageFaults(context.log.error)
-        for image, blocks in blocks_of.items():
-            with faults.about(image):
-                staged[image] = _stage_image(run, store.folder(image), blocks)
+        for folder, blocks in blocks_of.items():
+            with faults.about(folder.key):
+                staged[folder.key] = _stage_image(run, folder, blocks)
     stopped = {image: result.stopped for image, result in staged.items() if result.stopped}
     fail_if_any(
         {image: result.failures for image, result in staged.items()},
-        n_tiles=len(context.partition_keys),
+        n_tiles=sum(map(len, blocks_of.values())),
         stopped={**stopped, **faults.found},
         pictures={tile: png for result in staged.values() for tile, png in result.pictures.items()},
     )
     faults.raise_any()
-    # Tiles were logged as they finished; returning would materialize the whole range once more.
-    yield from ()
 
 
 def _stage_image(run: _Run, folder: ImageFolder, keys: Sequence[str]) -> _Staged:
@@ -196,12 +253,20 @@ def _stage_image(run: _Run, folder: ImageFolder, keys: Sequence[str]) -> _Staged
 
 
 def _missing(run: _Run, folder: ImageFolder, stage: Stage, keys: Sequence[str]) -> list[str]:
-    """Return the tile blocks that are not staged; log those that are and were never logged."""
+    """Return the tile blocks that are not staged, and log those that are.
+
+    Dagster was told of every tile of a range that this run would make it. One of which it hears
+    nothing counts as failed where another one fails, and as undone in a backfill.
+    """
     stage.clean()
     missing = set(stage.missing_blocks())
     there = [key for key in keys if key not in missing]
-    for key in not_logged(run.context.instance, folder.key, there):
-        run.log.add(found_tile(folder.key, key))
+    unheard = set(not_logged(run.context.instance, folder.key, there))
+    counts = stage.counts()
+    for key in there:
+        indices = [tile.index for tile in stage.grid.block_of_key(key).tiles]
+        n_labels = sum(int(counts[index]) for index in indices)
+        run.log.add(skipped_tile(folder.key, key, n_labels, is_new=key in unheard))
     return [key for key in keys if key in missing]
 
 

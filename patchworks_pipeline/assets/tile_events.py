@@ -49,12 +49,18 @@ def staged_tile(image: str, outcome: Outcome[TileBlock, StagedBlock]) -> dg.Asse
     )
 
 
-def found_tile(image: str, block: str) -> dg.AssetMaterialization:
-    """Return what is logged of a tile that was staged by a run that could not log it any more."""
+def skipped_tile(image: str, block: str, n_labels: int, *, is_new: bool) -> dg.AssetMaterialization:
+    """Return what is logged of a tile that is staged already.
+
+    It `is_new` where a run staged it that could not log it any more.
+    """
     return dg.AssetMaterialization(
         asset_key=STAGED_LABELS,
         partition=f"{image}/{block}",
-        description="Staged by a run that was ended before it had logged this tile.",
+        description="Staged by a run that was ended before it had logged this tile."
+        if is_new
+        else "Was staged before; this run left it as it is.",
+        metadata={"n_labels": n_labels},
     )
 
 
@@ -65,13 +71,17 @@ def not_logged(instance: dg.DagsterInstance, image: str, blocks: Iterable[str]) 
     return [block for block in blocks if f"{image}/{block}" not in logged]
 
 
-def tag_run(context: dg.AssetExecutionContext, facts: Mapping[str, object]) -> None:
+def tag_run(
+    context: dg.AssetExecutionContext | dg.OpExecutionContext, facts: Mapping[str, object]
+) -> None:
     """Put facts of the run where the UI lists them: into its tags."""
     tags = {f"patchworks/{name}": str(fact) for name, fact in facts.items() if fact is not None}
     context.instance.add_run_tags(context.run.run_id, tags)
 
 
-def log_failure(context: dg.AssetExecutionContext, image: str, failure: TileFailure) -> None:
+def log_failure(
+    context: dg.AssetExecutionContext | dg.OpExecutionContext, image: str, failure: TileFailure
+) -> None:
     """Log one failed tile with its traceback."""
     context.log.error(
         f"{image}/{failure.block} failed after {failure.attempts} tries ({failure.kind}): "
@@ -82,7 +92,9 @@ def log_failure(context: dg.AssetExecutionContext, image: str, failure: TileFail
 class StagingProgress:
     """Says how the staging of one image goes, now and then."""
 
-    def __init__(self, context: dg.AssetExecutionContext, image: str) -> None:
+    def __init__(
+        self, context: dg.AssetExecutionContext | dg.OpExecutionContext, image: str
+    ) -> None:
         self._context = context
         self._image = image
         self._start = self._last = time.monotonic()
@@ -137,7 +149,8 @@ def fail_if_any(
     names = ", ".join(f"{image}/{failure.block}" for image, failure in failed[:5])
     description = (
         f"{len(failed)} of {n_tiles} tiles failed: {names}{', ...' if len(failed) > 5 else ''}; "
-        "the others are staged: materialize the failed partitions again when the cause is mended"
+        "the others are staged: when the cause is mended, launch job 'repair_image' for the image, "
+        "or materialize the failed partitions again"
     )
     first = failed[0][1]
     metadata: dict[str, Any] = {

@@ -12,6 +12,9 @@ from patchworks_pipeline.resources.resources import LabelStore
 MEMORY = ".alerts.json"
 """File in the label store that remembers what was told when."""
 
+STAGING_STEPS = {"staged_labels", "stage_missing_tiles"}
+"""Steps that fail by tiles."""
+
 
 @dg.run_failure_sensor(
     minimum_interval_seconds=30,
@@ -23,9 +26,9 @@ def run_failure_alerts(
 ) -> None:
     """Send one alert per image and cause of a run that failed."""
     run = context.dagster_run
-    keys = images_of_run(context.instance, run.tags)
+    keys = images_of_run(context.instance, run)
     checks = failed_checks(context.instance, run, keys)
-    is_staging = any("staged_labels" in step for step in _failed_steps(context))
+    is_staging = any(step in STAGING_STEPS for step in _failed_steps(context))
     faults = ImageFaults(context.log.warning)
     for key in keys if is_staging else ():
         with faults.about(key):
@@ -50,7 +53,7 @@ def check_failure_alerts(
 ) -> None:
     """Send one alert per image and failed check."""
     run = context.dagster_run
-    checks = failed_checks(context.instance, run, images_of_run(context.instance, run.tags))
+    checks = failed_checks(context.instance, run, images_of_run(context.instance, run))
     alerts.send(checks, memory=store.path() / MEMORY, log=context.log)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 
+from patchworks_pipeline.automation.jobs import image_to_repair
 from patchworks_pipeline.partitions import split_tile_key, tiles
 
 RANGE_START = "dagster/asset_partition_range_start"
@@ -94,8 +95,11 @@ def latest_event(instance: dg.DagsterInstance, asset: str, partition: str) -> in
     return records[0].storage_id if records else 0
 
 
-def images_of_run(instance: dg.DagsterInstance, tags: Mapping[str, str]) -> list[str]:
-    """Return the images that a run with these tags is about, in order."""
+def images_of_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> list[str]:
+    """Return the images that a run is about, in order."""
+    tags, image = run.tags, image_to_repair(run)
+    if image is not None:
+        return [image]
     if PARTITION in tags:
         return [image_of(tags[PARTITION])]
     if RANGE_START not in tags:
@@ -114,7 +118,7 @@ def busy_images(instance: dg.DagsterInstance, jobs: Iterable[str]) -> frozenset[
     busy: set[str] = set()
     for job in (*jobs, BACKFILL_JOB):
         for run in instance.get_runs(dg.RunsFilter(job_name=job, statuses=IN_PROGRESS)):
-            busy.update(images_of_run(instance, run.tags))
+            busy.update(images_of_run(instance, run))
     return frozenset(busy)
 
 

@@ -56,7 +56,7 @@ def retire_old_stages(
     busy = {
         image
         for run in instance.get_runs(dg.RunsFilter(statuses=IN_PROGRESS))
-        for image in images_of_run(instance, run.tags)
+        for image in images_of_run(instance, run)
     }
     before = now() - config.days * SECONDS_PER_DAY
     n_images = n_tiles = 0

@@ -4,16 +4,16 @@ All start stopped, because each spends hours of computing, or removes stages: wh
 switches it on.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 import dagster as dg
 
 from patchworks_pipeline.assets import merged_labels
-from patchworks_pipeline.automation.jobs import merge_image, plan_image, stage_tiles
+from patchworks_pipeline.assets.staging import blocks_to_repair
+from patchworks_pipeline.automation.jobs import merge_image, plan_image, repair_image, repair_run
 from patchworks_pipeline.automation.retention import is_retired, retire_images
-from patchworks_pipeline.automation.sensors import staging_run
 from patchworks_pipeline.image_faults import ImageFaults
-from patchworks_pipeline.partitions import IMAGE, images, tile_keys
+from patchworks_pipeline.partitions import IMAGE, images
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.resources import Automation, LabelStore, SegmentationDefaults
 
@@ -45,7 +45,7 @@ def make_schedules(timezone: str = "UTC") -> list[dg.ScheduleDefinition]:
             ),
             (
                 retry_transient,
-                stage_tiles,
+                repair_image,
                 EVERY_NIGHT,
                 "Stages tiles again that failed of something that passes: memory, I/O, a killed "
                 "worker.",
@@ -100,11 +100,11 @@ def retry_transient(
     night = context.scheduled_execution_time.date().isoformat()
 
     def requests(key: str) -> Iterator[dg.RunRequest]:
-        for ends in transient_ranges(store.folder(key)):
-            first, last = tile_keys(key, ends)
-            request = staging_run(context.instance, key, (first, last), run_key=f"{first}:{night}")
-            if request is not None:
-                yield request
+        folder = store.folder(key)
+        if not folder.has("plan.json") or is_retired(folder):
+            return
+        if blocks_to_repair(folder, only_transient=True):
+            yield repair_run(key, run_key=f"{key}:{night}", only_transient=True)
 
     return _of_all_images(context, automation, requests)
 
@@ -165,29 +165,6 @@ def has_older_code(instance: dg.DagsterInstance, image: str) -> bool:
 
 def _merge_code_version() -> str | None:
     return merged_labels.get_asset_spec().code_version
-
-
-def transient_ranges(folder: ImageFolder) -> list[tuple[str, str]]:
-    """Return ranges of tile blocks that cover every missing one that failed by chance.
-
-    None covers a missing one that failed for good, or was never tried.
-    """
-    if not folder.has("plan.json") or is_retired(folder):
-        return []
-    plan = folder.plan()
-    transient = {f.block for f in folder.failures() if getattr(f, "is_transient", False)}
-    missing = set(folder.stage(plan).missing_blocks()) if transient else set()
-    ranges: list[list[str]] = [[]]
-    for block in plan.grid.block_keys():
-        if block in missing and block in transient:
-            ranges[-1].append(block)
-        elif block in missing:
-            ranges.append([])
-    return [_ends(blocks) for blocks in ranges if blocks]
-
-
-def _ends(blocks: Sequence[str]) -> tuple[str, str]:
-    return blocks[0], blocks[-1]
 
 
 SCHEDULES = make_schedules()

@@ -25,7 +25,7 @@ from patchworks_pipeline.automation.events import (
     new_partitions,
     unique,
 )
-from patchworks_pipeline.automation.jobs import merge_image, plan_image, stage_tiles
+from patchworks_pipeline.automation.jobs import merge_image, plan_image, repair_image, stage_tiles
 from patchworks_pipeline.image_faults import ImageFaults
 from patchworks_pipeline.landing.arrivals import (
     LOOKED_AGAIN,
@@ -258,7 +258,11 @@ def staging_sensor(
     partitions = set(context.instance.get_dynamic_partitions(str(images.name)))
     deferred = [key for key in record.get("waiting", []) if key not in measured]
     candidates = [key for key in [*deferred, *measured] if key in partitions]
-    busy = busy_images(context.instance, [stage_tiles.name]) if candidates else frozenset()
+    busy = (
+        busy_images(context.instance, [stage_tiles.name, repair_image.name])
+        if candidates
+        else frozenset()
+    )
     faults = ImageFaults(context.log.warning, record.get("faults"))
     requests, waiting = [], []
     for key in candidates:
@@ -303,24 +307,12 @@ def _staging_request(
         return None
     keys = tile_keys(folder.key, missing)
     event = latest_event(instance, "image_statistics", folder.key)
-    return staging_run(
-        instance,
-        folder.key,
-        (keys[0], keys[-1]),
-        run_key=f"{folder.key}:{plan.fingerprint}:{event}",
-    )
-
-
-def staging_run(
-    instance: dg.DagsterInstance, image: str, ends: tuple[str, str], *, run_key: str
-) -> dg.RunRequest | None:
-    """Return the run that stages a range of tiles; None where they were retired meanwhile."""
+    ends = keys[0], keys[-1]
     if not all(instance.has_dynamic_partition(str(tiles.name), key) for key in ends):
-        return None
+        return None  # they were retired meanwhile
     return dg.RunRequest(
-        run_key=run_key,
-        job_name=stage_tiles.name,
-        tags={RANGE_START: ends[0], RANGE_END: ends[1], IMAGE: image},
+        run_key=f"{folder.key}:{plan.fingerprint}:{event}",
+        tags={RANGE_START: ends[0], RANGE_END: ends[1], IMAGE: folder.key},
         run_config={
             "ops": {"staged_labels": {"config": {"skip_staged": True, "skip_failed": True}}}
         },
@@ -354,7 +346,7 @@ def merging_sensor(
     time_now = now()
     candidates = [key for key in heard_of if key in partitions]
     candidates += [key for key, when in due.items() if when <= time_now and key not in heard_of]
-    jobs = [stage_tiles.name, merge_image.name]
+    jobs = [stage_tiles.name, repair_image.name, merge_image.name]
     busy = busy_images(context.instance, jobs) if candidates else frozenset()
     requests = []
     for key in candidates:

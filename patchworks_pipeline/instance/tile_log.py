@@ -26,7 +26,7 @@ _END = None
 class TileLog:
     """Logs tiles in the order in which they are added; all of them when it is left."""
 
-    def __init__(self, context: dg.AssetExecutionContext) -> None:
+    def __init__(self, context: dg.AssetExecutionContext | dg.OpExecutionContext) -> None:
         self._context = context
         self._tiles: SimpleQueue[dg.AssetMaterialization | None] = SimpleQueue()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tile-log")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -112,7 +113,34 @@ def partitions_of(served: Served, asset: str) -> dict[str, Any]:
     return found
 
 
-def request_backfill(served: Served, assets: Sequence[str], keys: Sequence[str]) -> str:
+def launch_job(served: Served, job: str, config: dict[str, Any]) -> str:
+    """Launch a job as the launchpad does, and wait until the run has ended."""
+    answer = served.ask(
+        LAUNCH_RUN,
+        executionParams={
+            "mode": "default",
+            "runConfigData": json.dumps(config),
+            "selector": {
+                "repositoryLocationName": "patchworks_pipeline.definitions",
+                "repositoryName": "__repository__",
+                "pipelineName": job,
+            },
+        },
+    )["launchPipelineExecution"]
+    assert answer["__typename"] == "LaunchRunSuccess", answer
+    return until(
+        lambda: ended(served.ask(RUN, id=answer["run"]["id"])["runOrError"]["status"]),
+        seconds=SECONDS_TO_RUN,
+        what=f"the end of the run of {job}",
+    )
+
+
+def request_backfill(
+    served: Served,
+    assets: Sequence[str],
+    keys: Sequence[str],
+    config: dict[str, Any] | None = None,
+) -> str:
     """Ask for partitions of assets as the UI does; the daemon launches it."""
     answer = served.ask(
         LAUNCH_BACKFILL,
@@ -121,6 +149,7 @@ def request_backfill(served: Served, assets: Sequence[str], keys: Sequence[str])
             "partitionNames": list(keys),
             "fromFailure": False,
             "tags": [],
+            "runConfigData": json.dumps(config or {}),
         },
     )["launchPartitionBackfill"]
     assert answer["__typename"] == "LaunchBackfillSuccess", answer
@@ -137,3 +166,9 @@ def runs_of_backfill(served: Served, backfill: str) -> list[dict[str, Any]]:
         {"status": run["status"], "tags": {tag["key"]: tag["value"] for tag in run["tags"]}}
         for run in found["runs"]
     ]
+
+
+def status_of_backfill(served: Served, backfill: str) -> str:
+    """Return how a backfill ended; nothing while it goes on."""
+    status = str(served.ask(BACKFILL, id=backfill)["partitionBackfillOrError"]["status"])
+    return status if status.startswith(("COMPLETED", "FAILED", "CANCELED")) else ""

@@ -15,9 +15,11 @@ from tests.e2e.backfills import (
     OF_IMAGES,
     RANGE,
     launch,
+    launch_job,
     partitions_of,
     request_backfill,
     runs_of_backfill,
+    status_of_backfill,
 )
 from tests.e2e.conftest import Served, serving, until
 from tests.e2e.facility import is_long
@@ -114,6 +116,33 @@ def test_a_failed_tile_is_repaired_while_backfills_of_all_assets_run(home, tmp_p
     assert {key: labels_under(home, key) for key in before} == before
     assert run(tmp_path / "never_failed", tmp_path / "marked.tif") == 0
     assert labels_under(home) == labels_under(tmp_path / "never_failed")
+
+
+@pytest.mark.slow
+def test_a_backfill_that_leaves_staged_tiles_alone_is_a_success_and_a_job_repairs_an_image(
+    home, tmp_path
+):
+    with serving(home) as served:
+        keys = [
+            key
+            for key in partitions_of(served, "staged_labels")["partitionKeys"]
+            if key.startswith("plain/")
+        ]
+        config = {"ops": {"staged_labels": {"config": {"skip_staged": True}}}}
+        backfill = request_backfill(served, ["staged_labels"], keys, config)
+        repair = {"ops": {"stage_missing_tiles": {"config": {"image": "marked"}}}}
+        assert launch_job(served, "repair_image", repair) == "FAILURE"
+        assert partitions_of(served, "staged_labels")["partitionStats"]["numFailed"] == 1
+        (tmp_path / "mended").touch()
+        assert launch_job(served, "repair_image", repair) == "SUCCESS"
+        stats = {"numPartitions": 36, "numMaterialized": 36, "numFailed": 0}
+        assert partitions_of(served, "staged_labels")["partitionStats"] == stats
+        status = until(
+            lambda: status_of_backfill(served, backfill),
+            seconds=SECONDS_TO_BACKFILL,
+            what="the end of the backfill",
+        )
+        assert status == "COMPLETED_SUCCESS"
 
 
 def ended_runs(served: Served, backfill: str) -> list[dict[str, Any]]:

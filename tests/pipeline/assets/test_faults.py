@@ -11,17 +11,20 @@ import dagster as dg
 import numpy as np
 import pynvml
 import pytest
+from dagster._core.storage.partition_status_cache import get_and_update_asset_status_cache_value
 
 from patchworks_core.files.storage import open_array
 from patchworks_pipeline.assets.staging import RESUMED
 from patchworks_pipeline.cli.runs import RANGE_END, RANGE_START, run_image
 from patchworks_pipeline.instance.home import prepare_home
 from patchworks_pipeline.instance.tile_log import TileLog
-from patchworks_pipeline.partitions import tile_keys
+from patchworks_pipeline.partitions import tile_keys, tiles
+from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.resources import ComputeBudget
 from tests.functions import faulty_functions as faulty
 from tests.pipeline.conftest import error_of, metadata_of
 from tests.tissue import (
+    MARK,
     MARKED_KEY,
     environment_of_functions,
     files_under,
@@ -228,7 +231,10 @@ def test_a_run_that_is_taken_up_from_its_failure_stages_only_what_is_missing(
     result = pipeline.run("stage_tiles", tags=tags)
     assert result.success, error_of(result)
     staged = result.asset_materializations_for_node("staged_labels")
-    assert [event.partition for event in staged] == [f"tissue/{MARKED_KEY}"]
+    events = [event for event in staged if "left it as it is" not in str(event.description)]
+    assert [event.partition for event in events] == [f"tissue/{MARKED_KEY}"]
+    # Each tile that Dagster asked for is told of: else it counts as undone in a backfill.
+    assert sorted(str(event.partition) for event in staged) == keys
 
 
 def test_tiles_of_a_run_that_was_ended_before_it_logged_them_are_logged_by_the_next(
@@ -253,7 +259,85 @@ def test_tiles_of_a_run_that_was_ended_before_it_logged_them_are_logged_by_the_n
     mended.touch()
     result = pipeline.stage(folder, skip_staged=True)
     staged = result.asset_materializations_for_node("staged_labels")
-    assert [event.partition for event in staged] == [f"tissue/{MARKED_KEY}"]
+    events = [event for event in staged if "left it as it is" not in str(event.description)]
+    assert [event.partition for event in events] == [f"tissue/{MARKED_KEY}"]
+    # Each tile that Dagster asked for is told of: else it counts as undone in a backfill.
+    assert sorted(str(event.partition) for event in staged) == keys
+
+
+def failed_partitions(pipeline) -> set[str]:
+    """Return the tiles that the UI shows in red."""
+    key = dg.AssetKey("staged_labels")
+    value = get_and_update_asset_status_cache_value(
+        pipeline.instance, key, tiles, pipeline.instance
+    )
+    return set(value.deserialize_failed_partition_subsets(tiles).get_partition_keys())
+
+
+APART = {"tissue/y000x000", f"tissue/{MARKED_KEY}", "tissue/y002x003"}
+"""Tiles that see a marked object in `scattered`."""
+
+
+@pytest.fixture
+def scattered(pipeline, tmp_path) -> ImageFolder:
+    """An image of 12 tiles of which three fail that lie apart; it is planned and staged."""
+    image = marked_tissue()
+    image[4:8, 4:8] = image[-8:-4, -8:-4] = MARK
+    path = write_tiff(tmp_path / "scattered.tif", image)
+    folder = pipeline.register(path, function="tissue_functions:fails_at_mark")
+    pipeline.plan(folder)
+    assert not pipeline.stage(folder).success
+    return folder
+
+
+def repair(pipeline, image: str, **config: object) -> dg.ExecuteInProcessResult:
+    """Launch the job as a person does in the launchpad."""
+    ops = {"stage_missing_tiles": {"config": {"image": image, **config}}}
+    return pipeline.run("repair_image", ops=ops)
+
+
+def test_a_retry_that_fails_turns_no_staged_tile_red(pipeline, scattered):
+    assert failed_partitions(pipeline) == APART
+    assert not pipeline.stage(scattered, skip_staged=True).success
+    assert failed_partitions(pipeline) == APART
+    assert not repair(pipeline, scattered.key).success
+    assert failed_partitions(pipeline) == APART
+
+
+def test_tiles_that_failed_apart_are_repaired_in_one_run_of_the_launchpad(
+    pipeline, scattered, mended
+):
+    result = repair(pipeline, scattered.key)
+    assert not result.success
+    assert error_of(result).startswith("3 of 3 tiles failed")
+    assert "launch job 'repair_image'" in error_of(result)
+    mended.touch()
+    assert repair(pipeline, scattered.key, only_transient=True).success
+    assert len(scattered.stage().missing_blocks()) == 3, "they did not fail by chance"
+    result = repair(pipeline, scattered.key)
+    assert result.success
+    staged = result.asset_materializations_for_node("stage_missing_tiles")
+    assert {event.partition for event in staged} == APART
+    assert failed_partitions(pipeline) == set()
+    assert scattered.failures() == []
+    assert scattered.stage().missing_blocks() == []
+    run = pipeline.instance.get_run_by_id(result.run_id)
+    assert run.tags["patchworks/image"] == scattered.key
+
+
+def test_repairing_an_image_that_is_not_known_says_so(pipeline, home):
+    result = repair(pipeline, "nobody")
+    assert not result.success
+    assert "image 'nobody'" in error_of(result)
+
+
+def test_retry_repairs_tiles_that_failed_apart_in_one_run(pipeline, scattered, mended):
+    mended.touch()
+    plan, budget = scattered.plan(), ComputeBudget(workers=2)
+    result = run_image(pipeline.instance, scattered, plan, budget=budget)
+    assert result.steps == ("stage_tiles", "merge_image")
+    assert result.is_complete
+    assert failed_partitions(pipeline) == set()
 
 
 def test_the_command_line_logs_tiles_that_are_staged_and_were_not_logged(

@@ -11,9 +11,8 @@ import dagster as dg
 import pytest
 
 from patchworks_pipeline.automation import retention, schedules
-from patchworks_pipeline.automation.events import RANGE_END, RANGE_START
 from patchworks_pipeline.automation.retention import is_retired, retire_images
-from patchworks_pipeline.automation.schedules import SCHEDULES, make_schedules, transient_ranges
+from patchworks_pipeline.automation.schedules import SCHEDULES, make_schedules
 from patchworks_pipeline.partitions import tiles
 from patchworks_pipeline.records import ImageFolder, TileFailure
 from patchworks_pipeline.resources.resources import Automation, LabelStore, SegmentationDefaults
@@ -144,28 +143,18 @@ def test_only_what_failed_by_chance_is_tried_again(instance, pipeline, folder, m
     pipeline.plan(folder)
     assert tick(instance, "retry_transient") == []
     write_transient(folder, monkeypatch, transient="013", final="2")
-    ranges = [(r.tags[RANGE_START], r.tags[RANGE_END]) for r in tick(instance, "retry_transient")]
-    assert ranges == [
-        ("a/y000x000", "a/y000x001"),
-        ("a/y000x003", "a/y001x001"),
-        ("a/y001x003", "a/y002x001"),
-        ("a/y002x003", "a/y002x003"),
-    ]
+    (request,) = tick(instance, "retry_transient")
+    assert request.job_name == "repair_image"
+    left = [key for key in folder.plan().grid.block_keys() if key[-1] == "2"]
+    assert Daemon(instance, {}).execute("repair_image", request).success
+    assert folder.stage().missing_blocks() == left
 
 
-def test_tiles_that_are_staged_by_now_are_not_tried_again(pipeline, folder, monkeypatch):
+def test_tiles_that_are_staged_by_now_are_not_tried_again(instance, pipeline, folder, monkeypatch):
     pipeline.plan(folder)
     pipeline.stage(folder)
     write_transient(folder, monkeypatch, transient="0123")
-    assert transient_ranges(folder) == []
-
-
-def test_a_retry_stages_what_failed(instance, pipeline, folder, monkeypatch):
-    pipeline.plan(folder)
-    write_transient(folder, monkeypatch, transient="0123")
-    (request,) = tick(instance, "retry_transient")
-    assert Daemon(instance, {}).execute("stage_tiles", request).success
-    assert folder.stage().missing_blocks() == []
+    assert tick(instance, "retry_transient") == []
 
 
 # Retire

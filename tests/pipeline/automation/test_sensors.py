@@ -563,10 +563,16 @@ def test_an_event_that_shows_late_is_read(instance):
 
 def test_a_run_over_tiles_of_several_images_is_at_all_of_them(instance):
     instance.add_dynamic_partitions(str(tiles.name), ["a/0", "a/1", "b/0", "c/0"])
-    tags = {RANGE_START: "a/1", RANGE_END: "c/0"}
-    assert images_of_run(instance, tags) == ["a", "b", "c"]
-    assert images_of_run(instance, {"dagster/partition": "a/1"}) == ["a"]
-    assert images_of_run(instance, {}) == []
+
+    def images(tags: dict[str, str], job: str = "stage_tiles", **config: object) -> list[str]:
+        ops = {"ops": {"stage_missing_tiles": {"config": config}}}
+        return images_of_run(instance, dg.DagsterRun(job, tags=tags, run_config=ops))
+
+    assert images({RANGE_START: "a/1", RANGE_END: "c/0"}) == ["a", "b", "c"]
+    assert images({"dagster/partition": "a/1"}) == ["a"]
+    assert images({}) == []
+    assert images({}, "repair_image", image="b") == ["b"]
+    assert images({}, "repair_image") == []
 
 
 def test_a_run_that_ended_keeps_no_image_busy(instance):
