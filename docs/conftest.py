@@ -13,6 +13,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import pytest
@@ -59,11 +60,13 @@ def run_with_weights(example: Example) -> str | None:
     from tests.functions.cellpose_models import blurred, use_network
 
     Path("my_weights").write_bytes(b"a network without weights")
-    undo = use_network(blurred)
-    try:
-        return _python(example)
-    finally:
-        undo()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PyTorch, about itself
+        undo = use_network(blurred)
+        try:
+            return _python(example)
+        finally:
+            undo()
 
 
 def run_lines(example: Example) -> None:

@@ -7,12 +7,10 @@ half runs the installed Cellpose, 3 or 4, and is skipped where there is none.
 from __future__ import annotations
 
 import pickle
-import re
 import threading
 import warnings
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from types import SimpleNamespace
 
 import cloudpickle
@@ -40,12 +38,6 @@ NORMALIZE_KEYS = {
     *("lowhigh", "percentile", "normalize", "norm3D", "sharpen_radius", "smooth_radius"),
     *("tile_norm_blocksize", "tile_norm_smooth3D", "invert"),
 }
-
-
-DOCUMENTATION = Path(__file__).parents[2] / "docs" / "cellpose.md"
-
-EXAMPLES = re.compile(r"^```py(?:thon)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
-"""Of a page of the documentation: ``python`` runs by itself, ``py`` needs the files it names."""
 
 
 def statistics_of(pixels):
@@ -655,18 +647,6 @@ class TestInstalled:
         ]
         assert labels[0].max() > 5
         np.testing.assert_array_equal(*labels)
-
-    def test_the_examples_of_the_documentation_run(self, tmp_path, monkeypatch):
-        tifffile = pytest.importorskip("tifffile")
-        monkeypatch.chdir(tmp_path)
-        (tmp_path / "my_weights").write_bytes(b"weights")
-        tifffile.imwrite("nuclei.tif", disks((100, 100)), photometric="minisblack")
-        volume = np.stack([disks((60, 60), n=9)] * 3)
-        tifffile.imwrite("volume.tif", volume, metadata={"axes": "ZYX"}, photometric="minisblack")
-        names: dict[str, object] = {}
-        for block in EXAMPLES.findall(DOCUMENTATION.read_text()):
-            exec(block, names)
-        assert names["labels"].shape == volume.shape
 
     def test_weights_of_the_other_major_are_refused(self, weights):
         package.import_models()

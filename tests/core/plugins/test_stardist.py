@@ -32,7 +32,7 @@ from patchworks_core.plugins.segmentation import segmentation_of
 from patchworks_core.plugins.stardist import MAX_SPLITS, split, stardist_fn
 from patchworks_core.stage.plan import make_plan
 
-DOCUMENTATION = Path(__file__).parents[2] / "docs" / "stardist.md"
+DOCUMENTATION = Path(__file__).parents[3] / "docs" / "stardist.md"
 
 EXAMPLES = re.compile(r"^```py(?:thon)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 """Of a page of the documentation: ``python`` runs by itself, ``py`` needs the files it names."""
