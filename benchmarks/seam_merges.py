@@ -13,9 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from peer_runner import view_key
 
-from patchworks_core.seams.edge_table import EdgeTable
 from patchworks_core.seams.lookup import build_lut
-from patchworks_core.seams.pairs import compare_face
+from patchworks_core.seams.pairs import compare_faces
 from patchworks_core.seams.rules import MergeOptions, MergeRule, joined_pairs
 from patchworks_core.seams.strips import cut_strip
 from patchworks_core.stage.tile_labels import number_labels
@@ -38,12 +37,13 @@ def merge(views: Views, grid: TileGrid, rules: Iterable[MergeRule]) -> dict[str,
         core = tile.core.relative_to(tile.read.start)
         numbered[tile.index] = number_labels(views[tile.index], core, where="")
 
-    def strips(index: tuple[int, ...], axis: int, side: Any) -> Labels:
-        return cut_strip(grid, grid.tile(index), numbered[index].pixels, axis, side)
+    def strips(tiles: Labels, axis: int, side: Any) -> Labels:
+        indexes = map(tuple, tiles.tolist())
+        return np.stack(
+            [cut_strip(grid, grid.tile(i), numbered[i].pixels, axis, side) for i in indexes]
+        )
 
-    edges = EdgeTable.concatenate(
-        compare_face(grid, face, strips) for tile in grid.tiles() for face in grid.faces_above(tile)
-    )
+    edges = compare_faces(grid, np.array([tile.index for tile in grid.tiles()]), strips)
     counts = np.array([numbered[tile.index].n_core for tile in grid.tiles()])
     results: dict[str, Labels] = {}
     for rule in rules:

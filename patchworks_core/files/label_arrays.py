@@ -1,4 +1,4 @@
-"""Arrays of labels: cut so that no two tiles write one chunk."""
+"""Arrays of labels: cut so that no two tile blocks write one chunk."""
 
 from __future__ import annotations
 
@@ -23,12 +23,23 @@ CHUNK_PIXELS = 1 << 18
 def output_chunks(grid: TileGrid) -> tuple[int, ...]:
     """Return chunks that divide a tile's core, of at most `CHUNK_PIXELS` where it divides so far.
 
+    Where tiles are smaller than that, a chunk is several tiles of one block.
+
     Examples
     --------
     >>> output_chunks(TileGrid("yx", (4096, 4096), (2048, 1024), (0, 0)))
     (512, 512)
+    >>> output_chunks(TileGrid("yx", (4096, 4096), (128, 128), (0, 0), block_shape=(4, 8)))
+    (512, 512)
     """
     chunks = list(grid.tile_shape)
+    tiles = list(grid.block_shape)
+    while even := [axis for axis, n in enumerate(tiles) if n % 2 == 0]:
+        shortest = min(even, key=lambda axis: chunks[axis])
+        if 2 * prod(chunks) > CHUNK_PIXELS:
+            break
+        chunks[shortest] *= 2
+        tiles[shortest] //= 2
     while prod(chunks) > CHUNK_PIXELS:
         longest = max(range(len(chunks)), key=lambda axis: chunks[axis])
         divisor = next((d for d in (2, 3, 5, 7) if chunks[longest] % d == 0), None)

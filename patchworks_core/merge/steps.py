@@ -20,10 +20,10 @@ from patchworks_core.errors import StageError
 from patchworks_core.machine.pools import Pool
 from patchworks_core.seams.edge_table import EdgeTable
 from patchworks_core.seams.lookup import LookupTable, build_lut
-from patchworks_core.seams.pairs import compare_face
+from patchworks_core.seams.pairs import compare_faces
 from patchworks_core.seams.rules import MergeOptions, joined_pairs
 from patchworks_core.seams.strips import Side
-from patchworks_core.stage.block_files import NOT_STAGED, strip_of_tile
+from patchworks_core.stage.block_files import NOT_STAGED, strips_of_tiles
 from patchworks_core.stage.object_sums import ObjectSums, merge_objects
 from patchworks_core.stage.stage import Stage
 from patchworks_core.tiles.grid import TileBlock
@@ -32,25 +32,31 @@ from patchworks_core.tiles.grid import TileBlock
 @dataclass(frozen=True, slots=True)
 class _PairTask:
     stage: Stage
-    missing: frozenset[int]
+    missing: np.ndarray[Any, Any]
     """Numbers of tiles that are not staged; whatever strips they have are not compared."""
 
     def __call__(self, block: TileBlock) -> EdgeTable:
         grid = self.stage.grid
         kept: dict[tuple[int, ...], dict[tuple[int, Side], np.ndarray[Any, Any]]] = {}
 
-        def strip(index: tuple[int, ...], axis: int, side: Side) -> np.ndarray[Any, Any]:
-            place = grid.block_index_of(index)
+        def of_block(
+            place: tuple[int, ...], tiles: np.ndarray[Any, Any], axis: int, side: Side
+        ) -> np.ndarray[Any, Any]:
             if place not in kept:
                 kept[place] = self.stage.strips(grid.block(place))
-            return strip_of_tile(grid, kept[place][axis, side], index, axis)
+            return strips_of_tiles(grid, kept[place][axis, side], tiles, axis)
 
-        return EdgeTable.concatenate(
-            compare_face(grid, face, strip)
-            for tile in block.tiles
-            for face in grid.faces_above(tile)
-            if not self.missing & {face.low.number, face.high.number}
-        )
+        def strips(tiles: np.ndarray[Any, Any], axis: int, side: Side) -> np.ndarray[Any, Any]:
+            places, block_of = np.unique(tiles // grid.block_shape, axis=0, return_inverse=True)
+            groups = [np.flatnonzero(block_of.ravel() == i) for i in range(len(places))]
+            parts = [
+                of_block(tuple(place), tiles[group], axis, side)
+                for place, group in zip(places.tolist(), groups, strict=True)
+            ]
+            return np.concatenate(parts)[np.argsort(np.concatenate(groups))]
+
+        indexes = np.array([tile.index for tile in block.tiles])
+        return compare_faces(grid, indexes, strips, missing=self.missing)
 
 
 def pair_tiles(stage: Stage, *, pool: Pool, allow_missing: bool = False) -> EdgeTable:
@@ -61,9 +67,9 @@ def pair_tiles(stage: Stage, *, pool: Pool, allow_missing: bool = False) -> Edge
     StageError
         If a tile is not staged and that is not allowed.
     """
-    missing: frozenset[int] = frozenset()
+    missing = np.zeros(0, dtype=np.int64)
     if allow_missing:
-        missing = frozenset(np.flatnonzero(stage.counts().ravel() == NOT_STAGED).tolist())
+        missing = np.flatnonzero(stage.counts().ravel() == NOT_STAGED)
     else:
         stage.settled_counts()
     task = _PairTask(stage, missing)

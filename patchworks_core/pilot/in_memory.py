@@ -13,7 +13,7 @@ import numpy as np
 
 from patchworks_core.seams.edge_table import EdgeTable
 from patchworks_core.seams.lookup import LookupTable, build_lut
-from patchworks_core.seams.pairs import compare_face
+from patchworks_core.seams.pairs import compare_faces
 from patchworks_core.seams.rules import MergeOptions, joined_pairs
 from patchworks_core.seams.strips import Side, cut_strip
 from patchworks_core.stage.tile_labels import NumberedLabels, check_labels, number_labels
@@ -67,15 +67,14 @@ class TilesInMemory:
             core = tile.core.relative_to(tile.read.start)
             labels[tile.index] = number_labels(checked.reshape(pixels.shape), core, where=name)
 
-        def strip(index: tuple[int, ...], axis: int, side: Side) -> np.ndarray[Any, Any]:
-            return cut_strip(grid, grid.tile(index), labels[index].pixels, axis, side)
+        def strips(tiles: np.ndarray[Any, Any], axis: int, side: Side) -> np.ndarray[Any, Any]:
+            indexes = map(tuple, tiles.tolist())
+            return np.stack(
+                [cut_strip(grid, grid.tile(i), labels[i].pixels, axis, side) for i in indexes]
+            )
 
-        edges = EdgeTable.concatenate(
-            compare_face(grid, face, strip)
-            for tile in grid.tiles()
-            for face in grid.faces_above(tile)
-        )
-        return cls(grid, labels, edges)
+        tiles = np.array([tile.index for tile in grid.tiles()])
+        return cls(grid, labels, compare_faces(grid, tiles, strips))
 
     @property
     def counts(self) -> np.ndarray[Any, Any]:

@@ -14,9 +14,11 @@ import site
 import sys
 import sysconfig
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from importlib.metadata import Distribution, PackageNotFoundError, distributions, version
+from inspect import getmodulename
 from pathlib import Path
 
 OURS = frozenset({"patchworks_core", "patchworks_pipeline"})
@@ -70,7 +72,7 @@ class Reach:
 
     def versions(self) -> list[str]:
         """Return ``distribution==version`` of the packages, sorted."""
-        return sorted({text for name in self.packages for text in _versions_of(name)})
+        return _versions_of(frozenset(self.packages))
 
 
 def owner_of(file: str) -> str:
@@ -151,19 +153,40 @@ def _is_installed(path: Path) -> bool:
     return any(path.is_relative_to(folder) for folder in _package_folders())
 
 
-@lru_cache(maxsize=1)
-def _distributions() -> dict[str, list[str]]:
-    return {name: sorted(set(names)) for name, names in packages_distributions().items()}
-
-
-def _versions_of(package: str) -> list[str]:
+def _versions_of(packages: frozenset[str]) -> list[str]:
+    """Return ``distribution==version`` of all that holds one of the packages, sorted."""
     versions = []
-    for distribution in _distributions().get(package, [package]):
-        try:
-            versions.append(f"{distribution}=={version(distribution)}")
-        except PackageNotFoundError:
-            continue
-    return versions
+    for name in _distributions_of(packages):
+        with suppress(PackageNotFoundError):
+            versions.append(f"{name}=={version(name)}")
+    return sorted(versions)
+
+
+@lru_cache(maxsize=8)
+def _distributions_of(packages: frozenset[str]) -> frozenset[str]:
+    """Return the names of the distributions that hold packages; of one that none holds, its own.
+
+    `importlib.metadata.packages_distributions` says the same of every package there is, which takes
+    half a second of a first call.
+    """
+    held = [
+        (distribution.name, _held_by(distribution, packages)) for distribution in distributions()
+    ]
+    own = packages.difference(*(names for _, names in held))
+    return own.union(name for name, names in held if names)
+
+
+def _held_by(distribution: Distribution, packages: frozenset[str]) -> set[str]:
+    """Return which of the packages a distribution holds."""
+    declared = (distribution.read_text("top_level.txt") or "").split()
+    if declared:
+        return set(packages.intersection(declared))
+    record = distribution.read_text("RECORD")
+    if record is None:
+        tops = {file.parts[0] for file in distribution.files or ()}
+    else:
+        tops = {line.partition(",")[0].partition("/")[0] for line in record.splitlines()}
+    return {getmodulename(top) or top for top in tops} & packages
 
 
 @lru_cache(maxsize=1024)

@@ -1,15 +1,16 @@
 """Boundary pairs: every two staged labels that may be one object, with the evidence.
 
-For each face, edge and corner that two tiles share:
+Faces, edges and corners that lie alike in their tiles are compared together (`_alike`), because one
+by one the calls would take longer than the pixels:
 
-1. `compare_face` lays the two tiles' strips over each other. Where both saw the same pixels it
-   counts the pixels two labels have in common and the area of each (`_overlap`); where a halo is 0
+1. `_Strips` lays the strips of both tiles over each other. Where both saw the same pixels,
+   `_overlap` counts the pixels two labels have in common and the area of each; where a halo is 0
    the two abutting planes stand in for the pixels they would have shared.
-2. It counts the pixel pairs in contact across the cores (`_contact`), and the smallest connectivity
-   at which the two touch.
-3. It counts the pixels of each label in its own core's plane at the face (`_planes`). A label that
-   lies there and met no other is listed with id 0 for its partner: no rule joins it, and whoever
-   judges the seams has to know of it.
+2. `_contact` counts the pixel pairs in contact across the cores, and finds the smallest
+   connectivity at which the two touch.
+3. `_planes` counts the pixels of each label in its own core's plane at the face. A label that lies
+   there and met no other is listed with id 0 for its partner: no rule joins it, and whoever judges
+   the seams has to know of it.
 
 Nothing is decided here: a rule reads the table (`patchworks_core.seams.rules`), so another rule
 needs no new pass over the pixels.
@@ -20,61 +21,162 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from patchworks_core.seams.edge_table import EdgeTable
-from patchworks_core.seams.strips import HIGH, LOW, Side, part_of_strip
+from patchworks_core.seams.strips import HIGH, LOW, Side, part_of_strip, slot_shape
 from patchworks_core.tiles.grid import Face, TileGrid
 from patchworks_core.tiles.regions import Region
 
-StripReader = Callable[[tuple[int, ...], int, Side], np.ndarray[Any, Any]]
-"""Gives the strip of the tile at an index, on an axis and side."""
+Array = npt.NDArray[Any]
+
+StripReader = Callable[[Array, int, Side], Array]
+"""Gives the strips of tiles on an axis and side, stacked: of indexes of shape (n, ndim)."""
+
+_MAX_PIXELS = 2**20
+"""Of the strips that are compared together."""
+
+_MAX_IDS = 2**22
+"""Of the faces that are compared together."""
 
 
-def compare_face(grid: TileGrid, face: Face, strips: StripReader) -> EdgeTable:
-    """Compare what two tiles saw around the face, edge or corner they share.
+def compare_faces(
+    grid: TileGrid, tiles: Array, strips: StripReader, *, missing: Array | None = None
+) -> EdgeTable:
+    """Compare what two tiles saw around each face, edge or corner that they share.
 
     Parameters
     ----------
     grid : TileGrid
-    face : Face
+    tiles : ndarray of int
+        Shape (n, ndim): indexes of tiles, of which each is compared with its neighbours that come
+        later in row-major order.
     strips : callable
-        ``strips(index, axis, side)`` gives the strip of the tile at `index`.
+        ``strips(indexes, axis, side)`` gives the strips of tiles.
+    missing : ndarray of int, optional
+        Numbers of tiles that are left out.
 
     Returns
     -------
     EdgeTable
-        One row per pair of labels with pixels in common or in contact, by id, and one per label
+        Per face one row per pair of labels with pixels in common or in contact, and one per label
         in the plane of the face that has neither.
     """
-    axis = face.axis
-    strip_a = strips(face.low.index, axis, HIGH)
-    strip_b = strips(face.high.index, axis, LOW)
+    tables = []
+    for step in grid.steps:
+        neighbours = tiles + step
+        inside = ((neighbours >= 0) & (neighbours < grid.grid_shape)).all(axis=1)
+        low, high = tiles[inside], neighbours[inside]
+        if missing is not None and len(missing):
+            left_out = [np.isin(_numbers(grid, index), missing) for index in (low, high)]
+            low, high = low[~np.logical_or(*left_out)], high[~np.logical_or(*left_out)]
+        for alike in _alike(grid, low, high):
+            face = Face(grid.tile(low[alike[0]]), grid.tile(high[alike[0]]), step)
+            n = max(1, _MAX_PIXELS // prod(slot_shape(grid, face.axis)))
+            for first in range(0, len(alike), n):
+                together = alike[first : first + n]
+                tables.append(_compare(grid, face, low[together], high[together], strips))
+    return EdgeTable.concatenate(tables)
 
-    def views(region_a: Region, region_b: Region) -> tuple[np.ndarray, np.ndarray]:
-        a = part_of_strip(grid, face.low, strip_a, axis, HIGH, region_a)
-        return a, part_of_strip(grid, face.high, strip_b, axis, LOW, region_b)
 
-    width = int(max(strip_a.max(initial=0), strip_b.max(initial=0))) + 1
+def _numbers(grid: TileGrid, indexes: Array) -> Array:
+    """Return the numbers of tiles."""
+    numbers: Array = np.ravel_multi_index(tuple(indexes.T), grid.grid_shape)
+    return numbers
+
+
+def _alike(grid: TileGrid, low: Array, high: Array) -> list[Array]:
+    """Group faces by where they lie in their tiles: all of a group have the same strip slices."""
+    if not len(low):
+        return []
+    kinds = [_kinds(grid, axis) for axis in range(grid.ndim)]
+    lies = [kinds[axis][i] for index in (low, high) for axis, i in enumerate(index.T)]
+    _, group = np.unique(np.stack(lies, axis=1), axis=0, return_inverse=True)
+    order = np.argsort(group.ravel(), kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(group.ravel()[order])) + 1)
+
+
+def _kinds(grid: TileGrid, axis: int) -> Array:
+    """Return a number for each tile along an axis, the same where core and halo are as long."""
+    size, halo = grid.shape[axis], grid.halo[axis]
+    start = np.arange(grid.grid_shape[axis]) * grid.tile_shape[axis]
+    stop = np.minimum(start + grid.tile_shape[axis], size)
+    shapes = [stop - start, np.minimum(start, halo), np.minimum(size - stop, halo)]
+    _, kinds = np.unique(np.stack(shapes), axis=1, return_inverse=True)
+    return kinds.ravel()
+
+
+@dataclass(frozen=True, slots=True)
+class _Strips:
+    """The strips of both tiles at faces that lie alike, the faces along the first axis."""
+
+    grid: TileGrid
+    face: Face
+    """One of them."""
+
+    low: Array
+    high: Array
+
+    width: int
+    """Above every local id."""
+
+    def views(self, region_a: Region, region_b: Region) -> tuple[Array, Array]:
+        """Return a region of each tile at `face`, and what lies alike at the others."""
+        axis = self.face.axis
+        a = part_of_strip(self.grid, self.face.low, self.low, axis, HIGH, region_a)
+        return a, part_of_strip(self.grid, self.face.high, self.high, axis, LOW, region_b)
+
+    def keys(self, ids: Array, at: Array | None = None) -> Array:
+        """Return ids that are those of one face only, int64: of all pixels, or where `at` holds."""
+        number = np.arange(len(ids)).reshape(-1, *[1] * (ids.ndim - 1)) * self.width
+        keys: Array = ids + number if at is None else ids[at]
+        return keys if at is None else keys + np.broadcast_to(number, at.shape)[at]
+
+    def count(self, ids: Array) -> Array:
+        """Return the pixels of each key."""
+        return np.bincount(self.keys(ids).ravel(), minlength=len(ids) * self.width)
+
+    def pairs(self, a: Array, b: Array, at: Array) -> Array:
+        """Pack the two ids of every pixel where `at` holds into one int64."""
+        packed: Array = self.keys(a, at) * self.width + b[at]
+        return packed
+
+
+def _compare(grid: TileGrid, face: Face, low: Array, high: Array, strips: StripReader) -> EdgeTable:
+    """Compare faces that lie as `face` does, between the tiles at `low` and `high`."""
+    strips_a, strips_b = strips(low, face.axis, HIGH), strips(high, face.axis, LOW)
+    width = int(max(strips_a.max(initial=0), strips_b.max(initial=0))) + 1
+    # A pair is packed with its face and, in `_contact`, with the order of contact; pixels are
+    # counted by face and id.
+    most = max(1, min(2**59 // width**2, _MAX_IDS // width))
+    if len(low) > most:
+        half = len(low) // 2
+        parts = (slice(half), slice(half, None))
+        return EdgeTable.concatenate(
+            _compare(grid, face, low[part], high[part], strips) for part in parts
+        )
+    both = _Strips(grid, face, strips_a, strips_b, width)
     regions = _regions_seen_by_both(grid, face)
-    overlap = _overlap(*views(*regions), width=width) if regions else _Overlap.nothing()
-    contact = _contact(grid, face, views, width=width)
+    overlap = _overlap(both, *regions) if regions else _Overlap.nothing()
+    contact = _contact(both)
     if not (face.is_plane or len(overlap.pairs) or len(contact["pairs"])):
         return EdgeTable.empty()  # as most corners are
-    planes = _planes(face, views, width=width)
-    return _rows(face, overlap, contact, planes, width=width)
+    tiles = _numbers(grid, low), _numbers(grid, high)
+    return _rows(face, tiles, overlap, contact, _planes(both), width=width)
 
 
 @dataclass(frozen=True, slots=True)
 class _Overlap:
     """Labels with pixels in common: packed pair, pixels in common, and the area of each."""
 
-    pairs: np.ndarray[Any, Any]
-    intersection: np.ndarray[Any, Any]
-    areas_a: np.ndarray[Any, Any]
-    areas_b: np.ndarray[Any, Any]
+    pairs: Array
+    intersection: Array
+    areas_a: Array
+    areas_b: Array
 
     @classmethod
     def nothing(cls) -> _Overlap:
@@ -113,38 +215,22 @@ def _region(bounds: list[tuple[int, int]]) -> Region:
     return Region(tuple(a for a, _ in bounds), tuple(b for _, b in bounds))
 
 
-def _overlap(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], *, width: int) -> _Overlap:
+def _overlap(strips: _Strips, region_a: Region, region_b: Region) -> _Overlap:
     """Count the pixels that each two labels have in common, and the pixels of each label."""
+    a, b = strips.views(region_a, region_b)
     both = (a != 0) & (b != 0)
-    pairs, intersection = np.unique(_pack(a[both], b[both], width), return_counts=True)
-    return _Overlap(
-        pairs,
-        intersection,
-        np.bincount(a.ravel(), minlength=width),
-        np.bincount(b.ravel(), minlength=width),
-    )
+    pairs, intersection = np.unique(strips.pairs(a, b, both), return_counts=True)
+    return _Overlap(pairs, intersection, strips.count(a), strips.count(b))
 
 
-def _pack(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], width: int) -> np.ndarray[Any, Any]:
-    """Pack two local ids below `width` into one int64 key."""
-    packed: np.ndarray[Any, Any] = a.astype(np.int64) * width + b
-    return packed
-
-
-def _contact(
-    grid: TileGrid,
-    face: Face,
-    views: Callable[[Region, Region], tuple[np.ndarray, np.ndarray]],
-    *,
-    width: int,
-) -> dict[str, np.ndarray[Any, Any]]:
+def _contact(strips: _Strips) -> dict[str, Array]:
     """Find the pairs of labels in contact, with the smallest connectivity and its pixel pairs."""
     keys, orders = [], []
-    for region_a, region_b, order in _abutting_regions(grid, face):
-        a, b = views(region_a, region_b)
+    for region_a, region_b, order in _abutting_regions(strips.grid, strips.face):
+        a, b = strips.views(region_a, region_b)
         touching = (a != 0) & (b != 0)
         if touching.any():
-            packed = _pack(a[touching], b[touching], width)
+            packed = strips.pairs(a, b, touching)
             keys.append(packed)
             orders.append(np.full(len(packed), order, dtype=np.int8))
     if not keys:
@@ -186,62 +272,60 @@ def _abutting_regions(grid: TileGrid, face: Face) -> Iterator[tuple[Region, Regi
             yield _region(low), _region(high), sum(map(abs, shift))
 
 
-def _planes(
-    face: Face,
-    views: Callable[[Region, Region], tuple[np.ndarray, np.ndarray]],
-    *,
-    width: int,
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def _planes(strips: _Strips) -> tuple[Array, Array]:
     """Count the pixels of each label in its core's plane at the face, background apart."""
-    counts = np.zeros((2, width), dtype=np.int64)
-    if face.is_plane:
-        low, high = (
-            list(zip(c.start, c.stop, strict=True)) for c in (face.low.core, face.high.core)
-        )
-        border = face.high.core.start[face.axis]
-        low[face.axis], high[face.axis] = (border - 1, border), (border, border + 1)
-        for row, view in zip(counts, views(_region(low), _region(high)), strict=True):
-            row[:] = np.bincount(view.ravel(), minlength=width)
-        counts[:, 0] = 0
-    return counts[0], counts[1]
+    face = strips.face
+    if not face.is_plane:
+        nothing = np.zeros(len(strips.low) * strips.width, dtype=np.int64)
+        return nothing, nothing
+    low, high = (list(zip(c.start, c.stop, strict=True)) for c in (face.low.core, face.high.core))
+    border = face.high.core.start[face.axis]
+    low[face.axis], high[face.axis] = (border - 1, border), (border, border + 1)
+    counts_a, counts_b = map(strips.count, strips.views(_region(low), _region(high)))
+    counts_a[:: strips.width] = counts_b[:: strips.width] = 0
+    return counts_a, counts_b
 
 
 def _rows(
     face: Face,
+    tiles: tuple[Array, Array],
     overlap: _Overlap,
-    contact: dict[str, np.ndarray[Any, Any]],
-    planes: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]],
+    contact: dict[str, Array],
+    planes: tuple[Array, Array],
     *,
     width: int,
 ) -> EdgeTable:
     """Join what overlaps and what touches into one row per pair, and add who met none."""
     met = np.union1d(overlap.pairs, contact["pairs"]).astype(np.int64)
+    met_b = met // width**2 * width + met % width
     lone_a = np.setdiff1d(np.flatnonzero(planes[0]), met // width)
-    lone_b = np.setdiff1d(np.flatnonzero(planes[1]), met % width)
-    pairs = np.sort(np.concatenate([met, lone_a * width, lone_b]))
-    a, b = pairs // width, pairs % width
+    lone_b = np.setdiff1d(np.flatnonzero(planes[1]), met_b)
+    of_b_alone = lone_b // width * width**2 + lone_b % width
+    pairs = np.sort(np.concatenate([met, lone_a * width, of_b_alone]))
+    number, key_a, b = pairs // width**2, pairs // width, pairs % width
+    a, key_b = key_a % width, number * width + b
     n = len(pairs)
 
-    def column(keys: np.ndarray, values: np.ndarray, dtype: type) -> np.ndarray[Any, Any]:
-        filled: np.ndarray[Any, Any] = np.zeros(n, dtype=dtype)
+    def column(keys: Array, values: Array, dtype: type) -> Array:
+        filled: Array = np.zeros(n, dtype=dtype)
         filled[np.searchsorted(pairs, keys)] = values
         return filled
 
-    def areas(values: np.ndarray, ids: np.ndarray) -> np.ndarray[Any, Any]:
-        return np.where(ids > 0, values[ids], 0) if len(values) else np.zeros(n, dtype=np.int64)
+    def areas(values: Array, keys: Array, ids: Array) -> Array:
+        return np.where(ids > 0, values[keys], 0) if len(values) else np.zeros(n, dtype=np.int64)
 
     return EdgeTable(
-        tile_a=np.full(n, face.low.number, dtype=np.int64),
+        tile_a=tiles[0][number].astype(np.int64),
         id_a=a.astype(np.int32),
-        tile_b=np.full(n, face.high.number, dtype=np.int64),
+        tile_b=tiles[1][number].astype(np.int64),
         id_b=b.astype(np.int32),
         intersection=column(overlap.pairs, overlap.intersection, np.int64),
-        area_a=areas(overlap.areas_a, a),
-        area_b=areas(overlap.areas_b, b),
+        area_a=areas(overlap.areas_a, key_a, a),
+        area_b=areas(overlap.areas_b, key_b, b),
         contact=column(contact["pairs"], contact["contact"], np.int64),
         connectivity=column(contact["pairs"], contact["connectivity"], np.int8),
         axis=np.full(n, face.axis, dtype=np.int8),
         order=np.full(n, sum(map(abs, face.step)), dtype=np.int8),
-        plane_a=planes[0][a],
-        plane_b=planes[1][b],
+        plane_a=planes[0][key_a],
+        plane_b=planes[1][key_b],
     )

@@ -101,10 +101,12 @@ def part_of_strip(
     side: Side,
     region: Region,
 ) -> np.ndarray[Any, Any]:
-    """Return what `strip` holds of `region`, which is given in image coordinates."""
+    """Return what `strip` holds of `region`, which is given in image coordinates.
+
+    Axes before those of the grid are kept whole, so that several strips may be asked at once.
+    """
     origin = [start for start, _ in slot_region(grid, tile, axis, side)]
-    return strip[
-        tuple(
-            slice(a - o, b - o) for a, b, o in zip(region.start, region.stop, origin, strict=True)
-        )
-    ]
+    bounds = zip(region.start, region.stop, origin, strict=True)
+    index: Any = (..., *(slice(a - o, b - o) for a, b, o in bounds))
+    part: np.ndarray[Any, Any] = strip[index]
+    return part

@@ -48,8 +48,8 @@ from patchworks_core.stage.block_files import (
     StagedTile,
     encode_block,
     objects_in,
-    strip_of_tile,
     strips_in,
+    strips_of_tiles,
 )
 from patchworks_core.stage.block_listing import SUFFIX, BlockListing
 from patchworks_core.stage.first_layout import FirstLayout
@@ -319,7 +319,9 @@ class Stage:
             If it is damaged, or not staged.
         """
         block = self.grid.block(self.grid.block_index_of(index))
-        return strip_of_tile(self.grid, self.strips(block)[axis, side], index, axis)
+        strips = self.strips(block)[axis, side]
+        strip: Array = strips_of_tiles(self.grid, strips, np.array([index]), axis)[0]
+        return strip
 
     def areas(self, block: TileBlock) -> Array:
         """Return the pixels of each label of a block in its core, int64, tile after tile.

@@ -280,18 +280,11 @@ class TileGrid:
         width = max(3, len(str(max(self.blocks_shape) - 1)))
         return "".join(f"{axis}{i:0{width}d}" for axis, i in zip(self.axes, index, strict=True))
 
-    def faces_above(self, low: Tile) -> Iterator[Face]:
-        """Yield the faces, edges and corners `low` shares with tiles later in row-major order.
-
-        Only spatial axes are crossed: time and channel are never merged.
-        """
+    @property
+    def steps(self) -> list[tuple[int, ...]]:
+        """How the index of a neighbour later in row-major order differs, per axis."""
         choices = [(-1, 0, 1) if axis in SPATIAL_AXES else (0,) for axis in self.axes]
-        for step in product(*choices):
-            if step <= (0,) * self.ndim:
-                continue
-            index = tuple(i + s for i, s in zip(low.index, step, strict=True))
-            if all(0 <= i < n for i, n in zip(index, self.grid_shape, strict=True)):
-                yield Face(low, self.tile(index), step)
+        return [step for step in product(*choices) if step > (0,) * self.ndim]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the grid as JSON-ready values."""

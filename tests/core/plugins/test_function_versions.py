@@ -11,12 +11,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 
+from patchworks_core.plugins import user_modules
 from patchworks_core.plugins.function_versions import version_before
 from patchworks_core.plugins.segmentation import Segmentation, declare, segmentation_of
 
@@ -431,3 +433,12 @@ def test_a_package_that_cannot_be_imported_is_followed_no_further(tmp_path, monk
     monkeypatch.syspath_prepend(tmp_path)
     assert segmentation_of("careful:label").to_dict()["version"]
     sys.modules.pop("careful", None)
+
+
+def test_versions_are_those_of_the_packages_that_hold_a_module():
+    names = packages_distributions()
+    some = sorted(names)[::7]
+    for package in some:
+        expected = sorted({f"{name}=={version(name)}" for name in names[package]})
+        assert user_modules._versions_of(frozenset({package})) == expected
+    assert user_modules._versions_of(frozenset({"no_such_package"})) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from itertools import combinations
+from operator import add
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchworks_core.errors import PlanError
-from patchworks_core.tiles.grid import SPATIAL_AXES, TileGrid, plan_grid
+from patchworks_core.tiles.grid import SPATIAL_AXES, Face, TileGrid, plan_grid
 
 
 @st.composite
@@ -106,9 +107,15 @@ def test_every_neighbouring_pair_of_tiles_shares_exactly_one_face(grid):
 
     tiles = list(grid.tiles())
     wanted = [(a.number, b.number) for a, b in combinations(tiles, 2) if are_neighbours(a, b)]
-    found = [face for tile in tiles for face in grid.faces_above(tile)]
-    assert sorted((face.low.number, face.high.number) for face in found) == sorted(wanted)
-    for face in found:
+    inside = set(np.ndindex(grid.grid_shape))
+    faces = [
+        Face(tile, grid.tile(index), step)
+        for tile in tiles
+        for step in grid.steps
+        if (index := tuple(map(add, tile.index, step))) in inside
+    ]
+    assert sorted((face.low.number, face.high.number) for face in faces) == sorted(wanted)
+    for face in faces:
         assert face.is_plane == (sum(map(abs, face.step)) == 1)
         assert face.step[face.axis] == 1
 
