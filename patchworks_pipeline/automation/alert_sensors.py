@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import dagster as dg
 
 from patchworks_pipeline.automation.alerts import Alert, Alerts, alerts_of_tiles, link_to_run
-from patchworks_pipeline.automation.events import images_of_run
-from patchworks_pipeline.image_faults import ImageFaults, error_of_step
+from patchworks_pipeline.automation.events import images_of_run, why_failed
+from patchworks_pipeline.image_faults import ImageFaults
 from patchworks_pipeline.resources.resources import LabelStore
 
 MEMORY = ".alerts.json"
@@ -37,7 +37,7 @@ def run_failure_alerts(
         cause = f"its failed tiles cannot be read: {why}"
         checks.append(Alert(key, cause, link_to_run(run.run_id)))
     if not checks:
-        cause = _cause(context)
+        cause = why_failed(context.instance, run)
         checks = [Alert(key, cause, link_to_run(run.run_id)) for key in keys or [""]]
     alerts.send(checks, memory=store.path() / MEMORY, log=context.log)
 
@@ -90,15 +90,3 @@ def failed_checks(
 
 def _failed_steps(context: dg.RunFailureSensorContext) -> list[str]:
     return [str(event.step_key) for event in context.get_step_failure_events()]
-
-
-def _cause(context: dg.RunFailureSensorContext) -> str:
-    """Return why a run failed, in the words of the error."""
-    events = context.get_step_failure_events()
-    if not events:
-        return str(context.failure_event.message)
-    data = events[0].step_failure_data
-    if data.user_failure_data is not None and data.user_failure_data.description:
-        return str(data.user_failure_data.description)
-    error = error_of_step(data)
-    return error.message.strip() if error is not None else str(events[0].message)

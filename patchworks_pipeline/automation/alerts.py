@@ -188,7 +188,7 @@ class Alerts(Deployed):
         remembered = {
             digest: when
             for digest, when in _read_memory(memory).items()
-            if now - when < self.quiet_hours * 3600
+            if 0 <= now - when < self.quiet_hours * 3600  # of later is of another clock
         }
         new: dict[str, Alert] = {}
         for alert in alerts:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import dagster as dg
 
 from patchworks_pipeline.automation.jobs import image_to_repair
+from patchworks_pipeline.image_faults import error_of_step
 from patchworks_pipeline.partitions import split_tile_key, tiles
 
 RANGE_START = "dagster/asset_partition_range_start"
@@ -120,6 +121,19 @@ def busy_images(instance: dg.DagsterInstance, jobs: Iterable[str]) -> frozenset[
         for run in instance.get_runs(dg.RunsFilter(job_name=job, statuses=IN_PROGRESS)):
             busy.update(images_of_run(instance, run))
     return frozenset(busy)
+
+
+def why_failed(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
+    """Return why a run failed, in the words of the error."""
+    for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE):
+        event = entry.get_dagster_event()
+        data = event.step_failure_data
+        if data.user_failure_data is not None and data.user_failure_data.description:
+            return str(data.user_failure_data.description)
+        error = error_of_step(data)
+        return error.message.strip() if error is not None else str(event.message)
+    ends = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.RUN_FAILURE)
+    return str(ends[-1].get_dagster_event().message) if ends else "the run says no reason"
 
 
 def image_of(key: str) -> str:

@@ -26,6 +26,7 @@ from patchworks_pipeline.automation.events import (
     unique,
 )
 from patchworks_pipeline.automation.jobs import merge_image, plan_image, repair_image, stage_tiles
+from patchworks_pipeline.automation.taking import VERSION, State, taking_of
 from patchworks_pipeline.image_faults import ImageFaults
 from patchworks_pipeline.landing.arrivals import (
     LOOKED_AGAIN,
@@ -45,7 +46,6 @@ from patchworks_pipeline.partitions import IMAGE, images, tile_keys, tiles
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.resources import AcquisitionSource, Automation, LabelStore
 
-RUN_KEY = "dagster/run_key"
 EVERY_ROUND = 1
 """Seconds between ticks: less than the daemon's round of 5 s, or every other round is missed."""
 
@@ -91,7 +91,11 @@ def landing_sensor(
     before = dict(ledger.taken)
     quarantine = Quarantine(store.path() / ".quarantine")
     candidates = find_candidates(source.layout(), taken=ledger.taken)
-    _confirm(context.instance, record.get("asked", {}), ledger)
+    faults = ImageFaults(context.log.warning, record.get("faults"))
+    decisions = _Decisions(context.instance, store, ledger, quarantine)
+    for url, version in record.get("asked", {}).items():
+        with faults.about(str(url)):
+            decisions.look_after(url, *version)
     folders = [c.url for c in candidates if c.is_folder and c.url in ledger.taken]
     turn = int(record.get("turn", 0))
     arrivals = look(
@@ -101,20 +105,19 @@ def landing_sensor(
         looks=looks_from_json(record.get("seen", {})),
         ledger=ledger,
         refused=quarantine.names(),
+        under_way=decisions.under_way(),
         again=[folders[(turn + i) % len(folders)] for i in range(min(LOOKED_AGAIN, len(folders)))],
     )
-    faults = ImageFaults(context.log.warning, record.get("faults"))
-    decisions = _Decisions()
     for name, reason in arrivals.faults.items():
         with faults.about(name):
             raise reason
     for arrival in arrivals.arrivals:
         with faults.about(arrival.candidate.name):  # it is tried again
-            decisions.take(arrival, store, ledger, quarantine)
+            decisions.take(arrival)
     if ledger.taken != before or ledger.damage:
         ledger.write()
     alerts.send(
-        [Alert(a.candidate.key, reason, "/assets/image") for a, reason in decisions.refused],
+        [Alert(refusal.key, refusal.reason, "/assets/image") for refusal in decisions.refused],
         memory=store.path() / ".alerts.json",
         log=context.log,
     )
@@ -130,36 +133,82 @@ def landing_sensor(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """An acquisition that is not taken."""
+
+    name: str
+    url: str
+    key: str
+    reason: str
+
+
 @dataclass(slots=True)
 class _Decisions:
-    """What a tick of the landing sensor does about what arrived."""
+    """What a tick of the landing sensor does about what arrived, and about what it asked for."""
+
+    instance: dg.DagsterInstance
+    store: LabelStore
+    ledger: Ledger
+    quarantine: Quarantine
 
     requests: list[dg.RunRequest] = field(default_factory=list)
 
-    refused: list[tuple[Arrival, str]] = field(default_factory=list)
-    """With the reason."""
+    refused: list[_Refusal] = field(default_factory=list)
 
     pending: dict[str, list[str]] = field(default_factory=dict)
-    """Name and version of what was requested, by URL; in the ledger once it has its run."""
+    """Name, signature and glance of the version that runs are at, or will be, by URL."""
 
-    def take(
-        self, arrival: Arrival, store: LabelStore, ledger: Ledger, quarantine: Quarantine
-    ) -> None:
+    def under_way(self) -> dict[str, Version]:
+        """Return the versions that runs are at, by URL."""
+        return {
+            url: Version(signature, glance) for url, (_, signature, glance) in self.pending.items()
+        }
+
+    def look_after(self, url: str, name: str, signature: str, glance: str) -> None:
+        """See what came of a request: taken, under way, due again, or given up.
+
+        A daemon may die between a tick and its runs. What has no run, and what is due again, is
+        let go of here: it settles, arrives, and is requested.
+        """
+        key = name.partition(f"-{signature}")[0]
+        taking = taking_of(self.instance, key, name, signature, now=now())
+        version = Version(signature, glance)
+        if taking.state is State.TAKEN:
+            self.ledger.taken[url] = version
+        elif taking.state in (State.GOES_ON, State.WAITS):
+            self.pending[url] = [name, signature, glance]
+        elif taking.state is State.GIVEN_UP:
+            if _is_planned(self.store.folder(key)):  # by hand, since
+                self.ledger.taken[url] = version
+                return
+            reason = f"{taking.reason}; {self.quarantine.release(name)}"
+            self.quarantine.record(name, taking.reason, url, key, signature)
+            self.refused.append(_Refusal(name, url, key, reason))
+
+    def take(self, arrival: Arrival) -> None:
         """Request the plan of an acquisition, or refuse it."""
         candidate, version = arrival.candidate, arrival.version
-        folder = store.folder(candidate.key) if candidate.key else None
+        folder = self.store.folder(candidate.key) if candidate.key else None
         why = _why_refused(arrival, folder)
         if folder is None or why is not None:
-            quarantine.refuse(arrival, why or "")
-            self.refused.append((arrival, why or ""))
-        elif candidate.url not in ledger.taken and _is_planned(folder):
+            self.quarantine.refuse(arrival, why or "")
+            self.refused.append(_Refusal(candidate.name, candidate.url, candidate.key, why or ""))
+            return
+        if candidate.url not in self.ledger.taken and _is_planned(folder):
             # Planned by hand, or taken before the ledger was lost.
-            ledger.taken[candidate.url] = version
-        else:
-            if not folder.has("acquisition.json"):
-                folder.write_acquisition(candidate.acquisition())
-            self.requests.append(_plan_request(arrival))
-            self.pending[candidate.url] = [arrival.name, version.signature, version.glance]
+            self.ledger.taken[candidate.url] = version
+            return
+        taking = taking_of(self.instance, candidate.key, arrival.name, version.signature, now=now())
+        if taking.state is State.TAKEN:
+            self.ledger.taken[candidate.url] = version
+            return
+        self.pending[candidate.url] = [arrival.name, version.signature, version.glance]
+        if taking.state in (State.GOES_ON, State.WAITS):
+            return
+        if not folder.has("acquisition.json"):
+            folder.write_acquisition(candidate.acquisition())
+        self.requests.append(_plan_request(arrival, taking.run_key(arrival.name)))
 
     def result(self, cursor: str, *, otherwise: str) -> dg.SensorResult:
         """Return what the sensor answers; `otherwise` is why nothing is requested."""
@@ -171,24 +220,13 @@ class _Decisions:
             asset_events=[
                 dg.AssetObservation(
                     "image",
-                    description=f"{arrival.candidate.name} was refused: {reason}",
-                    metadata={"acquisition": arrival.candidate.url, "reason": reason},
+                    description=f"{refusal.name} was refused: {refusal.reason}",
+                    metadata={"acquisition": refusal.url, "reason": refusal.reason},
                 )
-                for arrival, reason in self.refused
+                for refusal in self.refused
             ],
             cursor=cursor,
         )
-
-
-def _confirm(instance: dg.DagsterInstance, pending: dict[str, list[str]], ledger: Ledger) -> None:
-    """Enter what was requested and has its run into the ledger.
-
-    A daemon may die between a tick and its runs, so a request is not yet a run. What has none
-    settles and is requested again, under the same run key.
-    """
-    for url, (run_key, signature, glance) in pending.items():
-        if instance.get_runs(dg.RunsFilter(tags={RUN_KEY: run_key}), limit=1):
-            ledger.taken[url] = Version(signature, glance)
 
 
 def _why_refused(arrival: Arrival, folder: ImageFolder | None) -> str | None:
@@ -222,12 +260,12 @@ def _is_planned(folder: ImageFolder) -> bool:
     return planned == folder.acquisition().open().fingerprint
 
 
-def _plan_request(arrival: Arrival) -> dg.RunRequest:
+def _plan_request(arrival: Arrival, run_key: str) -> dg.RunRequest:
     key = arrival.candidate.key
     return dg.RunRequest(
-        run_key=arrival.name,
+        run_key=run_key,
         partition_key=key,
-        tags={IMAGE: key, "patchworks/version": arrival.version.signature},
+        tags={IMAGE: key, VERSION: arrival.version.signature},
     )
 
 
@@ -345,7 +383,11 @@ def merging_sensor(
     faults = ImageFaults(context.log.warning, faults_before)
     time_now = now()
     candidates = [key for key in heard_of if key in partitions]
-    candidates += [key for key, when in due.items() if when <= time_now and key not in heard_of]
+    # What is due later than is ever said was said before the clock was set back.
+    latest = time_now + SECONDS_TO_LOOK_AGAIN
+    candidates += [
+        key for key, when in due.items() if not time_now < when <= latest and key not in heard_of
+    ]
     jobs = [stage_tiles.name, repair_image.name, merge_image.name]
     busy = busy_images(context.instance, jobs) if candidates else frozenset()
     requests = []

@@ -39,8 +39,11 @@ def status_of(folder: ImageFolder) -> dict[str, Any]:
 
 def refusals() -> list[str]:
     """Return the versions of acquisitions that were refused in this home, each with the reason."""
-    reasons = Quarantine(LabelStore().of_home().path() / ".quarantine").reasons()
-    return [f"{name} was refused: {reason}" for name, reason in reasons.items()]
+    quarantine = Quarantine(LabelStore().of_home().path() / ".quarantine")
+    return [
+        f"{name} was refused: {reason}; {quarantine.release(name)}"
+        for name, reason in quarantine.reasons().items()
+    ]
 
 
 def _missing_blocks(folder: ImageFolder, plan: Plan) -> set[str]:

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
+from types import MappingProxyType
 from typing import Any
 
 import imageio.v3 as iio
@@ -186,13 +187,17 @@ class Quarantine:
 
     def refuse(self, arrival: Arrival, reason: str) -> None:
         """Record why a version was refused; another one will be tried again."""
-        record = {
-            "url": arrival.candidate.url,
-            "key": arrival.candidate.key,
-            "signature": arrival.version.signature,
-            "reason": reason,
-        }
-        write_text(self.path / f"{arrival.name}.json", json.dumps(record, indent=2) + "\n")
+        candidate = arrival.candidate
+        self.record(arrival.name, reason, candidate.url, candidate.key, arrival.version.signature)
+
+    def record(self, name: str, reason: str, url: str, key: str, signature: str) -> None:
+        """Record the same of a version by its name."""
+        record = {"url": url, "key": key, "signature": signature, "reason": reason}
+        write_text(self.path / f"{name}.json", json.dumps(record, indent=2) + "\n")
+
+    def release(self, name: str) -> str:
+        """Return how a version that was refused is tried again, in words."""
+        return f"it is tried again when it changes, or once {self.path / name}.json is removed"
 
     def reasons(self) -> dict[str, str]:
         """Return why, by version."""
@@ -223,6 +228,7 @@ def look(
     looks: Looks,
     ledger: Ledger,
     refused: frozenset[str] = frozenset(),
+    under_way: Mapping[str, Version] = MappingProxyType({}),
     again: Iterable[str] = (),
 ) -> Look:
     """Say which candidates are complete and were not taken in this version.
@@ -239,6 +245,8 @@ def look(
         Its glances are brought up to date where metadata were touched and nothing changed.
     refused : frozenset of str
         Versions in quarantine.
+    under_way : mapping of str to Version
+        What runs are at, by URL.
     again : iterable of str
         URLs of taken acquisitions to look at in full.
 
@@ -258,10 +266,12 @@ def look(
     in_full = set(again)
     for candidate in candidates:
         taken, before = ledger.taken.get(candidate.url), looks.get(candidate.name)
+        at_work = under_way.get(candidate.url)
         try:
             is_marked = candidate.marker is None or _exists(candidate.marker)
             glance = glance_at(candidate)
-            if taken and before is None and taken.glance == glance and candidate.url not in in_full:
+            glances = {version.glance for version in (taken, at_work) if version}
+            if before is None and glance in glances and candidate.url not in in_full:
                 continue
             signature = glance if not candidate.is_folder else signature_of(candidate)
         except OSError as error:
@@ -275,9 +285,10 @@ def look(
         if taken and taken.signature == signature:
             ledger.taken[candidate.url] = version
             continue
-        if arrival.name in refused:
+        if arrival.name in refused or (at_work and at_work.signature == signature):
             continue
-        since = before[1] if before and before[0] == signature else now
+        # What was seen later than now was seen before the clock was set back.
+        since = min(before[1], now) if before and before[0] == signature else now
         is_complete = now - since >= watch.settle_seconds
         if candidate.marker:
             is_complete = is_marked and (is_complete or taken is None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 
 import dagster as dg
@@ -14,7 +15,9 @@ import yaml
 import zarr
 
 from patchworks_core import PlanError, tile_process
+from patchworks_pipeline.assets import acquiring
 from patchworks_pipeline.automation import sensors
+from patchworks_pipeline.automation.alerts import Alerts
 from patchworks_pipeline.automation.events import (
     RANGE_END,
     RANGE_START,
@@ -25,6 +28,7 @@ from patchworks_pipeline.automation.events import (
     new_partitions,
 )
 from patchworks_pipeline.automation.sensors import landing_sensor, merging_sensor, staging_sensor
+from patchworks_pipeline.cli.status import refusals
 from patchworks_pipeline.definitions import defs
 from patchworks_pipeline.landing.arrivals import Ledger, Quarantine
 from patchworks_pipeline.partitions import tile_keys, tiles
@@ -584,3 +588,154 @@ def test_a_run_that_ended_keeps_no_image_busy(instance):
     assert busy_images(instance, ["merge_image"]) == {"a"}
     instance.report_run_failed(run)
     assert busy_images(instance, ["merge_image"]) == frozenset()
+
+
+# A request is no result
+
+
+def unplannable(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Let every run that measures an image fail, as where a share is away for a while."""
+
+    def failing(*arguments: object, **options: object) -> None:
+        raise OSError(5, "Input/output error", "/share/a.tif")
+
+    monkeypatch.setattr(acquiring, "measure", failing)
+    return monkeypatch
+
+
+@pytest.fixture
+def real_clock(clock) -> Clock:
+    """The clock of the runs, from where a test sets it on."""
+    clock.now = int(time.time())
+    return clock
+
+
+def land_again(daemon: Daemon, clock: Clock) -> list[dg.RunRequest]:
+    """Tick three times: what is due again is let go of, settles, and arrives."""
+    daemon.tick(landing_sensor)
+    return land(daemon, clock)
+
+
+def test_an_acquisition_is_taken_when_its_run_succeeded_and_not_before(
+    daemon, real_clock, landing, monkeypatch
+):
+    ledger = LabelStore().path() / ".landing.json"
+    write_tiff(landing / "a.tif", tissue((40, 40)))
+    with monkeypatch.context() as patch:
+        unplannable(patch)
+        (first,) = land(daemon, real_clock)
+        assert land_again(daemon, real_clock) == [], "it is not due yet"
+        assert not ledger.exists()
+    real_clock.now += 120
+    (second,) = land_again(daemon, real_clock)
+    assert second.run_key != first.run_key
+    daemon.tick(landing_sensor)
+    assert list(Ledger.read(ledger).taken) == [str(landing / "a.tif")]
+    real_clock.now += 10_000
+    assert land_again(daemon, real_clock) == []
+    assert LabelStore().folder("a").has("statistics.json")
+
+
+def test_what_fails_again_and_again_is_quarantined_with_the_reason_and_the_way_out(
+    daemon, real_clock, landing, monkeypatch, caplog
+):
+    sent: list[str] = []
+    monkeypatch.setattr(
+        Alerts, "send", lambda self, alerts, **_: sent.extend(a.cause for a in alerts)
+    )
+    write_tiff(landing / "a.tif", tissue((40, 40)))
+    write_tiff(landing / "b.tif", tissue((40, 40)))
+    with monkeypatch.context() as patch:
+        unplannable(patch)
+        assert len(land(daemon, real_clock)) == 2
+        for wait in (60, 600):
+            ended = int(time.time())
+            real_clock.now = ended + wait - 30
+            assert land_again(daemon, real_clock) == []
+            real_clock.now = ended + wait + 30
+            assert len(land_again(daemon, real_clock)) == 2
+        for _ in range(3):
+            real_clock.now += 10_000
+            assert land_again(daemon, real_clock) == []
+    quarantine = Quarantine(LabelStore().path() / ".quarantine")
+    reasons = quarantine.reasons()
+    assert len(reasons) == 2
+    for name, reason in reasons.items():
+        assert "3 runs failed, the last one of" in reason
+        assert "Input/output error" in reason
+        assert f"once {quarantine.path / name}.json is removed" in "".join(sent)
+        assert any(f"{name} was refused" in line and "is removed" in line for line in refusals())
+    released = next(iter(reasons))
+    (quarantine.path / f"{released}.json").unlink()
+    (request,) = land_again(daemon, real_clock)
+    assert request.run_key == f"{released}~4"
+    write_tiff(landing / "b.tif", tissue((40, 40), seed=1))
+    assert [r.partition_key for r in land_again(daemon, real_clock)] == ["b"]
+
+
+def test_an_acquisition_whose_run_waits_in_line_is_asked_for_once(daemon, real_clock, landing):
+    write_tiff(landing / "a.tif", tissue((40, 40)))
+    (request,) = land_without_running(daemon, real_clock)
+    run = daemon.instance.create_run_for_job(
+        defs.resolve_job_def("plan_image"),
+        tags={**request.tags, "dagster/run_key": request.run_key},
+        status=dg.DagsterRunStatus.STARTED,
+    )
+    for resets in (False, True):
+        if resets:
+            daemon.cursors.clear()
+        for _ in range(4):
+            real_clock.now += SETTLE
+            assert daemon.tick(landing_sensor, run=False) == []
+    assert not (LabelStore().path() / ".landing.json").exists()
+    daemon.instance.report_run_canceled(run)
+    assert land_again(daemon, real_clock) == []
+    (reason,) = Quarantine(LabelStore().path() / ".quarantine").reasons().values()
+    assert reason == "its run was canceled"
+
+
+def test_one_bad_entry_of_a_cursor_stops_no_other(daemon, real_clock, landing, monkeypatch):
+    for key in "ab":
+        write_tiff(landing / f"{key}.tif", tissue((40, 40)))
+    land(daemon, real_clock)
+    taking = sensors.taking_of
+
+    def failing(instance: dg.DagsterInstance, key: str, *arguments: object, **options: object):
+        if key == "a":
+            raise OSError(5, "Input/output error")
+        return taking(instance, key, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sensors, "taking_of", failing)
+        daemon.tick(landing_sensor)
+    assert list(Ledger.read(LabelStore().path() / ".landing.json").taken) == [
+        str(landing / "b.tif")
+    ]
+    land_again(daemon, real_clock)
+    assert len(Ledger.read(LabelStore().path() / ".landing.json").taken) == 2
+
+
+# A clock that is set back
+
+
+def test_a_clock_that_is_set_back_a_year_keeps_nothing_waiting(daemon, clock, landing):
+    clock.now = 10**9
+    write_tiff(landing / "a.tif", tissue((40, 40)))
+    daemon.tick(landing_sensor)
+    clock.now -= 31_536_000
+    assert [request.partition_key for request in land(daemon, clock)] == ["a"]
+    folder = LabelStore().folder("a")
+    clock.now = 10**9
+    assert daemon.tick(merging_sensor) == [], "it waits for its tiles"
+    for block in folder.plan().grid.block_keys():
+        Pipeline(daemon.instance, {}).stage(folder, block)
+    daemon.cursors["merging_sensor"] = moved_past_events(daemon)
+    clock.now -= 31_536_000
+    assert [request.partition_key for request in daemon.tick(merging_sensor)] == ["a"]
+
+
+def moved_past_events(daemon: Daemon) -> str:
+    """Return the cursor of the merging sensor as if it had read every event."""
+    record = json.loads(str(daemon.cursors["merging_sensor"]))
+    _, cursor = new_partitions(daemon.instance, "staged_labels", EventCursor(), limit=1000)
+    return json.dumps({**record, "staged": cursor.to_json()})

@@ -1,0 +1,91 @@
+"""What came of the runs that are to take acquisitions: a request is no result.
+
+An acquisition is taken once a run has planned and measured it. One whose run failed is tried again
+later, a few times and ever more rarely, for most of what can happen to a run passes. Then it is
+quarantined with the reason, until it changes or a person removes the record.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+import dagster as dg
+
+from patchworks_pipeline.automation.events import IN_PROGRESS, why_failed
+from patchworks_pipeline.partitions import IMAGE
+
+RUN_KEY = "dagster/run_key"
+
+VERSION = "patchworks/version"
+"""Tag of a run that plans an acquisition: the signature of what landed."""
+
+TRIES = 3
+"""Runs that may fail before an acquisition is quarantined."""
+
+SECONDS_TO_TRY_AGAIN = (60, 600)
+"""From the end of the first run that failed, of the second."""
+
+
+class State(Enum):
+    """How far a version of an acquisition is."""
+
+    NO_RUN = "it has no run"
+    GOES_ON = "a run is at it"
+    TAKEN = "a run has planned and measured it"
+    WAITS = "a run failed, and the next is not due yet"
+    DUE = "a run failed, and the next is due"
+    GIVEN_UP = "too many runs failed, or a person ended one"
+
+
+@dataclass(frozen=True, slots=True)
+class Taking:
+    """What came of the runs of one version of an acquisition."""
+
+    state: State
+    n_runs: int = 0
+    reason: str = ""
+    """Why the last one failed."""
+
+    def run_key(self, name: str) -> str:
+        """Return the key of the next run; a daemon starts none twice."""
+        return name if self.n_runs == 0 else f"{name}~{self.n_runs + 1}"
+
+
+def taking_of(
+    instance: dg.DagsterInstance, key: str, name: str, signature: str, *, now: int
+) -> Taking:
+    """Return what came of the runs of a version.
+
+    Parameters
+    ----------
+    instance : DagsterInstance
+    key : str
+        Partition key of the image.
+    name : str
+        Of the version; see `Arrival.name`.
+    signature : str
+        Of what landed.
+    now : int
+        Seconds since 1970.
+    """
+    filters = dg.RunsFilter(tags={IMAGE: key, VERSION: signature})
+    records = [
+        record
+        for record in instance.get_run_records(filters)
+        if record.dagster_run.tags.get(RUN_KEY, name).partition("~")[0] == name
+    ]
+    if not records:
+        return Taking(State.NO_RUN)
+    n_runs, last = len(records), records[0].dagster_run
+    if any(record.dagster_run.is_success for record in records):
+        return Taking(State.TAKEN, n_runs)
+    if last.status in IN_PROGRESS:
+        return Taking(State.GOES_ON, n_runs)
+    if last.status is dg.DagsterRunStatus.CANCELED:
+        return Taking(State.GIVEN_UP, n_runs, "its run was canceled")
+    if n_runs % TRIES == 0:
+        reason = f"{n_runs} runs failed, the last one of: {why_failed(instance, last)}"
+        return Taking(State.GIVEN_UP, n_runs, reason)
+    wait = SECONDS_TO_TRY_AGAIN[min(n_runs % TRIES, len(SECONDS_TO_TRY_AGAIN)) - 1]
+    # Where the clock was set back, less than no time has gone by: it is not waited for.
+    is_early = 0 <= now - (records[0].end_time or 0) < wait
+    return Taking(State.WAITS if is_early else State.DUE, n_runs)
