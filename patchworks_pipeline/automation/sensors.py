@@ -26,7 +26,7 @@ from patchworks_pipeline.automation.events import (
     unique,
 )
 from patchworks_pipeline.automation.jobs import merge_image, plan_image, repair_image, stage_tiles
-from patchworks_pipeline.automation.taking import VERSION, State, taking_of
+from patchworks_pipeline.automation.taking import VERSION, State, Taking, taking_of
 from patchworks_pipeline.image_faults import ImageFaults
 from patchworks_pipeline.landing.arrivals import (
     LOOKED_AGAIN,
@@ -172,9 +172,9 @@ class _Decisions:
         let go of here: it settles, arrives, and is requested.
         """
         key = name.partition(f"-{signature}")[0]
-        taking = taking_of(self.instance, key, name, signature, now=now())
+        taking = self._taking(key, name, signature)
         version = Version(signature, glance)
-        if taking.state is State.TAKEN:
+        if taking.state is State.DONE:
             self.ledger.taken[url] = version
         elif taking.state in (State.GOES_ON, State.WAITS):
             self.pending[url] = [name, signature, glance]
@@ -185,6 +185,10 @@ class _Decisions:
             reason = f"{taking.reason}; {self.quarantine.release(name)}"
             self.quarantine.record(name, taking.reason, url, key, signature)
             self.refused.append(_Refusal(name, url, key, reason))
+
+    def _taking(self, key: str, name: str, signature: str) -> Taking:
+        filters = dg.RunsFilter(tags={IMAGE: key, VERSION: signature})
+        return taking_of(self.instance, name, filters, now=now())
 
     def take(self, arrival: Arrival) -> None:
         """Request the plan of an acquisition, or refuse it."""
@@ -199,8 +203,8 @@ class _Decisions:
             # Planned by hand, or taken before the ledger was lost.
             self.ledger.taken[candidate.url] = version
             return
-        taking = taking_of(self.instance, candidate.key, arrival.name, version.signature, now=now())
-        if taking.state is State.TAKEN:
+        taking = self._taking(candidate.key, arrival.name, version.signature)
+        if taking.state is State.DONE:
             self.ledger.taken[candidate.url] = version
             return
         self.pending[candidate.url] = [arrival.name, version.signature, version.glance]
@@ -309,9 +313,13 @@ def staging_sensor(
             continue
         with faults.about(key):
             folder = store.folder(key)
-            request = _staging_request(context.instance, folder, is_deferred=key in deferred)
+            request, is_waiting = _staging_request(
+                context.instance, folder, is_deferred=key in deferred
+            )
             if request is not None:
                 requests.append(request)
+            if is_waiting:
+                waiting.append(key)
     # Also where an image is being planned anew, or retired, at this moment.
     waiting = [key for key in candidates if key in faults.found or key in waiting]
     return dg.SensorResult(
@@ -329,32 +337,50 @@ def staging_sensor(
 
 def _staging_request(
     instance: dg.DagsterInstance, folder: ImageFolder, *, is_deferred: bool
-) -> dg.RunRequest | None:
-    """Return the run that stages what is missing; None where nothing is, or it was retired."""
+) -> tuple[dg.RunRequest | None, bool]:
+    """Return the run that stages what is missing, if one should; and whether to look again."""
     if not _has_stage(folder):
-        return None
+        return None, False
     plan = folder.plan()
     missing = folder.stage(plan).missing_blocks()
     # A person decides about what failed and would fail again; and the run that was waited for has
     # just tried the others.
-    left = {
-        failure.block for failure in folder.failures() if is_deferred or not failure.is_transient
-    }
+    failures = folder.failures()
+    left = {failure.block for failure in failures if is_deferred or not failure.is_transient}
     missing = [block for block in missing if block not in left]
     if not missing:
-        return None
+        return None, False
     keys = tile_keys(folder.key, missing)
-    event = latest_event(instance, "image_statistics", folder.key)
     ends = keys[0], keys[-1]
     if not all(instance.has_dynamic_partition(str(tiles.name), key) for key in ends):
-        return None  # they were retired meanwhile
-    return dg.RunRequest(
-        run_key=f"{folder.key}:{plan.fingerprint}:{event}",
+        return None, False  # they were retired meanwhile
+    event = latest_event(instance, "image_statistics", folder.key)
+    run_key, is_waiting = _next_run_key(
+        instance, stage_tiles.name, folder.key, f"{folder.key}:{plan.fingerprint}:{event}"
+    )
+    if run_key is None:
+        return None, is_waiting
+    if failures and "~" in run_key:  # the run before was stopped by tiles that fail
+        return None, False
+    request = dg.RunRequest(
+        run_key=run_key,
         tags={RANGE_START: ends[0], RANGE_END: ends[1], IMAGE: folder.key},
         run_config={
             "ops": {"staged_labels": {"config": {"skip_staged": True, "skip_failed": True}}}
         },
     )
+    return request, True
+
+
+def _next_run_key(
+    instance: dg.DagsterInstance, job: str, image: str, name: str
+) -> tuple[str | None, bool]:
+    """Return the key of the run to ask for now, None where none is due; and whether to wait."""
+    filters = dg.RunsFilter(job_name=job, tags={IMAGE: image})
+    taking = taking_of(instance, name, filters, now=now())
+    if taking.state in (State.NO_RUN, State.DUE):
+        return taking.run_key(name), True
+    return None, taking.state in (State.GOES_ON, State.WAITS)
 
 
 @dg.sensor(
@@ -432,12 +458,13 @@ def _merge_request(
         return None, False
     # The last merge is part of the name, so that tiles that change and change back are merged.
     event = latest_event(instance, "merged_labels", folder.key)
-    request = dg.RunRequest(
-        run_key=f"{folder.key}:{content}:{event}",
-        partition_key=folder.key,
-        tags={IMAGE: folder.key},
+    run_key, is_waiting = _next_run_key(
+        instance, merge_image.name, folder.key, f"{folder.key}:{content}:{event}"
     )
-    return request, False
+    if run_key is None:
+        return None, is_waiting
+    tags = {IMAGE: folder.key}
+    return dg.RunRequest(run_key=run_key, partition_key=folder.key, tags=tags), True
 
 
 def merged_content(folder: ImageFolder) -> str | None:

@@ -1,8 +1,8 @@
-"""What came of the runs that are to take acquisitions: a request is no result.
+"""What came of the runs that sensors asked for: a request is no result.
 
-An acquisition is taken once a run has planned and measured it. One whose run failed is tried again
-later, a few times and ever more rarely, for most of what can happen to a run passes. Then it is
-quarantined with the reason, until it changes or a person removes the record.
+An acquisition is taken once a run has planned and measured it, an image is done once it is staged
+and merged. Where a run failed it is tried again later, a few times and ever more rarely, for most
+of what can happen to a run passes.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,6 @@ from enum import Enum
 import dagster as dg
 
 from patchworks_pipeline.automation.events import IN_PROGRESS, why_failed
-from patchworks_pipeline.partitions import IMAGE
 
 RUN_KEY = "dagster/run_key"
 
@@ -19,18 +18,18 @@ VERSION = "patchworks/version"
 """Tag of a run that plans an acquisition: the signature of what landed."""
 
 TRIES = 3
-"""Runs that may fail before an acquisition is quarantined."""
+"""Runs that may fail before a person has to look."""
 
 SECONDS_TO_TRY_AGAIN = (60, 600)
 """From the end of the first run that failed, of the second."""
 
 
 class State(Enum):
-    """How far a version of an acquisition is."""
+    """How far it is, what runs were asked for."""
 
     NO_RUN = "it has no run"
     GOES_ON = "a run is at it"
-    TAKEN = "a run has planned and measured it"
+    DONE = "a run succeeded"
     WAITS = "a run failed, and the next is not due yet"
     DUE = "a run failed, and the next is due"
     GIVEN_UP = "too many runs failed, or a person ended one"
@@ -38,7 +37,7 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Taking:
-    """What came of the runs of one version of an acquisition."""
+    """What came of the runs that were asked for under one name."""
 
     state: State
     n_runs: int = 0
@@ -51,33 +50,30 @@ class Taking:
 
 
 def taking_of(
-    instance: dg.DagsterInstance, key: str, name: str, signature: str, *, now: int
+    instance: dg.DagsterInstance, name: str, filters: dg.RunsFilter, *, now: int
 ) -> Taking:
-    """Return what came of the runs of a version.
+    """Return what came of the runs that were asked for under a name.
 
     Parameters
     ----------
     instance : DagsterInstance
-    key : str
-        Partition key of the image.
     name : str
-        Of the version; see `Arrival.name`.
-    signature : str
-        Of what landed.
+        The key of the first of them.
+    filters : RunsFilter
+        Of runs of the same job for the same image.
     now : int
         Seconds since 1970.
     """
-    filters = dg.RunsFilter(tags={IMAGE: key, VERSION: signature})
     records = [
         record
         for record in instance.get_run_records(filters)
-        if record.dagster_run.tags.get(RUN_KEY, name).partition("~")[0] == name
+        if record.dagster_run.tags.get(RUN_KEY, "").partition("~")[0] == name
     ]
     if not records:
         return Taking(State.NO_RUN)
     n_runs, last = len(records), records[0].dagster_run
     if any(record.dagster_run.is_success for record in records):
-        return Taking(State.TAKEN, n_runs)
+        return Taking(State.DONE, n_runs)
     if last.status in IN_PROGRESS:
         return Taking(State.GOES_ON, n_runs)
     if last.status is dg.DagsterRunStatus.CANCELED:

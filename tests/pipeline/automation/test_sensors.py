@@ -15,7 +15,7 @@ import yaml
 import zarr
 
 from patchworks_core import PlanError, tile_process
-from patchworks_pipeline.assets import acquiring
+from patchworks_pipeline.assets import acquiring, merging, staging
 from patchworks_pipeline.automation import sensors
 from patchworks_pipeline.automation.alerts import Alerts
 from patchworks_pipeline.automation.events import (
@@ -700,10 +700,10 @@ def test_one_bad_entry_of_a_cursor_stops_no_other(daemon, real_clock, landing, m
     land(daemon, real_clock)
     taking = sensors.taking_of
 
-    def failing(instance: dg.DagsterInstance, key: str, *arguments: object, **options: object):
-        if key == "a":
+    def failing(instance: dg.DagsterInstance, name: str, *arguments: object, **options: object):
+        if name.startswith("a-"):
             raise OSError(5, "Input/output error")
-        return taking(instance, key, *arguments, **options)
+        return taking(instance, name, *arguments, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(sensors, "taking_of", failing)
@@ -739,3 +739,41 @@ def moved_past_events(daemon: Daemon) -> str:
     record = json.loads(str(daemon.cursors["merging_sensor"]))
     _, cursor = new_partitions(daemon.instance, "staged_labels", EventCursor(), limit=1000)
     return json.dumps({**record, "staged": cursor.to_json()})
+
+
+@pytest.mark.parametrize("job", ["stage_tiles", "merge_image"])
+def test_staging_and_merging_that_failed_of_what_passes_are_tried_again(
+    daemon, real_clock, landing, monkeypatch, job
+):
+    write_tiff(landing / "a.tif", tissue((40, 40)))
+    land(daemon, real_clock)
+    module, name, sensor = {
+        "stage_tiles": (staging, "_staging", staging_sensor),
+        "merge_image": (merging, "pair_tiles", merging_sensor),
+    }[job]
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, out_of_space)
+        daemon.until_quiet()
+        assert [asked for asked, _ in daemon.runs].count(job) == 1
+        for n_runs, seconds in ((2, 120), (3, 1200), (3, 10**6)):
+            real_clock.now += seconds
+            daemon.until_quiet()
+            assert [asked for asked, _ in daemon.runs].count(job) == n_runs
+    daemon.cursors.pop(sensor.name)
+    assert daemon.tick(sensor) == [], "a person has to look, whatever becomes of the cursor"
+
+
+def test_a_merge_that_failed_once_is_done_by_itself(daemon, real_clock, landing, monkeypatch):
+    write_tiff(landing / "a.tif", tissue((40, 40)))
+    with monkeypatch.context() as patch:
+        patch.setattr(merging, "pair_tiles", out_of_space)
+        daemon.until_quiet()
+        land(daemon, real_clock)
+        daemon.until_quiet()
+    real_clock.now += 120
+    assert daemon.until_quiet() == ["merge_image"]
+    assert labels_of("a").any()
+
+
+def out_of_space(*arguments: object, **options: object) -> None:
+    raise OSError(28, "No space left on device")
