@@ -30,6 +30,14 @@ class StageError(RuntimeError):
     """A stage is missing, incomplete, or belongs to another plan."""
 
 
+class StorageError(OSError):
+    """A place cannot be written to: its disk is full, it is not ours, or it is gone."""
+
+    def __init__(self, message: str, number: int | None = None) -> None:
+        super().__init__(message)
+        self.errno = number
+
+
 class WorkerLostError(RuntimeError):
     """The process that worked on a tile is gone: it crashed, ended itself, or was killed."""
 

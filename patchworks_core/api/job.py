@@ -27,6 +27,7 @@ from patchworks_core.files.storage import discard, is_local, remove
 from patchworks_core.images.image import Image
 from patchworks_core.machine.budget import granted_cores
 from patchworks_core.machine.engine import results
+from patchworks_core.machine.interrupts import INTERRUPTIONS, ended_by_sigterm
 from patchworks_core.machine.pools import Compute, Pool
 from patchworks_core.machine.progress import Progress, no_progress
 from patchworks_core.merge.apply import apply_lut, create_apply_records
@@ -155,17 +156,20 @@ class Job:
         plan = self.in_blocks_as_staged(plan, work)
         reads = (self.image.source, self.image.pixels)
         check_reads(self._stage_path(work), reads, what="a stage", another="stage_dir")
-        with replacing(
-            target,
-            reads=reads,
-            what="an array of labels",
-            another="output_component or write_to",
-            overwrite=self.overwrite,
-            made_from=self._recipe(plan) | self._layout,
-            resume=self._may_be_done(resume),
-            keeps=True,
-            clear=self._clear,
-        ) as working:
+        with (
+            self._interruptible(plan, work),
+            replacing(
+                target,
+                reads=reads,
+                what="an array of labels",
+                another="output_component or write_to",
+                overwrite=self.overwrite,
+                made_from=self._recipe(plan) | self._layout,
+                resume=self._may_be_done(resume),
+                keeps=True,
+                clear=self._clear,
+            ) as working,
+        ):
             zarr_format = open_label_group(group)
             if working.is_done:
                 self.say(f"{target} is complete and is what would be made")
@@ -192,13 +196,17 @@ class Job:
         target = replace(target, plan=plan)
         options = self.resolved(plan)
         pilot = None if self.pilot is None else self.pilot.to_dict()
-        with target.writing(
-            reads=(self.image.source, self.image.pixels),
-            overwrite=self.overwrite,
-            made_from=self._recipe(plan),
-            resume=self._may_be_done(resume),
-            clear=self._clear,
-        ) as working:
+        work = work_folder(target.path)
+        with (
+            self._interruptible(plan, work),
+            target.writing(
+                reads=(self.image.source, self.image.pixels),
+                overwrite=self.overwrite,
+                made_from=self._recipe(plan),
+                resume=self._may_be_done(resume),
+                clear=self._clear,
+            ) as working,
+        ):
             if working.is_done:
                 self.say(f"{target.path} is complete and is what would be made")
                 return target.n_objects()
@@ -261,6 +269,30 @@ class Job:
                     f"tiles at {stage.path} were staged again by another call while they were "
                     "merged; nothing was published: call again"
                 )
+
+    @contextmanager
+    def _interruptible(self, plan: Plan, work: UPath) -> Iterator[None]:
+        """Let Ctrl-C and SIGTERM end the work, and say what is kept of it."""
+        with ended_by_sigterm():
+            try:
+                yield
+            except INTERRUPTIONS:
+                log.warning("interrupted: %s", self._kept(plan, work))
+                raise
+
+    def _kept(self, plan: Plan, work: UPath) -> str:
+        """Say what there is for the next call to take up."""
+        if self.is_temporary and self.stage_dir is None:
+            return "nothing is kept; write_to= keeps the tiles that are done"
+        try:
+            stage = Stage.open(self._stage_path(work), plan)
+        except (OSError, PlanError, StageError):
+            return "no tile is staged yet"
+        n_staged = plan.grid.n_blocks - len(stage.missing_blocks())
+        return (
+            f"{n_staged} of {plan.grid.n_blocks} tile blocks are staged at {stage.path} and kept; "
+            "call again, and they are taken up where the function is unchanged, or with resume=True"
+        )
 
     def staging_of(self, stage: Stage, image: Image) -> Staging:
         """Return what stages a tile, given the image as it can be read where that is done."""

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from upath import UPath
 
+from patchworks_core.files.faults import storing
 from patchworks_core.files.storage import is_local, open_array, write_bytes
 from patchworks_core.tiles.regions import Region
 
@@ -54,13 +55,20 @@ class ArrayWriter:
         return cls(path, array.shape, array.chunks, dtype, level, prefix)
 
     def write(self, region: Region, values: Array) -> None:
-        """Write pixels of `region`; chunks of background alone are not stored."""
+        """Write pixels of `region`; chunks of background alone are not stored.
+
+        Raises
+        ------
+        StorageError
+            If they cannot be written where the array is.
+        """
         values = values.astype(self.dtype, copy=False)
-        if self.level is None or not self._is_whole(region):
-            open_array(self.path, mode="r+")[region.slices] = values
-            return
-        for chunk in region.pieces(self.chunks):
-            self._write_chunk(chunk, values[chunk.relative_to(region.start).slices])
+        with storing(self.path):
+            if self.level is None or not self._is_whole(region):
+                open_array(self.path, mode="r+")[region.slices] = values
+                return
+            for chunk in region.pieces(self.chunks):
+                self._write_chunk(chunk, values[chunk.relative_to(region.start).slices])
 
     def _is_whole(self, region: Region) -> bool:
         """Tell whether a region is chunks, up to the border of the array."""

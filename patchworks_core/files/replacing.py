@@ -32,18 +32,22 @@ from typing import Any
 
 from upath import UPath
 
-from patchworks_core.errors import PlanError
+from patchworks_core.errors import PlanError, StorageError
+from patchworks_core.files.faults import storing
 from patchworks_core.files.records import read_mapping
 from patchworks_core.files.storage import (
     claimed,
     copy_objects,
     discard,
     group_format,
+    is_durable,
     is_local,
     is_part,
     is_trash,
     remove,
     remove_parts,
+    sync,
+    sync_all,
     write_text,
 )
 from patchworks_core.files.stores import Place, places_of
@@ -137,11 +141,13 @@ def replacing(
     PlanError
         If the target is read, is not ours to replace, or another call is at it. What was made is
         then, if it was made, left in the folder of work.
+    StorageError
+        If the target, or the folder of work, cannot be written to.
     """
     work = work_folder(target)
     for written in (target, work):
         check_reads(written, reads, what=what, another=another)
-    with claimed(work, doing="writing to"):
+    with _saying_what_is_kept(target, what, keeps=keeps), claimed(work, doing="writing to"):
         recover(target)
         _check_work(work, another)
         if resume and made_from is not None and made_from_what(target) == _as_json(made_from):
@@ -163,15 +169,32 @@ def replacing(
             yield Working(work, work / NEW, target if is_vouched_for else None)
         except BaseException:
             if not keeps:
-                discard(work)
+                with suppress(OSError):  # what the block was stopped by is what is said
+                    discard(work)
             raise
         check(made=work / NEW)
         try:
             _publish(work / NEW, target, made_from)
         except BaseException:
-            recover(target)
+            with suppress(OSError):  # the next call does it
+                recover(target)
             raise
         clear(work)
+
+
+@contextmanager
+def _saying_what_is_kept(target: UPath, what: str, *, keeps: bool) -> Iterator[None]:
+    """Say of a place that cannot be written to what is kept, and how to go on."""
+    work = work_folder(target)
+    try:
+        with storing(target, work, work / NEW, doing=f"writing {what}"):
+            yield
+    except StorageError as error:
+        is_kept = keeps and work.exists()
+        kept = f"what is done is kept at {work}" if is_kept else "nothing is left of what was made"
+        raise StorageError(
+            f"{error}; {kept}: make room, or mend the place, and call again", error.errno
+        ) from error
 
 
 def work_folder(target: UPath) -> UPath:
@@ -311,9 +334,13 @@ def _publish(new: UPath, target: UPath, made_from: Mapping[str, Any] | None) -> 
         _copy_in(new, target)
         return
     old = new.parent / OLD
+    if is_durable():
+        sync_all(new)
     if _exists(target):
         os.rename(str(target), str(old))
     os.rename(str(new), str(target))
+    if is_durable():
+        sync(target.parent)
     discard(old)
 
 
@@ -324,7 +351,11 @@ def _publish_file(new: UPath, target: UPath, made_from: Mapping[str, Any] | None
     record = record_path(target)
     vouch(new, made_from, record=record, before=digest_of(target) if target.exists() else "")
     if is_local(target):
+        if is_durable():
+            sync(new)
         os.replace(str(new), str(target))
+        if is_durable():
+            sync(target.parent)
     else:
         target.fs.copy(new.path, target.path)
 

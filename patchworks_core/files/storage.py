@@ -135,8 +135,42 @@ def write_bytes(path: UPath, content: bytes) -> None:
         return
     # A name of its own: two runs, perhaps on two machines, may write the same record at once.
     temporary = path.with_name(f"{path.name}.{_THIS_MACHINE}{os.getpid():08x}{_random()}.part")
-    temporary.write_bytes(content)
-    os.replace(str(temporary), str(path))
+    try:
+        temporary.write_bytes(content)
+        if is_durable():
+            sync(temporary)
+        os.replace(str(temporary), str(path))
+    except BaseException:
+        with suppress(OSError):  # what it was stopped by is what is said
+            os.unlink(str(temporary))
+        raise
+    if is_durable():
+        sync(path.parent)
+
+
+DURABLE = "PATCHWORKS_FSYNC"
+"""Variable that says ``on`` where what is written must outlast a power cut, at a cost in time."""
+
+
+def is_durable() -> bool:
+    """Tell whether what is written is to be on the disk itself before anything builds on it."""
+    return os.environ.get(DURABLE, "").lower() in ("1", "on", "true", "yes")
+
+
+def sync(path: UPath) -> None:
+    """Wait until a local file, or the names in a local folder, are on the disk."""
+    descriptor = os.open(str(path), os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_all(folder: UPath) -> None:
+    """Wait until a local folder with all that is in it is on the disk."""
+    for parent, _, names in os.walk(str(folder), topdown=False):
+        for name in (*names, ""):
+            sync(as_path(os.path.join(parent, name)))
 
 
 def write_text(path: UPath, content: str) -> None:
@@ -183,7 +217,8 @@ def claimed(path: UPath, *, doing: str, patience: float = 0.0) -> Iterator[None]
             yield
         finally:
             try:
-                os.unlink(f"{path}.lock")
+                with suppress(FileNotFoundError):  # the whole folder was removed
+                    os.unlink(f"{path}.lock")
             finally:
                 os.close(lock)
         return

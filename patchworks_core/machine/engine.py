@@ -30,6 +30,7 @@ from patchworks_core.errors import (
     PlanError,
     SegmentationError,
     StageError,
+    StorageError,
     TileOutputError,
     TileTimeoutError,
     WorkerLostError,
@@ -37,12 +38,13 @@ from patchworks_core.errors import (
 )
 from patchworks_core.machine.error_texts import message_of, own_line, traceback_of
 from patchworks_core.machine.faults import NO_RETRY, FaultKind, RetryPolicy, free_memory, kind_of
+from patchworks_core.machine.interrupts import is_interruption
 
 OUR_ERRORS: dict[str, type[Exception]] = {
     error.__name__: error
     for error in (
         *(ImageError, PlanError, SegmentationError, StageError, TileOutputError),
-        *(WorkerLostError, WorkerMemoryError, TileTimeoutError),
+        *(StorageError, WorkerLostError, WorkerMemoryError, TileTimeoutError),
     )
 }
 """Errors that are made of a message alone, by the name they have in a `Failure`."""
@@ -72,6 +74,11 @@ class Failure:
 
     line: str = ""
     """The user's own line that it came from, in words; empty where none is in it."""
+
+    @property
+    def is_of_storage(self) -> bool:
+        """True where it is of a place that is written to, and other tasks would fare no better."""
+        return self.error_type == StorageError.__name__
 
     def __str__(self) -> str:
         what = f"{self.error_type}: {self.message}"
@@ -251,19 +258,6 @@ class _Map(Generic[Item, Result]):
         return max(0.0, min(tries.ready_at for tries in self._again) - time.monotonic())
 
 
-INTERRUPTIONS = (KeyboardInterrupt, SystemExit)
-"""What a person or the system ends a call with: what is running is given up, not waited for."""
-
-
-def is_interruption(error: BaseException | None) -> bool:
-    """Tell whether an error is an interruption, or came while one was on its way."""
-    while error is not None:
-        if isinstance(error, INTERRUPTIONS):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
 def _run(task: Callable[[Item], Result], item: Item) -> Outcome[Item, Result]:
     """Run one task in a worker; what it raises comes back as text."""
     start = time.perf_counter()
@@ -274,15 +268,15 @@ def _run(task: Callable[[Item], Result], item: Item) -> Outcome[Item, Result]:
     # exceptions of foreign packages do not all survive pickling. Also what is no `Exception`, such
     # as `sys.exit` or a panic of Rust code: it would end a worker of Dask, and nobody would answer.
     except BaseException as error:
-        failed: Outcome[Item, Result] = _failed(item, error, time.perf_counter() - start)
+        outcome: Outcome[Item, Result] = _failed(item, error, time.perf_counter() - start)
     else:
-        if os.getpid() != process:
-            os._exit(0)  # a copy that the task made of its process, and that came back too
-        return Outcome(item, value, None, time.perf_counter() - start)
+        outcome = Outcome(item, value, None, time.perf_counter() - start)
+    if os.getpid() != process:
+        os._exit(0)  # a copy that the task made of its process, and that came back too
     # Out of the handler, so that the traceback no longer keeps the tile's arrays alive.
-    if failed.failure is not None and failed.failure.kind == "transient":
+    if outcome.failure is not None and outcome.failure.kind == "transient":
         free_memory()
-    return failed
+    return outcome
 
 
 def _failed(item: Item, error: BaseException, seconds: float = 0.0) -> Outcome[Item, Any]:

@@ -5,6 +5,7 @@
 - *killed*: the worker died, by a signal or for memory. On Dask it cannot be seen which of the tiles
   in flight did it, so each is tried again alone; a worker process of ours has one tile, which is
   tried once more, alone, as it may have been killed for what others took.
+- *storage*: what came of the tile could not be kept. That is so for all tiles, so staging stops.
 - *stuck*: the tile took longer than it may. Another try would take as long.
 - *refused*: the input or what the function returned breaks a rule. Another try would give the same.
 - *other*: an error nobody knows. It is tried once more; the same error twice is final.
@@ -25,12 +26,13 @@ from patchworks_core.errors import (
     PlanError,
     SegmentationError,
     StageError,
+    StorageError,
     TileOutputError,
     TileTimeoutError,
     WorkerLostError,
 )
 
-FaultKind = Literal["transient", "killed", "stuck", "refused", "other"]
+FaultKind = Literal["transient", "killed", "stuck", "storage", "refused", "other"]
 
 _REFUSED = (ImageError, PlanError, SegmentationError, StageError, TileOutputError)
 
@@ -77,6 +79,8 @@ def kind_of(error: BaseException) -> FaultKind:
         return "transient"
     if isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNO:
         return "transient"
+    if isinstance(error, StorageError):
+        return "storage"
     text = str(error).lower()
     if isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY_TEXT):
         return "transient"
@@ -129,7 +133,7 @@ class RetryPolicy:
         """
         kind, text = faults[-1]
         n = sum(1 for k, _ in faults if k == kind)
-        if kind in ("refused", "stuck"):
+        if kind in ("refused", "stuck", "storage"):
             return None
         if kind == "transient":
             wait = min(self.max_seconds, self.seconds * 2 ** (n - 1))

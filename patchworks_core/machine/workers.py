@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from patchworks_core.errors import PlanError
-from patchworks_core.machine.engine import is_interruption
 from patchworks_core.machine.executors import ProcessPool, ThreadPool
+from patchworks_core.machine.interrupts import is_interruption
 from patchworks_core.machine.limits import AUTO_LIMITS, WorkerLimits
 from patchworks_core.tiles.numbers import whole_number
 

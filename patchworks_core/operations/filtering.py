@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from upath import UPath
 
-from patchworks_core.errors import PlanError, TilesFailedError
+from patchworks_core.errors import PlanError, StorageError, TilesFailedError
 from patchworks_core.files.array_writer import ArrayWriter
 from patchworks_core.files.label_arrays import output_chunks
 from patchworks_core.files.replacing import replacing
@@ -231,6 +231,8 @@ def _run(task: Callable[[Tile], Any], grid: TileGrid, pool: Pool) -> Iterator[tu
     failures = {}
     for n, outcome in enumerate(pool.outcomes(task, grid.tiles()), start=1):
         if outcome.failure is not None:
+            if outcome.failure.is_of_storage:
+                raise StorageError(outcome.failure.message)
             failures[grid.block_key(outcome.item.index)] = outcome.failure
             if outcome.failure.kind == "refused":
                 break  # what does not fit one tile fits none

@@ -16,6 +16,7 @@ is staged again in it is staged in files.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
 import uuid
@@ -28,7 +29,8 @@ import numpy as np
 import numpy.typing as npt
 from upath import UPath
 
-from patchworks_core.errors import PlanError, StageError
+from patchworks_core.errors import PlanError, StageError, StorageError
+from patchworks_core.files.faults import storing
 from patchworks_core.files.packed import PackedFile, open_packed
 from patchworks_core.files.storage import (
     Location,
@@ -148,12 +150,13 @@ class Stage:
 
     def forget(self, block: TileBlock) -> None:
         """Take back the commit record of a block, before it is staged again."""
-        self._block_path(block.key).unlink(missing_ok=True)
-        if self._first_layout is not None:
-            self._first_layout.forget(block)
+        with storing(self.path, self._block_path(block.key)):
+            self._block_path(block.key).unlink(missing_ok=True)
+            if self._first_layout is not None:
+                self._first_layout.forget(block)
 
-    def write(self, block: TileBlock, tiles: Sequence[StagedTile]) -> None:
-        """Write the file of a block.
+    def write(self, block: TileBlock, tiles: Sequence[StagedTile]) -> int:
+        """Write the file of a block; return how many bytes it has.
 
         Parameters
         ----------
@@ -165,14 +168,21 @@ class Stage:
         ------
         StageError
             If the stage was begun anew since this one was opened.
+        StorageError
+            If the place cannot be written to.
         """
         content = encode_block(self.grid, block, tiles, plan=self._fingerprint)
         if _read_generation(self.path) != self.generation:
+            if not (self.path / "plan.json").exists():
+                raise StorageError(f"the stage at {self.path} is gone", errno.ENOENT)
             raise StageError(
                 f"the stage at {self.path} was begun anew by another call while tile block "
                 f"{block.key!r} was worked on; what this call made of it is left out"
             )
-        write_bytes(self._block_path(block.key), content)
+        path = self._block_path(block.key)
+        with storing(self.path, path):
+            write_bytes(path, content)
+        return len(content)
 
     def clean(self) -> None:
         """Remove what processes of this machine that are gone had begun to write."""

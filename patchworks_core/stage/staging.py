@@ -18,7 +18,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from patchworks_core.errors import StageError
+from patchworks_core.errors import StageError, StorageError
+from patchworks_core.files.space import SpaceWatch
 from patchworks_core.images.image import Image
 from patchworks_core.machine.engine import Failure, Outcome
 from patchworks_core.machine.peak import PeakMemory
@@ -51,6 +52,9 @@ class StagedBlock:
 
     n_skipped: int = 0
     """Tiles of the block that have no signal and were not segmented."""
+
+    n_bytes: int = 0
+    """Of its file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,7 @@ class Staging:
             for tile in block.tiles
         ]
         segmented = time.perf_counter()
-        self.stage.write(block, tiles)
+        n_bytes = self.stage.write(block, tiles)
         return StagedBlock(
             key=block.key,
             n_labels=sum(tile.labels.n_core for tile in tiles),
@@ -107,6 +111,7 @@ class Staging:
             seconds_writing=time.perf_counter() - segmented,
             peak_bytes=0,
             n_skipped=n_skipped,
+            n_bytes=n_bytes,
         )
 
     def read(
@@ -246,6 +251,9 @@ class StagingCount:
     bytes_of_first: int = 0
     """What the first took, where it ran alone to show that; otherwise 0."""
 
+    n_bytes: int = 0
+    """In their files."""
+
     failures: dict[str, Failure] = field(default_factory=dict)
     """Why blocks failed, by key."""
 
@@ -260,11 +268,25 @@ class StagingCount:
         return self.n_blocks - self.n_done
 
     def add(self, outcome: Outcome[TileBlock, StagedBlock]) -> None:
-        """Count one block."""
+        """Count one block.
+
+        Raises
+        ------
+        StorageError
+            If it could not be kept: no other one could.
+        """
         self.n_done += 1
         self.n_pixels += outcome.item.core.size
-        if outcome.failure is not None:
-            self.failures[outcome.item.key] = outcome.failure
+        if outcome.value is not None:
+            self.n_bytes += outcome.value.n_bytes
+        if outcome.failure is None:
+            return
+        self.failures[outcome.item.key] = outcome.failure
+        if outcome.failure.is_of_storage:
+            raise StorageError(
+                f"staging stopped when {self.n_done - self.n_failed} of {self.n_blocks} tile "
+                f"blocks were done: {outcome.failure.message}"
+            )
 
 
 class StagingListener(Protocol):
@@ -306,13 +328,18 @@ def stage_all(
     ------
     StageError
         If the image is not the one that was planned.
+    StorageError
+        If what is staged cannot be kept.
     """
     count = StagingCount(len(blocks))
+    space = SpaceWatch(staging.stage.path, n_blocks=staging.stage.grid.n_blocks)
+    space.check_before(len(blocks) and blocks[0].core.size)
     goes_on = True
     if not compute.is_decided and len(blocks) > 1:
         for outcome in stage_alone(staging, blocks[:1], compute):
             count.bytes_of_first = outcome.value.peak_bytes if outcome.value else 0
             count.add(outcome)
+            space.look(count.n_bytes, n_done=count.n_done, n_left=count.n_left)
             goes_on = listener.finished(outcome, count)
         blocks = blocks[1:]
     taken = count.bytes_of_first
@@ -321,6 +348,7 @@ def stage_all(
         outcomes = stage_blocks(staging, blocks if goes_on else (), pool=pool)
         for outcome in outcomes:
             count.add(outcome)
+            space.look(count.n_bytes, n_done=count.n_done, n_left=count.n_left)
             if not listener.finished(outcome, count):
                 break
         outcomes.close()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import dagster as dg
 from pydantic import Field
 
+from patchworks_core.errors import StorageError
 from patchworks_core.machine.engine import Outcome
 from patchworks_core.machine.pools import Pool
 from patchworks_core.plugins.segmentation import Segmentation
@@ -242,8 +243,12 @@ def _stage_image(run: _Run, folder: ImageFolder, keys: Sequence[str]) -> _Staged
     staged = _Staged(run, folder, plan.grid.axes, progress, frozenset(failed))
     function = planned_function(folder, plan)
     compute = replace(run.compute, wants_gpu=function.wants_gpu)
-    with stage_all(_staging(folder, stage, function), blocks, compute, staged) as (_, count):
-        pass  # nothing else runs on this pool
+    try:
+        with stage_all(_staging(folder, stage, function), blocks, compute, staged) as (_, count):
+            pass  # nothing else runs on this pool
+    except StorageError as error:
+        way_out = "what is staged is kept: make room, or mend the place, and run the image again"
+        raise StorageError(f"{error}; {way_out}", error.errno) from error
     tag_run(run.context, progress.work(count).speed())
     add_staging(folder, plan, progress.work(count))
     if staged.failures:

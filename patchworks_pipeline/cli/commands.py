@@ -5,11 +5,13 @@ its traceback.
 """
 
 import errno
+import sys
 from typing import Any
 
 from typer.core import TyperGroup
 
-from patchworks_core.errors import TilesFailedError
+from patchworks_core.errors import StorageError, TilesFailedError
+from patchworks_core.machine.interrupts import EXIT_CODE_OF_INTERRUPT, ended_by_sigterm
 from patchworks_pipeline.cli.terminal import BAD_INPUT, TILES_FAILED, fail
 from patchworks_pipeline.image_faults import IMAGE_FAULTS, words_of
 
@@ -25,7 +27,10 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run a command, and say in one line why it could not do what it was asked."""
         try:
-            return super().invoke(ctx)
+            with ended_by_sigterm():
+                return super().invoke(ctx)
+        except KeyboardInterrupt:
+            sys.exit(EXIT_CODE_OF_INTERRUPT)
         except BrokenPipeError:  # who read the output has seen enough; click ends it quietly
             raise
         except TilesFailedError as error:
@@ -37,4 +42,6 @@ class Commands(TyperGroup):
 def code_of(error: BaseException) -> int:
     """Return the exit code of an error of the project, or of the operating system."""
     is_of_machine = isinstance(error, OSError) and error.errno in _OF_THE_MACHINE
+    # What was done in a worker comes back without the number.
+    is_of_machine |= isinstance(error, StorageError) and error.errno is None
     return OTHER_FAILURE if is_of_machine else BAD_INPUT

@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
+from patchworks_core.machine.interrupts import INTERRUPTIONS
 from patchworks_core.machine.workers import WorkerKind
 from patchworks_pipeline.cli.commands import Commands, code_of
 from patchworks_pipeline.cli.convert import convert
@@ -160,6 +161,7 @@ def _run_one(
         SegmentationDefaults,
     )
 
+    folder = None
     try:
         with open_home(home.absolute()) as instance:
             deployed = ComputeBudget(**(budget or {})).of_home()
@@ -180,6 +182,9 @@ def _run_one(
                 say_json(record_of(result))
             else:
                 _say(result, home)
+    except INTERRUPTIONS:
+        say(_kept(folder) if folder is not None else "interrupted", on=errors)
+        raise
     except IMAGE_FAULTS as error:
         if as_json:
             say_json({"source": url, "error": words_of(error)})
@@ -188,6 +193,22 @@ def _run_one(
     if result.failures:
         return TILES_FAILED
     return 0 if result.is_complete else 1
+
+
+def _kept(folder: Any) -> str:
+    """Say what is kept of an image whose run was interrupted."""
+    from patchworks_pipeline.cli.status import UNKNOWN, status_of
+    from patchworks_pipeline.image_faults import ImageFaults
+
+    row = UNKNOWN
+    with ImageFaults(lambda text: None).about(folder.key):
+        row = status_of(folder)
+    n_staged = 0 if row["staged"] is None else row["staged"]
+    n_tiles = "" if row["tiles"] is None else f" of {row['tiles']}"
+    return (
+        f"interrupted: {n_staged}{n_tiles} tiles of {folder.key} are staged and kept; run it "
+        "again, and it goes on from there"
+    )
 
 
 def _say(result: Any, home: Path) -> None:

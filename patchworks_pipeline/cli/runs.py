@@ -18,6 +18,7 @@ from dagster._core.utils import make_new_run_id
 
 from patchworks_core.errors import PlanError, StageError
 from patchworks_core.images.image import open_image
+from patchworks_core.machine.interrupts import noting_signals, raise_for_signal
 from patchworks_core.stage.plan import Plan
 from patchworks_core.tiles.grid import SPATIAL_AXES
 from patchworks_pipeline.assets.planned import planned_function
@@ -265,7 +266,7 @@ def _run(
             take_pool_slot(instance, pool, run, step, say=partial(say, on=errors))
     except NoSlotError as none_free:
         return _JobError(str(none_free))
-    with beating(instance, run_id):
+    with beating(instance, run_id), noting_signals() as last_signal:
         result = definition.execute_in_process(
             instance=instance,
             run_id=run_id,
@@ -280,6 +281,9 @@ def _run(
             asset_selection=None if assets is None else [dg.AssetKey(name) for name in assets],
             raise_on_error=False,
         )
+        number = last_signal()
+    if number is not None:  # Dagster makes a failure of it, or goes on
+        raise_for_signal(number)
     if result.success:
         return None
     failures = [e for e in result.all_events if e.is_step_failure]

@@ -1,0 +1,55 @@
+"""Where a deployment asks for it, what is written is on the disk before anything builds on it."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+from upath import UPath
+
+from patchworks_core import tile_process
+from patchworks_core.files import storage
+from patchworks_core.files.storage import DURABLE, write_text
+from tests.core.staging import label_components
+
+
+def noted_steps(monkeypatch):
+    steps = []
+
+    def note(name):
+        step = getattr(os, name)
+
+        def run(*arguments):
+            first = arguments[0]
+            path = os.readlink(f"/proc/self/fd/{first}") if isinstance(first, int) else first
+            steps.append((name, path))
+            return step(*arguments)
+
+        monkeypatch.setattr(storage.os, name, run)
+
+    for name in ("fsync", "replace", "rename"):
+        note(name)
+    return steps
+
+
+def test_a_file_is_on_the_disk_before_its_name_is_and_then_the_folder(tmp_path, monkeypatch):
+    steps = noted_steps(monkeypatch)
+    write_text(UPath(tmp_path / "a"), "x")
+    assert [name for name, _ in steps] == ["replace"]
+    steps.clear()
+    monkeypatch.setenv(DURABLE, "on")
+    write_text(UPath(tmp_path / "a"), "x")
+    assert [name for name, _ in steps] == ["fsync", "replace", "fsync"]
+    assert steps[0][1] == steps[1][1] != str(tmp_path / "a")
+    assert steps[2][1] == str(tmp_path)
+
+
+def test_labels_are_on_the_disk_before_they_take_the_place_of_others(tmp_path, monkeypatch):
+    monkeypatch.setenv(DURABLE, "on")
+    steps = noted_steps(monkeypatch)
+    tile_process(np.ones((4, 4), "u1"), label_components, tile_shape=4, write_to=tmp_path / "a")
+    new = str(tmp_path / "a" / "labels.work" / "new")
+    published = steps.index(("rename", new))
+    synced = {path for name, path in steps[:published] if name == "fsync"}
+    assert {new, f"{new}/zarr.json", f"{new}/c/0/0"} <= synced
+    assert ("fsync", str(tmp_path / "a")) in steps[published:]
