@@ -11,6 +11,7 @@ from patchworks_pipeline.automation import (
     alert_sensors,
     dead_runs,
     jobs,
+    landing_sensor,
     retention,
     schedules,
     sensors,
@@ -50,7 +51,7 @@ def definitions(backfills: Backfills) -> dg.Definitions:
             retention.retire_images,
         ],
         sensors=[
-            sensors.landing_sensor,
+            landing_sensor.landing_sensor,
             sensors.staging_sensor,
             sensors.merging_sensor,
             alert_sensors.run_failure_alerts,

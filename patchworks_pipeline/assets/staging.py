@@ -33,7 +33,7 @@ from patchworks_pipeline.assets.tile_events import (
 )
 from patchworks_pipeline.image_faults import ImageFaults
 from patchworks_pipeline.instance.tile_log import TileLog
-from patchworks_pipeline.partitions import IMAGE, NOT_BY_KEY, check_image_key, split_tile_key, tiles
+from patchworks_pipeline.partitions import IMAGE, NOT_BY_KEY, check_image_key, tiles
 from patchworks_pipeline.records import ImageFolder, TileFailure
 from patchworks_pipeline.resources.clusters import DaskCluster
 from patchworks_pipeline.resources.pools import DeployedCompute
@@ -166,10 +166,10 @@ def staged_labels(
     """Labels of each tile; every tile that finishes is a materialization of its own."""
     blocks_of: dict[str, list[str]] = {}
     for key in context.partition_keys:
-        image, block = split_tile_key(key)
+        image, _, block = key.rpartition("/")
         blocks_of.setdefault(image, []).append(block)
     compute = DeployedCompute(budget, gpus, cluster)
-    _stage_images(context, config, compute, {store.folder(i): b for i, b in blocks_of.items()})
+    _stage_images(context, config, compute, store, blocks_of)
     # Tiles were logged as they finished; returning would materialize the whole range once more.
     yield from ()
 
@@ -193,7 +193,7 @@ def stage_missing_tiles(
     blocks = blocks_to_repair(folder, only_transient=config.only_transient)
     context.log.info(f"{folder.key}: {len(blocks)} tiles to repair")
     compute = DeployedCompute(budget, gpus, cluster)
-    _stage_images(context, StagingConfig(skip_staged=True), compute, {folder: blocks})
+    _stage_images(context, StagingConfig(skip_staged=True), compute, store, {folder.key: blocks})
 
 
 def blocks_to_repair(folder: ImageFolder, *, only_transient: bool) -> list[str]:
@@ -209,16 +209,17 @@ def _stage_images(
     context: dg.AssetExecutionContext | dg.OpExecutionContext,
     config: StagingConfig,
     compute: DeployedCompute,
-    blocks_of: Mapping[ImageFolder, Sequence[str]],
+    store: LabelStore,
+    blocks_of: Mapping[str, Sequence[str]],
 ) -> None:
     """Stage tile blocks of images, and fail in the end if any of them failed."""
     with TileLog(context) as log:
         run = _Run(context, config, compute, log)
         staged: dict[str, _Staged] = {}
         faults = ImageFaults(context.log.error)
-        for folder, blocks in blocks_of.items():
-            with faults.about(folder.key):
-                staged[folder.key] = _stage_image(run, folder, blocks)
+        for image, blocks in blocks_of.items():
+            with faults.about(image):
+                staged[image] = _stage_image(run, store.folder(check_image_key(image)), blocks)
     stopped = {image: result.stopped for image, result in staged.items() if result.stopped}
     fail_if_any(
         {image: result.failures for image, result in staged.items()},

@@ -4,13 +4,16 @@ from collections.abc import Iterable
 
 import dagster as dg
 
-from patchworks_pipeline.automation.alerts import Alert, Alerts, alerts_of_tiles, link_to_run
+from patchworks_pipeline.automation.alerts import (
+    MEMORY,
+    Alert,
+    Alerts,
+    alerts_of_tiles,
+    link_to_run,
+)
 from patchworks_pipeline.automation.events import images_of_run, why_failed
 from patchworks_pipeline.image_faults import ImageFaults
 from patchworks_pipeline.resources.resources import LabelStore
-
-MEMORY = ".alerts.json"
-"""File in the label store that remembers what was told when."""
 
 STAGING_STEPS = {"staged_labels", "stage_missing_tiles"}
 """Steps that fail by tiles."""

@@ -22,8 +22,10 @@ from patchworks_core.files.records import read_mapping
 from patchworks_core.files.storage import write_text
 from patchworks_pipeline.automation.outbox import KEPT_SECONDS, Letter, Outbox
 from patchworks_pipeline.automation.sinks import MailSink, Message, WebhookSink, tell
+from patchworks_pipeline.image_faults import ImageFaults
 from patchworks_pipeline.partitions import tile_keys
 from patchworks_pipeline.records import ImageFolder
+from patchworks_pipeline.resources.resources import LabelStore
 from patchworks_pipeline.resources.settings import Deployed, setting
 
 ADDRESS_VARIABLE = "PATCHWORKS_UI"
@@ -245,6 +247,24 @@ class Alerts(Deployed):
         ):
             log.error(f"{sink.name} took an alert, but {problem}")
         return delivered
+
+
+MEMORY = ".alerts.json"
+"""File in the label store that remembers what was told when."""
+
+
+def tell_of_lasting(
+    faults: ImageFaults, before: object, alerts: Alerts, store: LabelStore, log: Logger
+) -> None:
+    """Tell of what is wrong with single images and was wrong so at the last look already.
+
+    What is being written at this moment is none of these.
+    """
+    earlier = before if isinstance(before, dict) else {}
+    lasting = [name for name, why in faults.found.items() if earlier.get(name) == why]
+    if lasting:
+        alarms = [Alert(name, faults.found[name], "/assets/image") for name in lasting]
+        alerts.send(alarms, memory=store.path() / MEMORY, log=log)
 
 
 @contextmanager

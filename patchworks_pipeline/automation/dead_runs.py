@@ -7,7 +7,7 @@ every round of the daemon.
 
 import dagster as dg
 
-from patchworks_pipeline.automation.sensors import EVERY_ROUND
+from patchworks_pipeline.automation.events import EVERY_ROUND
 
 
 @dg.sensor(

@@ -5,8 +5,10 @@ the latest one only, and a range of tiles is a thousand at once.
 """
 
 import json
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import dagster as dg
 
@@ -28,6 +30,12 @@ IN_PROGRESS = [
 
 BACKFILL_JOB = "__ASSET_JOB"
 """Job of the runs that the UI starts for a selection of assets."""
+
+EVERY_ROUND = 1
+"""Seconds between ticks: less than the daemon's round of 5 s, or every other round is missed."""
+
+MAX_WAITING = 200
+"""Images that are looked at again without a new event; the latest ones."""
 
 REREAD = 250
 """Events before the cursor that are read again: with several writers a database may show events
@@ -139,6 +147,16 @@ def why_failed(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
 def image_of(key: str) -> str:
     """Return the image of a partition key of either kind."""
     return split_tile_key(key)[0] if "/" in key else key
+
+
+def now() -> int:
+    """Return the time, seconds since 1970."""
+    return int(time.time())
+
+
+def last(items: Iterable[Any], count: int) -> list[Any]:
+    """Return the last items, so many at most."""
+    return list(items)[-count:]
 
 
 def unique(values: Iterable[str]) -> list[str]:

@@ -88,7 +88,7 @@ class Look:
     n_waiting: int
     """Candidates that are not complete yet, or wait for their turn."""
 
-    faults: dict[str, OSError] = field(default_factory=dict)
+    faults: dict[str, Exception] = field(default_factory=dict)
     """Why a candidate could not be looked at, by name; it counts as waiting."""
 
 
@@ -261,7 +261,7 @@ def look(
     """
     arrivals: list[Arrival] = []
     still: dict[str, tuple[str, int]] = {}
-    faults: dict[str, OSError] = {}
+    faults: dict[str, Exception] = {}
     n_waiting = 0
     in_full = set(again)
     for candidate in candidates:
@@ -274,8 +274,13 @@ def look(
             if before is None and glance in glances and candidate.url not in in_full:
                 continue
             signature = glance if not candidate.is_folder else signature_of(candidate)
-        except OSError as error:
+        except (OSError, ImageError) as error:  # a pipe and a link that leads nowhere are no files
             faults[candidate.name] = error
+            signature = glance = None
+        except UnicodeError:
+            faults[candidate.name] = ImageError(
+                f"the name {candidate.name!r} is not in UTF-8; rename the file"
+            )
             signature = glance = None
         if signature is None or glance is None:
             n_waiting += 1

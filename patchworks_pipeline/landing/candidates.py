@@ -17,6 +17,7 @@ from patchworks_core.files.locations import filesystem, info_stamp, is_remote
 from patchworks_core.files.storage import as_path
 from patchworks_core.images.readers.sources import list_images
 from patchworks_core.images.readers.tiff import other_files
+from patchworks_pipeline.image_faults import ImageFaults
 from patchworks_pipeline.landing.opening import ALL, DEFAULT, Opening
 from patchworks_pipeline.partitions import SUFFIXES, image_key, suffix_of
 from patchworks_pipeline.records import Acquisition
@@ -92,7 +93,9 @@ class LandingLayout:
             )
 
 
-def find_candidates(layout: LandingLayout, *, taken: Container[str] = ()) -> list[Candidate]:
+def find_candidates(
+    layout: LandingLayout, *, taken: Container[str] = (), faults: ImageFaults | None = None
+) -> list[Candidate]:
     """Return what lies in a landing folder, by path.
 
     Parameters
@@ -100,12 +103,15 @@ def find_candidates(layout: LandingLayout, *, taken: Container[str] = ()) -> lis
     layout : LandingLayout
     taken : container of str
         URLs of images that hold no others; their metadata are not read again.
+    faults : ImageFaults
+        Is told of a folder or file that cannot be looked into, and the others are returned.
 
     Returns
     -------
     list of Candidate
         Two may have the same key. A folder that does not exist holds none.
     """
+    faults = faults or ImageFaults(lambda words: None)
     folder = str(as_path(layout.landing))
     fs, root = filesystem(folder)
     # Object stores cache listings, and would never show what landed since.
@@ -114,7 +120,7 @@ def find_candidates(layout: LandingLayout, *, taken: Container[str] = ()) -> lis
     patterns = patterns or [f"*{suffix}" for suffix in SUFFIXES]
     by_name: dict[str, Candidate] = {}
     for parts in ([_regex(part) for part in pattern.split("/")] for pattern in patterns):
-        for path, entry, fields in _match(fs, root.rstrip("/"), parts, {}):
+        for path, entry, fields in _match(fs, root.rstrip("/"), parts, {}, faults):
             is_folder = entry["type"] == "directory"
             name = path[len(root.rstrip("/")) + 1 :]
             if name in by_name or (is_folder and not name.endswith(_ZARR_SUFFIX)):
@@ -133,7 +139,8 @@ def find_candidates(layout: LandingLayout, *, taken: Container[str] = ()) -> lis
         if opening.series not in (None, ALL):
             candidates.append(_within(whole, f"#{opening.series}", opening, whole.key))
         elif opening.series == ALL or whole.others or (whole.is_folder and whole.url not in taken):
-            candidates += _images_of(whole, layout)
+            with faults.about(name):
+                candidates += _images_of(whole, layout)
         else:
             candidates.append(replace(whole, opening=opening))
     return candidates
@@ -240,6 +247,7 @@ def _match(
     folder: str,
     parts: Sequence[re.Pattern[str]],
     fields: dict[str, str],
+    faults: ImageFaults,
     *,
     is_landing: bool = True,
 ) -> Iterator[tuple[str, dict[str, Any], dict[str, str]]]:
@@ -248,10 +256,12 @@ def _match(
         entries = fs.ls(folder or "/", detail=True)
     except (FileNotFoundError, NotADirectoryError):
         return  # not made yet, or taken away while we looked
-    except PermissionError:
+    except OSError:
         if is_landing:
             raise
-        return  # one folder of many, and nothing of it can be known
+        with faults.about(folder):  # one folder of many
+            raise
+        return
     for entry in entries:
         path = entry["name"].rstrip("/")
         name = path.rsplit("/", 1)[-1]
@@ -263,7 +273,7 @@ def _match(
         if len(parts) == 1:
             yield path, entry, named
         elif is_folder:
-            yield from _match(fs, path, parts[1:], named, is_landing=False)
+            yield from _match(fs, path, parts[1:], named, faults, is_landing=False)
 
 
 def _key(name: str) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 import dagster as dg
 
 from patchworks_pipeline.automation.alerts import Alerts
-from patchworks_pipeline.automation.sensors import landing_sensor, merging_sensor, staging_sensor
+from patchworks_pipeline.automation.landing_sensor import landing_sensor
+from patchworks_pipeline.automation.sensors import merging_sensor, staging_sensor
 from patchworks_pipeline.definitions import defs
 from patchworks_pipeline.resources.resources import AcquisitionSource, Automation, LabelStore
 

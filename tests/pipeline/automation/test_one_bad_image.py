@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,13 +12,16 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from patchworks_pipeline.automation import schedules
 from patchworks_pipeline.automation.alert_sensors import run_failure_alerts
 from patchworks_pipeline.automation.alerts import Alerts
+from patchworks_pipeline.automation.landing_sensor import landing_sensor
 from patchworks_pipeline.automation.retention import retire_images
-from patchworks_pipeline.automation.sensors import landing_sensor, merging_sensor, staging_sensor
+from patchworks_pipeline.automation.sensors import merging_sensor, staging_sensor
 from patchworks_pipeline.landing import arrivals
+from patchworks_pipeline.landing import candidates as found_in_landing
 from patchworks_pipeline.partitions import images, tiles
 from patchworks_pipeline.records import ImageFolder, TileFailure
 from patchworks_pipeline.resources.resources import (
@@ -204,6 +208,96 @@ def test_the_landing_sensor_serves_the_others(home, instance, monkeypatch, capsy
     assert "b" in {r.partition_key for r in daemon.tick(landing_sensor, run=False)}
 
 
+def _pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _link_to_itself(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def _link_to_nothing(path: Path) -> None:
+    path.symlink_to("nowhere")
+
+
+def _endless_device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def _pipe_of_metadata(path: Path) -> None:
+    path.mkdir()
+    os.mkfifo(path / "zarr.json")
+
+
+def _not_utf8(path: Path) -> None:
+    (path.parent / "b\udcff.tif").write_bytes(b"")
+
+
+NO_FILES = (_pipe, _link_to_itself, _link_to_nothing, _endless_device, _pipe_of_metadata, _not_utf8)
+
+
+@pytest.mark.parametrize("make", NO_FILES)
+def test_what_is_no_file_in_landing_stops_no_other_and_is_alerted_where_it_lasts(
+    home, instance, monkeypatch, make
+):
+    sent: list[str] = []
+    monkeypatch.setattr(
+        Alerts,
+        "send",
+        lambda _, alerts, **more: sent.extend(f"{a.image}: {a.cause}" for a in alerts),
+    )
+    landing = home / "landing"
+    landing.mkdir(parents=True)
+    for key in "ac":
+        write_tiff(landing / f"{key}.tif", tissue((40, 40)))
+    name = "b.zarr" if make is _pipe_of_metadata else "b.tif"
+    make(landing / name)
+    daemon = Daemon(instance, {"source": AcquisitionSource(settle_seconds=0)})
+    requests = daemon.tick(landing_sensor, run=False)
+    assert {request.partition_key for request in requests} == {"a", "c"}
+    assert sent == [], "it may be being written"
+    write_tiff(landing / "d.tif", tissue((40, 40)))
+    requests = daemon.tick(landing_sensor, run=False)
+    assert "d" in {request.partition_key for request in requests}
+    (line,) = sent
+    assert line.startswith("b")
+    bad = next(path for path in landing.iterdir() if path.name.startswith("b"))
+    shutil.rmtree(bad) if bad.is_dir() and not bad.is_symlink() else bad.unlink()
+    write_tiff(landing / "b.tif", tissue((40, 40)))
+    requests = daemon.tick(landing_sensor, run=False)
+    assert "b" in {request.partition_key for request in requests}
+
+
+@pytest.mark.parametrize("call", ["list_images", "ls"])
+def test_what_cannot_be_looked_into_stops_no_other(home, instance, monkeypatch, capsys, call):
+    landing = home / "landing"
+    for key in "abc":
+        (landing / key).mkdir(parents=True)
+        write_tiff(landing / key / f"{key}.tif", tissue((40, 40)))
+    (landing / "z" / "b.zarr").mkdir(parents=True)
+
+    def listing(url: str) -> list[str]:
+        raise OSError(5, "Input/output error", url)
+
+    ls = LocalFileSystem.ls
+
+    def ls_of_others(self: LocalFileSystem, path: str, **options: object) -> object:
+        if path.endswith("/b"):
+            raise OSError(40, "Too many levels of symbolic links", path)
+        return ls(self, path, **options)
+
+    if call == "ls":
+        monkeypatch.setattr(LocalFileSystem, "ls", ls_of_others)
+    else:
+        monkeypatch.setattr(found_in_landing, "list_images", listing)
+    source = AcquisitionSource(settle_seconds=0, patterns=["*/*.tif", "*/*.zarr"])
+    requests = Daemon(instance, {"source": source}).tick(landing_sensor, run=False)
+    served = {request.partition_key for request in requests}
+    assert served == ({"a_a", "c_c"} if call == "ls" else {"a_a", "b_b", "c_c"})
+    words = {"ls": ("/b", "too many levels"), "list_images": ("b.zarr", "input/output error")}
+    assert names(capsys.readouterr().err, *words[call])
+
+
 @pytest.mark.parametrize("record", ["plan.json", "acquisition.json"])
 def test_reprocessing_serves_the_others(instance, pipeline, three, capsys, record):
     for folder in three:
@@ -291,6 +385,17 @@ def _failed_run(pipeline: Pipeline, three: list[ImageFolder]) -> dg.ExecuteInPro
                 "dagster/asset_partition_range_end": f"c/{three[2].plan().grid.block_keys()[-1]}",
             },
         )
+
+
+def test_an_odd_partition_of_a_run_stops_no_other(instance, pipeline, three):
+    odd = ["no tile", f"{ILLEGAL}/y000x000", "/x", "a/none such", "../b/y000x000"]
+    instance.add_dynamic_partitions(str(tiles.name), odd)
+    keys = list(instance.get_dynamic_partitions(str(tiles.name)))
+    tags = {"dagster/asset_partition_range_start": keys[0]}
+    tags["dagster/asset_partition_range_end"] = keys[-1]
+    result = pipeline.run("stage_tiles", tags=tags)
+    assert not result.success
+    assert [folder.stage().missing_blocks() for folder in three[1:]] == [[], []]
 
 
 @pytest.mark.slow

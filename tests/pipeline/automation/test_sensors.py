@@ -16,7 +16,8 @@ import zarr
 
 from patchworks_core import PlanError, tile_process
 from patchworks_pipeline.assets import acquiring, merging, staging
-from patchworks_pipeline.automation import sensors
+from patchworks_pipeline.automation import events, sensors
+from patchworks_pipeline.automation import landing_sensor as landing_module
 from patchworks_pipeline.automation.alerts import Alerts
 from patchworks_pipeline.automation.events import (
     RANGE_END,
@@ -27,7 +28,8 @@ from patchworks_pipeline.automation.events import (
     images_of_run,
     new_partitions,
 )
-from patchworks_pipeline.automation.sensors import landing_sensor, merging_sensor, staging_sensor
+from patchworks_pipeline.automation.landing_sensor import landing_sensor
+from patchworks_pipeline.automation.sensors import merging_sensor, staging_sensor
 from patchworks_pipeline.cli.status import refusals
 from patchworks_pipeline.definitions import defs
 from patchworks_pipeline.landing.arrivals import Ledger, Quarantine
@@ -55,7 +57,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(sensors, "now", clock)
+    monkeypatch.setattr(events, "now", clock)
     return clock
 
 
@@ -698,7 +700,7 @@ def test_one_bad_entry_of_a_cursor_stops_no_other(daemon, real_clock, landing, m
     for key in "ab":
         write_tiff(landing / f"{key}.tif", tissue((40, 40)))
     land(daemon, real_clock)
-    taking = sensors.taking_of
+    taking = landing_module.taking_of
 
     def failing(instance: dg.DagsterInstance, name: str, *arguments: object, **options: object):
         if name.startswith("a-"):
@@ -706,7 +708,7 @@ def test_one_bad_entry_of_a_cursor_stops_no_other(daemon, real_clock, landing, m
         return taking(instance, name, *arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sensors, "taking_of", failing)
+        patch.setattr(landing_module, "taking_of", failing)
         daemon.tick(landing_sensor)
     assert list(Ledger.read(LabelStore().path() / ".landing.json").taken) == [
         str(landing / "b.tif")

@@ -18,11 +18,11 @@ import dagster as dg
 import pytest
 
 from patchworks_core.files.storage import as_path
-from patchworks_pipeline.automation import sensors, sinks
-from patchworks_pipeline.automation.alert_sensors import MEMORY, missed_alerts
-from patchworks_pipeline.automation.alerts import MISSED, Alert, Alerts
+from patchworks_pipeline.automation import events, sinks
+from patchworks_pipeline.automation.alert_sensors import missed_alerts
+from patchworks_pipeline.automation.alerts import MEMORY, MISSED, Alert, Alerts
+from patchworks_pipeline.automation.landing_sensor import landing_sensor
 from patchworks_pipeline.automation.outbox import KEPT_SECONDS, LONGEST_WAIT, Letter, Outbox
-from patchworks_pipeline.automation.sensors import landing_sensor
 from patchworks_pipeline.automation.sinks import Message, WebhookSink, tell
 from patchworks_pipeline.resources.resources import AcquisitionSource, Automation, LabelStore
 from tests.pipeline.automation.test_alerts import (  # the fixtures are found by their names
@@ -282,7 +282,7 @@ def test_a_landing_tick_outlives_its_webhook_and_the_next_one_tells(
     home, instance, webhook, monkeypatch
 ):
     clock = itertools.count(1000, 20)
-    monkeypatch.setattr(sensors, "now", lambda: next(clock))
+    monkeypatch.setattr(events, "now", lambda: next(clock))
     landing = home / "landing"
     landing.mkdir(parents=True)
     (landing / "a.tif").write_bytes(b"no image")

@@ -15,8 +15,8 @@ from patchworks_core.stage.plan import make_plan
 from patchworks_pipeline.assets.merging import MergeConfig
 from patchworks_pipeline.assets.staging import StagingConfig
 from patchworks_pipeline.automation.alerts import Alerts
+from patchworks_pipeline.automation.landing_sensor import landing_sensor
 from patchworks_pipeline.automation.retention import RetentionConfig
-from patchworks_pipeline.automation.sensors import landing_sensor
 from patchworks_pipeline.definitions import defs, deployed
 from patchworks_pipeline.instance.home import prepare_home
 from patchworks_pipeline.records import Acquisition

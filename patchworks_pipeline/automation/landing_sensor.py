@@ -1,0 +1,255 @@
+"""The sensor that takes acquisitions: what is complete is planned and measured, each version once.
+
+It decides by what is on disk and in the instance; its cursor says only what was looked at when,
+and what was asked for. So a tick that is missed, repeated, or begins again from nothing requests
+nothing twice.
+"""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+
+from patchworks_core.errors import PlanError
+from patchworks_pipeline.automation import events
+from patchworks_pipeline.automation.alerts import Alert, Alerts, tell_of_lasting
+from patchworks_pipeline.automation.events import (
+    EVERY_ROUND,
+    MAX_WAITING,
+    cursor_record,
+    last,
+    unique,
+)
+from patchworks_pipeline.automation.jobs import plan_image
+from patchworks_pipeline.automation.taking import VERSION, State, Taking, taking_of
+from patchworks_pipeline.image_faults import ImageFaults
+from patchworks_pipeline.landing.arrivals import (
+    LOOKED_AGAIN,
+    Arrival,
+    Ledger,
+    Quarantine,
+    Version,
+    Watch,
+    look,
+    looks_from_json,
+    looks_to_json,
+    why_unreadable,
+)
+from patchworks_pipeline.landing.candidates import find_candidates
+from patchworks_pipeline.landing.opening import with_setting
+from patchworks_pipeline.partitions import IMAGE, images
+from patchworks_pipeline.records import ImageFolder
+from patchworks_pipeline.resources.resources import AcquisitionSource, Automation, LabelStore
+
+
+@dg.sensor(
+    job=plan_image,
+    minimum_interval_seconds=EVERY_ROUND,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Takes up acquisitions that landed: complete ones, each version once.",
+)
+def landing_sensor(
+    context: dg.SensorEvaluationContext,
+    store: LabelStore,
+    source: AcquisitionSource,
+    automation: Automation,
+    alerts: Alerts,
+) -> dg.SensorResult | dg.SkipReason:
+    """Plan every acquisition that is complete and was not taken in this version."""
+    off = automation.why_off()
+    if off:
+        return dg.SkipReason(off)
+    record: dict[str, Any] = cursor_record(context.cursor)
+    ledger = Ledger.read(store.path() / ".landing.json")
+    if ledger.damage:
+        context.log.warning(ledger.damage)
+    before = dict(ledger.taken)
+    quarantine = Quarantine(store.path() / ".quarantine")
+    faults_before = record.get("faults")
+    faults = ImageFaults(context.log.warning, faults_before)
+    candidates = find_candidates(source.layout(), taken=ledger.taken, faults=faults)
+    decisions = _Decisions(context.instance, store, ledger, quarantine)
+    for url, version in record.get("asked", {}).items():
+        with faults.about(str(url)):
+            decisions.look_after(url, *version)
+    folders = [c.url for c in candidates if c.is_folder and c.url in ledger.taken]
+    turn = int(record.get("turn", 0))
+    arrivals = look(
+        candidates,
+        Watch(source.settle_seconds, source.max_per_tick),
+        now=events.now(),
+        looks=looks_from_json(record.get("seen", {})),
+        ledger=ledger,
+        refused=quarantine.names(),
+        under_way=decisions.under_way(),
+        again=[folders[(turn + i) % len(folders)] for i in range(min(LOOKED_AGAIN, len(folders)))],
+    )
+    for name, reason in arrivals.faults.items():
+        with faults.about(name):
+            raise reason
+    for arrival in arrivals.arrivals:
+        with faults.about(arrival.candidate.name):  # it is tried again
+            decisions.take(arrival)
+    if ledger.taken != before or ledger.damage:
+        ledger.write()
+    alerts.send(
+        [Alert(refusal.key, refusal.reason, "/assets/image") for refusal in decisions.refused],
+        memory=store.path() / ".alerts.json",
+        log=context.log,
+    )
+    tell_of_lasting(faults, faults_before, alerts, store, context.log)
+    cursor = {
+        "seen": looks_to_json(arrivals.looks),
+        "asked": decisions.pending,
+        "turn": (turn + LOOKED_AGAIN) % max(1, len(folders)),
+        "faults": dict(last(faults.found.items(), MAX_WAITING)),
+    }
+    return decisions.result(
+        json.dumps(cursor, separators=(",", ":")),
+        otherwise=_nothing_to_take(len(candidates), arrivals.n_waiting),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """An acquisition that is not taken."""
+
+    name: str
+    url: str
+    key: str
+    reason: str
+
+
+@dataclass(slots=True)
+class _Decisions:
+    """What a tick of the landing sensor does about what arrived, and about what it asked for."""
+
+    instance: dg.DagsterInstance
+    store: LabelStore
+    ledger: Ledger
+    quarantine: Quarantine
+
+    requests: list[dg.RunRequest] = field(default_factory=list)
+
+    refused: list[_Refusal] = field(default_factory=list)
+
+    pending: dict[str, list[str]] = field(default_factory=dict)
+    """Name, signature and glance of the version that runs are at, or will be, by URL."""
+
+    def under_way(self) -> dict[str, Version]:
+        """Return the versions that runs are at, by URL."""
+        return {
+            url: Version(signature, glance) for url, (_, signature, glance) in self.pending.items()
+        }
+
+    def look_after(self, url: str, name: str, signature: str, glance: str) -> None:
+        """See what came of a request: taken, under way, due again, or given up.
+
+        A daemon may die between a tick and its runs. What has no run, and what is due again, is
+        let go of here: it settles, arrives, and is requested.
+        """
+        key = name.partition(f"-{signature}")[0]
+        taking = self._taking(key, name, signature)
+        version = Version(signature, glance)
+        if taking.state is State.DONE:
+            self.ledger.taken[url] = version
+        elif taking.state in (State.GOES_ON, State.WAITS):
+            self.pending[url] = [name, signature, glance]
+        elif taking.state is State.GIVEN_UP:
+            if _is_planned(self.store.folder(key)):  # by hand, since
+                self.ledger.taken[url] = version
+                return
+            reason = f"{taking.reason}; {self.quarantine.release(name)}"
+            self.quarantine.record(name, taking.reason, url, key, signature)
+            self.refused.append(_Refusal(name, url, key, reason))
+
+    def _taking(self, key: str, name: str, signature: str) -> Taking:
+        filters = dg.RunsFilter(tags={IMAGE: key, VERSION: signature})
+        return taking_of(self.instance, name, filters, now=events.now())
+
+    def take(self, arrival: Arrival) -> None:
+        """Request the plan of an acquisition, or refuse it."""
+        candidate, version = arrival.candidate, arrival.version
+        folder = self.store.folder(candidate.key) if candidate.key else None
+        why = _why_refused(arrival, folder)
+        if folder is None or why is not None:
+            self.quarantine.refuse(arrival, why or "")
+            self.refused.append(_Refusal(candidate.name, candidate.url, candidate.key, why or ""))
+            return
+        if candidate.url not in self.ledger.taken and _is_planned(folder):
+            # Planned by hand, or taken before the ledger was lost.
+            self.ledger.taken[candidate.url] = version
+            return
+        taking = self._taking(candidate.key, arrival.name, version.signature)
+        if taking.state is State.DONE:
+            self.ledger.taken[candidate.url] = version
+            return
+        self.pending[candidate.url] = [arrival.name, version.signature, version.glance]
+        if taking.state in (State.GOES_ON, State.WAITS):
+            return
+        if not folder.has("acquisition.json"):
+            folder.write_acquisition(candidate.acquisition())
+        self.requests.append(_plan_request(arrival, taking.run_key(arrival.name)))
+
+    def result(self, cursor: str, *, otherwise: str) -> dg.SensorResult:
+        """Return what the sensor answers; `otherwise` is why nothing is requested."""
+        keys = unique(str(request.partition_key) for request in self.requests)
+        return dg.SensorResult(
+            run_requests=self.requests,
+            skip_reason=None if self.requests else otherwise,
+            dynamic_partitions_requests=[images.build_add_request(keys)] if keys else [],
+            asset_events=[
+                dg.AssetObservation(
+                    "image",
+                    description=f"{refusal.name} was refused: {refusal.reason}",
+                    metadata={"acquisition": refusal.url, "reason": refusal.reason},
+                )
+                for refusal in self.refused
+            ],
+            cursor=cursor,
+        )
+
+
+def _why_refused(arrival: Arrival, folder: ImageFolder | None) -> str | None:
+    """Return why a complete acquisition cannot be taken, in words."""
+    name, url = arrival.candidate.name, arrival.candidate.url
+    if folder is None:
+        return f"no partition key can be made of the name {name!r}; rename it"
+    acquisition = arrival.candidate.acquisition()
+    if folder.has("acquisition.json"):
+        try:
+            acquisition = folder.acquisition()
+        except PlanError as error:
+            return str(error)
+        if acquisition.url != url:
+            return (
+                f"{url!r} would be image {folder.key!r}, which is {acquisition.url!r} already; "
+                "give it another name"
+            )
+    why = why_unreadable(acquisition)
+    return None if why is None else with_setting(why, name)
+
+
+def _is_planned(folder: ImageFolder) -> bool:
+    """Tell whether the image was planned and measured in the content it has now."""
+    if not (folder.has("plan.json") and folder.has("statistics.json")):
+        return False
+    try:
+        planned = folder.plan().image.fingerprint
+    except PlanError:
+        return False
+    return planned == folder.acquisition().open().fingerprint
+
+
+def _plan_request(arrival: Arrival, run_key: str) -> dg.RunRequest:
+    key = arrival.candidate.key
+    return dg.RunRequest(
+        run_key=run_key,
+        partition_key=key,
+        tags={IMAGE: key, VERSION: arrival.version.signature},
+    )
+
+
+def _nothing_to_take(n_candidates: int, n_waiting: int) -> str:
+    return f"nothing to take: {n_candidates} acquisitions here, {n_waiting} not complete yet"
