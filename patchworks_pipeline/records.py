@@ -332,7 +332,7 @@ class ImageFolder:
         table, record = self._read_table("lut.parquet", stage, made_by="global_lut")
         offsets = offsets_of(stage.settled_counts(allow_missing=self.allows_missing(stage)))
         with self._reading("lut.parquet", "global_lut"):
-            options = MergeOptions(**json.loads(record["merge"]))
+            options = MergeOptions.from_dict(json.loads(record["merge"]))
             lut = LookupTable(
                 offsets=offsets,
                 joined=table["joined"].to_numpy(),

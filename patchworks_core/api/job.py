@@ -31,12 +31,14 @@ from patchworks_core.machine.interrupts import INTERRUPTIONS, ended_by_sigterm
 from patchworks_core.machine.pools import Compute, Pool
 from patchworks_core.machine.progress import Progress, no_progress
 from patchworks_core.merge.apply import apply_lut, create_apply_records
+from patchworks_core.merge.outlines import outlines_of
 from patchworks_core.merge.steps import look_up, pair_tiles
 from patchworks_core.ome_zarr.label_image import LabelImage, write_merged
 from patchworks_core.pilot.trials import PilotReport, recommend_overlap
 from patchworks_core.plugins.segmentation import LabelFunction, Segmentation
 from patchworks_core.seams.lookup import LookupTable
 from patchworks_core.seams.rules import MergeOptions, warning_of
+from patchworks_core.seams.views import Outlines
 from patchworks_core.stage.plan import (
     CHANGING,
     Plan,
@@ -67,6 +69,16 @@ def check_resume(resume: object) -> None:
     """Raise PlanError where `resume` is none of its values."""
     if not (resume is True or resume is False or resume == "auto"):
         raise PlanError(f"resume is 'auto', True or False, got {resume!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Merging:
+    """What staged tiles are merged by."""
+
+    stage: Stage
+    lut: LookupTable
+    pool: Pool
+    outlines: Outlines | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +159,7 @@ class Job:
             plan.grid,
             declared=self.segmentation.merge,
             connectivity=self.segmentation.connectivity,
+            outline=self.segmentation.outline,
         )
 
     def write_array(self, plan: Plan, group: UPath, component: str, *, resume: Resume) -> None:
@@ -174,17 +187,22 @@ class Job:
             if working.is_done:
                 self.say(f"{target} is complete and is what would be made")
                 return
-            with self._merged(plan, work, resume=resume) as (stage, lut, pool):
+            with self._merged(plan, work, resume=resume) as merging:
                 create_label_array(
                     working.new,
                     plan.grid,
-                    lut.dtype,
+                    merging.lut.dtype,
                     zarr_format=zarr_format,
                     chunks=self.output_chunks,
                 )
                 create_apply_records(work / "applied", plan.grid)
                 outcomes = apply_lut(
-                    stage, lut, labels=working.new, records=work / "applied", pool=pool
+                    merging.stage,
+                    merging.lut,
+                    labels=working.new,
+                    records=work / "applied",
+                    pool=merging.pool,
+                    outlines=merging.outlines,
                 )
                 n_blocks = plan.grid.n_blocks
                 for n, _ in enumerate(results(outcomes, doing="writing merged labels"), start=1):
@@ -210,7 +228,7 @@ class Job:
             if working.is_done:
                 self.say(f"{target.path} is complete and is what would be made")
                 return target.n_objects()
-            with self._merged(plan, working.folder, resume=resume) as (stage, lut, pool):
+            with self._merged(plan, working.folder, resume=resume) as merging:
                 done: list[str] = []
 
                 def count(key: str) -> None:
@@ -218,20 +236,19 @@ class Job:
                     self.progress("apply", len(done), plan.grid.n_blocks)
 
                 write_merged(
-                    stage,
-                    lut,
+                    merging.stage,
+                    merging.lut,
                     target,
                     working,
-                    provenance=provenance_of(plan, options, lut, pilot=pilot),
-                    pool=pool,
+                    provenance=provenance_of(plan, options, merging.lut, pilot=pilot),
+                    pool=merging.pool,
                     on_block=count,
+                    outlines=merging.outlines,
                 )
-        return lut.n_objects
+        return merging.lut.n_objects
 
     @contextmanager
-    def _merged(
-        self, plan: Plan, work: UPath, *, resume: Resume
-    ) -> Iterator[tuple[Stage, LookupTable, Pool]]:
+    def _merged(self, plan: Plan, work: UPath, *, resume: Resume) -> Iterator[_Merging]:
         """Stage what is missing, pair, and look up; the workers stay for what comes then."""
         options = self.resolved(plan)
         for note in self.image.notes:
@@ -258,12 +275,13 @@ class Job:
             content = stage.content()
             edges = pair_tiles(stage, pool=pool)
             self.progress("pair", 1, 1)
-            lut = look_up(stage, edges, options)
+            outlines = outlines_of(stage, edges, options)
+            lut = look_up(stage, edges, options, outlines=outlines, pool=pool)
             self.say(
                 f"{lut.n_staged} labels in {plan.grid.n_tiles} tiles are {lut.n_objects} objects "
                 f"by rule {options.rule!r}"
             )
-            yield stage, lut, pool
+            yield _Merging(stage, lut, pool, outlines)
             if stage.content() != content:
                 raise StageError(
                     f"tiles at {stage.path} were staged again by another call while they were "

@@ -23,7 +23,7 @@ from patchworks_core.images.image import open_all_channels
 from patchworks_core.images.readers.memory import OverlappingBlocks, is_dask_array
 from patchworks_core.machine.progress import Progress
 from patchworks_core.plugins.segmentation import declare
-from patchworks_core.seams.rules import MergeRule
+from patchworks_core.seams.rules import MergeRule, Outline
 from patchworks_core.stage.plan import tile_by_tile
 from patchworks_core.tiles.grid import SPATIAL_AXES
 from patchworks_core.tiles.numbers import whole_number
@@ -52,6 +52,7 @@ def merge_tile_labels(
     merge: MergeRule = "auto",
     connectivity: int | None = None,
     min_iou: float = 0.3,
+    outline: Outline = "auto",
     min_size: float = 0,
     max_size: float | None = None,
     size_unit: LengthUnit = "pixels",
@@ -84,13 +85,13 @@ def merge_tile_labels(
         What each block of a dask array holds of each of its neighbours, pixels, where the function
         ran on blocks that ``dask.array.overlap.overlap(image, depth, boundary="none")`` made. It is
         not in the result, and shows what both saw there.
-    merge : {"auto", "touching", "overlap", "none"}
+    merge : {"auto", "touching", "overlap", "overlap-pairs", "none"}
         ``touching`` joins labels in contact across a seam. ``overlap`` joins two labels that two
         blocks gave to the same pixels; where blocks do not overlap, two that agree in the planes on
         the two sides of a seam. ``auto`` is ``overlap`` where there is one, else ``touching``.
     return_count : bool
         Return ``(labels, n)``, with the number of objects; None unless they are numbered 1..N.
-    overwrite, connectivity, min_iou, min_size, max_size, size_unit, sequential_labels
+    overwrite, connectivity, min_iou, outline, min_size, max_size, size_unit, sequential_labels
         As in `tile_process`.
     stage_dir, keep_stage, compute, progress
         As in `tile_process`.
@@ -121,6 +122,7 @@ def merge_tile_labels(
         merge=merge,
         connectivity=connectivity,
         min_iou=min_iou,
+        outline=outline,
         min_size=min_size,
         max_size=max_size,
         size_unit=size_unit,

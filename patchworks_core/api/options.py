@@ -19,7 +19,7 @@ from patchworks_core.machine.pools import Compute
 from patchworks_core.machine.progress import Progress, say_aloud
 from patchworks_core.machine.workers import WorkerKind
 from patchworks_core.plugins.segmentation import LabelFunction, Segmentation, segmentation_of
-from patchworks_core.seams.rules import MergeOptions, MergeRule
+from patchworks_core.seams.rules import MergeOptions, MergeRule, Outline
 from patchworks_core.stage.plan import Plan
 
 log = logging.getLogger("patchworks_core.api.tile_process")
@@ -52,6 +52,7 @@ class TileOptions(TypedDict, total=False):
     merge: MergeRule
     connectivity: int | None
     min_iou: float
+    outline: Outline
     min_size: float
     max_size: float | None
     size_unit: LengthUnit
@@ -83,6 +84,7 @@ DEFAULTS = TileOptions(
     merge="auto",
     connectivity=None,
     min_iou=0.3,
+    outline="auto",
     min_size=0,
     max_size=None,
     size_unit="pixels",
@@ -157,6 +159,7 @@ def _merge_options(options: TileOptions, limits: SizeLimits) -> MergeOptions:
         limits.least,
         options["sequential_labels"],
         limits.most,
+        options["outline"],
     )
 
 

@@ -32,7 +32,7 @@ from patchworks_core.machine.pools import Compute
 from patchworks_core.machine.progress import Progress, no_progress, say_aloud
 from patchworks_core.machine.sending import NOT_PICKLED
 from patchworks_core.plugins.segmentation import LabelFunction, Segmentation, segmentation_of
-from patchworks_core.seams.rules import MergeOptions, MergeRule
+from patchworks_core.seams.rules import MergeOptions, MergeRule, Outline
 from patchworks_core.stage.plan import Plan, tile_by_tile
 from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.staging import Staging
@@ -247,6 +247,7 @@ class MergeChanges(TypedDict, total=False):
     merge: MergeRule
     connectivity: int | None
     min_iou: float
+    outline: Outline
     min_size: float
     max_size: float | None
     size_unit: LengthUnit
@@ -313,8 +314,8 @@ def merge_stage(
     write_to, output_component, overwrite, compute, max_workers, progress, verbose
         As in `tile_process`.
     **changes
-        `merge`, `connectivity`, `min_iou`, `min_size`, `max_size`, `size_unit` and
-        `sequential_labels` where they are to be others than was planned.
+        `merge`, `connectivity`, `min_iou`, `outline`, `min_size`, `max_size`, `size_unit`
+        and `sequential_labels` where they are to be others than was planned.
 
     Returns
     -------

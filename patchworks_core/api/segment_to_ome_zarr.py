@@ -102,8 +102,8 @@ def segment_to_ome_zarr(
     progress, dry_run
         As in `tile_process`.
     options : MergeOptions, optional
-        In place of `merge`, `connectivity`, `min_iou`, `min_size`, `max_size` and
-        `sequential_labels`.
+        In place of `merge`, `connectivity`, `min_iou`, `outline`, `min_size`,
+        `max_size` and `sequential_labels`.
     compute : Compute, optional
         In place of `max_workers`, `workers`, `tile_timeout`, `worker_memory`, `use_gpu`, `gpus` and
         `client`.

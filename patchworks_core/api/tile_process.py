@@ -29,7 +29,7 @@ from patchworks_core.machine.limits import Auto
 from patchworks_core.machine.progress import Progress
 from patchworks_core.machine.workers import WorkerKind
 from patchworks_core.plugins.segmentation import LabelFunction, Segmentation
-from patchworks_core.seams.rules import MergeRule
+from patchworks_core.seams.rules import MergeRule, Outline
 from patchworks_core.stage.plan import Plan
 
 if TYPE_CHECKING:
@@ -126,6 +126,7 @@ def tile_process(
     merge: MergeRule = "auto",
     connectivity: int | None = None,
     min_iou: float = 0.3,
+    outline: Outline = "auto",
     min_size: float = 0,
     max_size: float | None = None,
     size_unit: LengthUnit = "pixels",
@@ -207,16 +208,24 @@ def tile_process(
         Folder for the stage, such as a fast local disk; by default beside the labels.
     keep_stage : bool
         Leave the stage there, so that `resume` can merge it again by another rule.
-    merge : {"auto", "overlap", "touching", "none"}
+    merge : {"auto", "overlap", "overlap-pairs", "touching", "none"}
         Which labels on two sides of a seam are one object. ``touching`` joins whatever touches and
-        is exact for functions that label connected components; ``overlap`` joins two labels that
-        the two tiles gave to the same pixels. ``auto`` is what `fn` declares, else ``overlap``
-        where there is a halo and ``touching`` where there is none.
+        is exact for functions that label connected components; ``overlap`` weighs what tiles said
+        of the same pixels; ``overlap-pairs`` looks at every two labels by themselves, as
+        ``overlap`` did in version 0.1. ``auto`` is what `fn` declares, else ``overlap`` where there
+        is a halo and ``touching`` where there is none.
     connectivity : int, optional
         For ``touching``: 1 joins across faces of pixels, 2 also across edges, 3 across corners.
         None is the function's own where it says, else 1.
     min_iou : float
-        For ``overlap``: least intersection over union.
+        How much two views of an object must agree. For ``overlap-pairs`` the least intersection
+        over union; ``overlap`` asks for 0.24 less of labels that touch, 0.09 less of others: a pair
+        does not decide alone. A higher one joins less.
+    outline : {"auto", "feather", "core"}
+        How objects are drawn where tiles met. ``feather`` draws each from all tiles that saw it, so
+        that outlines do not jump where two tiles disagree; ``core`` leaves the pixels of every tile
+        as it made them. ``auto`` is ``feather`` where `merge` is ``overlap`` and there is an
+        overlap, unless the function declares that its cores are exact.
     min_size, max_size : float
         Merged objects that are smaller, or larger, become background.
     size_unit : {"pixels", "micrometers"}
@@ -282,6 +291,7 @@ def tile_process(
         merge=merge,
         connectivity=connectivity,
         min_iou=min_iou,
+        outline=outline,
         min_size=min_size,
         max_size=max_size,
         size_unit=size_unit,

@@ -22,6 +22,7 @@ from patchworks_core.files.storage import ZarrFormat, create_array, open_array
 from patchworks_core.machine.engine import Outcome
 from patchworks_core.machine.pools import Pool
 from patchworks_core.seams.lookup import LookupTable
+from patchworks_core.seams.views import BlockOutlines, Outlines, draw_block
 from patchworks_core.stage.stage import Stage
 from patchworks_core.tiles.grid import TileBlock, TileGrid
 from patchworks_core.tiles.regions import Region
@@ -47,6 +48,7 @@ class _BlockToApply:
     luts: tuple[np.ndarray[Any, Any], ...]
     record: np.uint64
     was_written: bool
+    outlines: BlockOutlines | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,9 @@ class _ApplyTask:
     def _merged(self, item: _BlockToApply, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
         """Return the merged labels of a block's core."""
         block = item.block
+        if item.outlines is not None:
+            drawn = draw_block(self.stage, block, item.outlines)
+            return np.take(item.outlines.ids.astype(dtype, copy=False), drawn)
         # A block without labels may be one that is not staged.
         if all(len(lut) == 1 for lut in item.luts):
             return np.zeros(block.core.shape, dtype=dtype)
@@ -92,6 +97,7 @@ def apply_lut(
     labels: UPath,
     records: UPath,
     pool: Pool,
+    outlines: Outlines | None = None,
 ) -> Iterator[Outcome[Any, str]]:
     """Write merged labels into an array, skipping blocks that are already what they will be.
 
@@ -105,6 +111,8 @@ def apply_lut(
     records : UPath
         The records beside it, made by `create_apply_records`.
     pool : Pool
+    outlines : Outlines, optional
+        How cores are drawn; None leaves them as their tiles did.
 
     Yields
     ------
@@ -113,26 +121,41 @@ def apply_lut(
     """
     yield from pool.outcomes(
         _ApplyTask(stage, ArrayWriter.of(labels), ArrayWriter.of(records)),
-        _outdated(stage, lut, np.asarray(open_array(records)[...])),
+        _outdated(stage, lut, np.asarray(open_array(records)[...]), outlines),
     )
 
 
 def _outdated(
-    stage: Stage, lut: LookupTable, records: np.ndarray[Any, Any]
+    stage: Stage,
+    lut: LookupTable,
+    records: np.ndarray[Any, Any],
+    outlines: Outlines | None,
 ) -> Iterator[_BlockToApply]:
     """Yield the blocks whose record is not what it would be now."""
     digests = stage.digests().ravel()
+    strips = digests if outlines is None else stage.strip_digests().ravel()
     for block in stage.grid.blocks():
-        luts = tuple(lut.of_tile(tile.number) for tile in block.tiles)
-        record = _record(digests[[tile.number for tile in block.tiles]], luts)
+        own = digests[[tile.number for tile in block.tiles]]
+        luts: tuple[np.ndarray[Any, Any], ...] = ()
+        drawn = None
+        if outlines is None:
+            luts = tuple(lut.of_tile(tile.number) for tile in block.tiles)
+            record = _record(own, luts)
+        else:
+            drawn = outlines.of_block(block, lut)
+            record = _digest(drawn.content(own, strips))
         digest = records[block.index]
         if digest != record:
-            yield _BlockToApply(block, luts, record, bool(digest != NOT_WRITTEN))
+            yield _BlockToApply(block, luts, record, bool(digest != NOT_WRITTEN), drawn)
 
 
 def _record(digests: np.ndarray[Any, Any], luts: tuple[np.ndarray[Any, Any], ...]) -> np.uint64:
     """Digest what a block's merged labels are made from; never 0."""
-    content = hashlib.blake2b(np.ascontiguousarray(digests).data, digest_size=8)
-    for lut in luts:
-        content.update(lut.astype(np.int64).data)
-    return np.uint64(int.from_bytes(content.digest(), "little") or 1)
+    content = np.ascontiguousarray(digests).tobytes()
+    return _digest(content + b"".join(lut.astype(np.int64).tobytes() for lut in luts))
+
+
+def _digest(content: bytes) -> np.uint64:
+    """Return the record of a block made from that; never 0."""
+    digest = hashlib.blake2b(content, digest_size=8).digest()
+    return np.uint64(int.from_bytes(digest, "little") or 1)

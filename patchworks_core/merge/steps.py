@@ -17,16 +17,20 @@ from typing import Any
 import numpy as np
 
 from patchworks_core.errors import StageError
+from patchworks_core.images.image import Image
 from patchworks_core.machine.pools import Pool
+from patchworks_core.merge.outlines import drawn_areas
 from patchworks_core.seams.edge_table import EdgeTable
-from patchworks_core.seams.lookup import LookupTable, build_lut
+from patchworks_core.seams.lookup import LookupTable, build_lut, renumbered
 from patchworks_core.seams.pairs import compare_faces
 from patchworks_core.seams.rules import MergeOptions, joined_pairs
 from patchworks_core.seams.strips import Side
+from patchworks_core.seams.views import Outlines
 from patchworks_core.stage.block_files import NOT_STAGED, strips_of_tiles
-from patchworks_core.stage.object_sums import ObjectSums, merge_objects
+from patchworks_core.stage.object_sums import ObjectSums, measure_tile, merge_objects
 from patchworks_core.stage.stage import Stage
-from patchworks_core.tiles.grid import TileBlock
+from patchworks_core.stage.tile_labels import number_ids
+from patchworks_core.tiles.grid import Tile, TileBlock, TileGrid
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,13 @@ def pair_tiles(stage: Stage, *, pool: Pool, allow_missing: bool = False) -> Edge
 
 
 def look_up(
-    stage: Stage, edges: EdgeTable, options: MergeOptions, *, allow_missing: bool = False
+    stage: Stage,
+    edges: EdgeTable,
+    options: MergeOptions,
+    *,
+    allow_missing: bool = False,
+    outlines: Outlines | None = None,
+    pool: Pool | None = None,
 ) -> LookupTable:
     """Decide which staged labels are one object, and number the objects.
 
@@ -91,9 +101,24 @@ def look_up(
         Resolved.
     allow_missing : bool
         Take tiles that are not staged for tiles without labels.
+    outlines : Outlines, optional
+        How cores are drawn, where they are: sizes are filtered as they are drawn.
+    pool : Pool, optional
+        Needed where sizes are filtered and cores are drawn.
     """
     counts = stage.settled_counts(allow_missing=allow_missing)
     areas = None
+    if outlines is not None:
+        if options.filters_sizes:
+            assert pool is not None
+            areas = drawn_areas(stage, outlines, pool)
+        return renumbered(
+            outlines.standing,
+            areas=areas,
+            min_size=options.min_size,
+            max_size=options.max_size,
+            sequential=options.sequential,
+        )
     if options.filters_sizes:
         areas = _areas_by_tile(stage, counts)
     return build_lut(
@@ -140,6 +165,42 @@ def add_up_objects(stage: Stage, lut: LookupTable) -> ObjectSums:
         sums.append(stage.objects(block))
         ids.append(np.concatenate([lut.of_tile(tile.number)[1:] for tile in block.tiles]))
     return merge_objects(sums, ids)
+
+
+@dataclass(frozen=True, slots=True)
+class _MeasureTask:
+    grid: TileGrid
+    labels: Any
+    image: Image
+
+    def __call__(self, tile: Tile) -> tuple[ObjectSums, np.ndarray[Any, Any]]:
+        ids, numbers = number_ids(np.asarray(self.labels[tile.core.slices]))
+        sums = measure_tile(
+            numbers,
+            axes=self.grid.axes,
+            origin=tile.core.start,
+            n_labels=len(ids) - 1,
+            pixels=self.image.read(tile.core),
+        )
+        return sums, ids[1:]
+
+
+def measure_drawn(grid: TileGrid, labels: Any, image: Image, pool: Pool) -> ObjectSums:
+    """Measure objects as they are drawn, tile by tile.
+
+    Parameters
+    ----------
+    grid : TileGrid
+    labels : zarr.Array
+        The merged labels, level 0.
+    image : Image
+        What was segmented.
+    pool : Pool
+    """
+    task = _MeasureTask(grid, labels, image)
+    # In order, for sums of floats depend on it.
+    tiles = list(pool.map(task, grid.tiles(), step="measuring objects", is_ordered=True))
+    return merge_objects([sums for sums, _ in tiles], [ids for _, ids in tiles])
 
 
 def ids_are_sequential(lut: LookupTable) -> bool:

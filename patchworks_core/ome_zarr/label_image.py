@@ -51,6 +51,7 @@ from patchworks_core.ome_zarr.metadata import (
 )
 from patchworks_core.ome_zarr.pyramid import level_steps, write_pyramid
 from patchworks_core.seams.lookup import LookupTable
+from patchworks_core.seams.views import Outlines
 from patchworks_core.stage.plan import Plan
 from patchworks_core.stage.stage import Stage
 from patchworks_core.tiles.regions import Region
@@ -309,6 +310,7 @@ def write_merged(
     provenance: Mapping[str, Any],
     pool: Pool,
     on_block: Callable[[str], None] = lambda key: None,
+    outlines: Outlines | None = None,
 ) -> WrittenLabels:
     """Write merged labels as an OME-Zarr label image, rewriting only what changed.
 
@@ -325,6 +327,8 @@ def write_merged(
     pool : Pool
     on_block : callable
         Told the key of each block that was written.
+    outlines : Outlines, optional
+        As in `apply_lut`.
     """
     was_published = target.begin(working, lut.dtype)
     target.record(working, provenance)
@@ -334,6 +338,7 @@ def write_merged(
         labels=working.new / "0",
         records=working.new / "applied",
         pool=pool,
+        outlines=outlines,
     )
     changed: list[Region] = []
     for outcome in outcomes:

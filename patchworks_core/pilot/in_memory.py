@@ -5,19 +5,20 @@ The labels of the tiles are made once; each rule then merges the same ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from patchworks_core.seams.edge_table import EdgeTable
-from patchworks_core.seams.lookup import LookupTable, build_lut
+from patchworks_core.seams.lookup import LookupTable, build_lut, renumbered
 from patchworks_core.seams.pairs import compare_faces
 from patchworks_core.seams.rules import MergeOptions, joined_pairs
 from patchworks_core.seams.strips import Side, cut_strip
+from patchworks_core.seams.views import Outlines, draw_block
 from patchworks_core.stage.tile_labels import NumberedLabels, check_labels, number_labels
-from patchworks_core.tiles.grid import Tile, TileGrid
+from patchworks_core.tiles.grid import Tile, TileBlock, TileGrid
 
 TileFunction = Callable[[np.ndarray[Any, Any], Tile], np.ndarray[Any, Any]]
 """``function(pixels, tile)`` gives the labels of what a tile reads; it sees the spatial axes."""
@@ -88,6 +89,8 @@ class TilesInMemory:
 
     def merged(self, options: MergeOptions) -> np.ndarray[Any, Any]:
         """Return the merged labels by a resolved rule, int64, of the grid's shape."""
+        if options.feathers:
+            return self._drawn(options)
         lut = self.lut(options)
         merged = np.zeros(self.grid.shape, dtype=np.int64)
         for tile in self.grid.tiles():
@@ -95,3 +98,45 @@ class TilesInMemory:
             pixels = self.labels[tile.index].pixels[core.slices]
             merged[tile.core.slices] = lut.of_tile(tile.number)[pixels]
         return merged
+
+    def _drawn(self, options: MergeOptions) -> np.ndarray[Any, Any]:
+        """Return the merged labels, outlines drawn from all tiles that saw them."""
+        outlines = Outlines.of(self.grid, self.edges, self.counts, options)
+        lut = renumbered(
+            outlines.standing,
+            areas=None,
+            min_size=0,
+            max_size=None,
+            sequential=options.sequential,
+        )
+        merged = np.zeros(self.grid.shape, dtype=np.int64)
+        pixels = _PixelsInMemory(self)
+        for block in self.grid.blocks():
+            drawing = outlines.of_block(block, lut)
+            merged[block.core.slices] = drawing.ids[draw_block(pixels, block, drawing)]
+        return merged
+
+
+@dataclass(frozen=True, slots=True)
+class _PixelsInMemory:
+    """What is kept of tiles, for grids whose blocks are one tile."""
+
+    tiles: TilesInMemory
+
+    @property
+    def grid(self) -> TileGrid:
+        return self.tiles.grid
+
+    def labels(self, block: TileBlock) -> np.ndarray[Any, Any]:
+        """Return the local ids of a block's core."""
+        (tile,) = block.tiles
+        core = tile.core.relative_to(tile.read.start)
+        return self.tiles.labels[tile.index].pixels[core.slices]
+
+    def strips(
+        self, block: TileBlock, places: Sequence[tuple[int, Side]] | None = None
+    ) -> dict[tuple[int, Side], np.ndarray[Any, Any]]:
+        """Return strips of a block."""
+        (tile,) = block.tiles
+        pixels = self.tiles.labels[tile.index].pixels
+        return {place: cut_strip(self.grid, tile, pixels, *place) for place in places or ()}

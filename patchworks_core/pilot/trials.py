@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import ceil, prod
 from typing import Any
 
@@ -32,7 +32,7 @@ from patchworks_core.pilot.samples import (
     sample_regions,
 )
 from patchworks_core.plugins.segmentation import LabelFunction, Segmentation, segmentation_of
-from patchworks_core.seams.rules import MergeOptions, MergeRule
+from patchworks_core.seams.rules import BY_OVERLAP, MergeOptions, MergeRule
 from patchworks_core.statistics.measuring import measure
 from patchworks_core.statistics.statistics import ImageStatistics
 from patchworks_core.tiles.grid import TileGrid, plan_grid
@@ -418,8 +418,14 @@ def _try_halo(
         tiles = TilesInMemory.stage(sample.pixels, lambda pixels, tile: function(pixels), grid)
         seconds += time.perf_counter() - start
         for rule in rules:
-            resolved = MergeOptions(rule, options.connectivity, options.min_iou).resolve(
-                grid, declared=segmentation.merge, connectivity=segmentation.connectivity
+            is_drawn = rule in BY_OVERLAP
+            outline = options.outline if is_drawn or options.rule == rule else "auto"
+            trial_options = replace(options, rule=rule, min_size=0, max_size=None, outline=outline)
+            resolved = trial_options.resolve(
+                grid,
+                declared=segmentation.merge,
+                connectivity=segmentation.connectivity,
+                outline=segmentation.outline,
             )
             scores[rule].append(sample.compare(tiles.merged(resolved)))
     return [

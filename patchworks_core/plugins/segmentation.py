@@ -24,7 +24,7 @@ from patchworks_core.plugins.function_versions import (
     version_of,
     version_of_files,
 )
-from patchworks_core.seams.rules import MergeRule
+from patchworks_core.seams.rules import MergeRule, Outline
 from patchworks_core.statistics.background import DARK_OBJECTS, has_bright_background
 from patchworks_core.statistics.statistics import ImageStatistics
 
@@ -70,6 +70,10 @@ class Declaration:
     and the parameter that names the channel; none where that parameter is None. A parameter
     ``<keyword>_statistics`` gets the statistics of that channel."""
 
+    outline: Outline = "auto"
+    """``core`` if a tile's labels in its core are what they would be without tiles, so that nothing
+    is gained by what neighbours saw of them."""
+
 
 def declare(
     *,
@@ -80,6 +84,7 @@ def declare(
     prepare: Callable[[Mapping[str, Any]], str] | None = None,
     other_channels: Mapping[str, str] | None = None,
     companions: Mapping[str, str] | None = None,
+    outline: Outline = "auto",
 ) -> Callable[[LabelFunction], LabelFunction]:
     """Declare the merge rule and version of a segmentation function; fields as in `Declaration`.
 
@@ -96,7 +101,7 @@ def declare(
 
     def mark(function: LabelFunction) -> LabelFunction:
         channels = dict(other_channels or companions or {})
-        declaration = Declaration(merge, version, same_as_before, gpu, prepare, channels)
+        declaration = Declaration(merge, version, same_as_before, gpu, prepare, channels, outline)
         function.patchworks = declaration  # type: ignore[attr-defined]
         return function
 
@@ -156,6 +161,11 @@ class Segmentation:
     def merge(self) -> MergeRule:
         """The merge rule that the function declares, or ``auto``."""
         return declaration_of(self.function).merge
+
+    @property
+    def outline(self) -> Outline:
+        """How the function says that outlines are drawn, or ``auto``."""
+        return declaration_of(self.function).outline
 
     @property
     def connectivity(self) -> int | None:

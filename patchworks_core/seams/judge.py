@@ -173,8 +173,9 @@ def judge_seams(
     seen. Objects end and move between two planes, so such an axis is never called poor, and has no
     cuts; its faces are compared with each other all the same.
     """
-    edges = edges.select(edges.order == 1)
-    joined = joined_pairs(edges, counts, options)
+    at_face = edges.order == 1
+    joined = joined_pairs(edges, counts, options)[at_face]
+    edges = edges.select(at_face)
     axes, faces = measure_faces(grid, edges, joined, min_iou=options.min_iou)
     faults, ordinary = _find_faults(grid, faces)
     return SeamReport(

@@ -86,6 +86,56 @@ class LookupTable:
         ids[0] = 0
         return ids.astype(self.dtype)
 
+    def of_staged(self, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Return the merged ids of staged ids (offset of the tile + local id); 0 stays 0."""
+        at = np.searchsorted(self.joined, ids)
+        merged = ids - at if self.sequential else ids.copy()
+        inside = at < len(self.joined)
+        inside[inside] = self.joined[at[inside]] == ids[inside]
+        merged[inside] = self.merged[at[inside]]
+        return merged
+
+
+@dataclass(frozen=True, slots=True)
+class HaloOwners:
+    """Whose the labels are that a tile saw only in its halo; rows by tile and id, ascending."""
+
+    tile: np.ndarray[Any, Any]
+    """Number of the tile, int64."""
+
+    id: np.ndarray[Any, Any]
+    """Local id there, int64."""
+
+    owner: np.ndarray[Any, Any]
+    """Staged id of the neighbour's label that holds at least half of it, int64."""
+
+    @classmethod
+    def of(cls, edges: EdgeTable, counts: np.ndarray[Any, Any]) -> HaloOwners:
+        """Find them in the edge table; of two owners the one with more of it, then the first."""
+        offsets = offsets_of(counts)
+        columns = []
+        for label, other in (("a", "b"), ("b", "a")):
+            tile, id_, area = (getattr(edges, f"{name}_{label}") for name in ("tile", "id", "area"))
+            its_tile, its_id = getattr(edges, f"tile_{other}"), getattr(edges, f"id_{other}")
+            is_core = (its_id > 0) & (its_id <= counts[its_tile])
+            holds = (edges.intersection > 0) & (2 * edges.intersection >= area)
+            rows = np.flatnonzero((id_ > counts[tile]) & is_core & holds)
+            staged = offsets[its_tile[rows]] + its_id[rows]
+            columns.append(np.stack([tile[rows], id_[rows], edges.intersection[rows], staged]))
+        tile, id_, common, owner = np.concatenate(columns, axis=1).astype(np.int64)
+        order = np.lexsort((owner, -common, id_, tile))
+        tile, id_, owner = tile[order], id_[order], owner[order]
+        first = (np.diff(tile, prepend=-1) != 0) | (np.diff(id_, prepend=-1) != 0)
+        return cls(tile[first], id_[first], owner[first])
+
+    def of_tile(self, number: int, n_core: int) -> np.ndarray[Any, Any]:
+        """Return the staged ids of the owners of ids `n_core` + 1 and on; 0 has none."""
+        first, last = np.searchsorted(self.tile, [number, number + 1])
+        ids = self.id[first:last] - n_core - 1
+        owners = np.zeros(int(ids.max(initial=-1)) + 1, dtype=np.int64)
+        owners[ids] = self.owner[first:last]
+        return owners
+
 
 def offsets_of(counts: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Return the staged labels before each tile, and their total last.
@@ -130,7 +180,55 @@ def build_lut(
     offsets = offsets_of(counts)
     ids_a = offsets[pairs.tile_a] + pairs.id_a
     ids_b = offsets[pairs.tile_b] + pairs.id_b
-    nodes, first = _components(ids_a, ids_b)
+    return _numbered(
+        offsets,
+        *_components(ids_a, ids_b),
+        areas=areas,
+        min_size=min_size,
+        max_size=max_size,
+        sequential=sequential,
+    )
+
+
+def renumbered(
+    standing: LookupTable,
+    *,
+    areas: np.ndarray[Any, Any] | None,
+    min_size: int,
+    max_size: int | None,
+    sequential: bool,
+) -> LookupTable:
+    """Return the table of the same objects as one made without limits and not `sequential`.
+
+    Parameters
+    ----------
+    standing : LookupTable
+    areas, min_size, max_size, sequential
+        As in `build_lut`; all of an object's pixels may be counted for its first label.
+    """
+    nodes = np.union1d(standing.joined, standing.merged)
+    return _numbered(
+        standing.offsets,
+        nodes,
+        standing.of_staged(nodes),
+        areas=areas,
+        min_size=min_size,
+        max_size=max_size,
+        sequential=sequential,
+    )
+
+
+def _numbered(
+    offsets: np.ndarray[Any, Any],
+    nodes: np.ndarray[Any, Any],
+    first: np.ndarray[Any, Any],
+    *,
+    areas: np.ndarray[Any, Any] | None,
+    min_size: int,
+    max_size: int | None,
+    sequential: bool,
+) -> LookupTable:
+    """Return the table, given the labels that have a partner and the first label of each."""
     follows = nodes != first
     joined, stands = nodes[follows], first[follows]
     dropped = _of_wrong_size(areas, nodes, first, min_size, max_size)

@@ -1,13 +1,15 @@
 """Merge rules: which rows of the edge table say "one object".
 
-A rule is a filter. It reads the table and the counts of the tiles and returns a mask of rows, so
+A rule reads the table and the counts of the tiles and returns a mask of rows, so
 changing it costs a lookup table and an apply, no segmentation.
 
 - ``touching``: any contact across the cores at the given connectivity. Exact for functions that
   label connected components; on tissue whose cells touch it fuses them.
-- ``overlap``: the two tiles saw the same pixels on both sides of the face; two labels are one
-  object where each is the other's best partner there and their IoU is at least `min_iou`. Across an
-  edge or corner of tiles they must touch as well.
+- ``overlap``: the two tiles saw the same pixels on both sides of the face. What every pair says for
+  or against one object is weighed together (`patchworks_core.seams.joins`).
+- ``overlap-pairs``: as ``overlap`` was up to version 0.1: each pair for itself. Two labels are one
+  object where each is the other's best partner and their IoU is at least `min_iou`; across an edge
+  or corner of tiles they must touch as well.
 - ``none``: nothing is joined.
 """
 
@@ -20,12 +22,21 @@ import numpy as np
 
 from patchworks_core.errors import PlanError
 from patchworks_core.seams.edge_table import EdgeTable
+from patchworks_core.seams.joins import rows_within_objects
+from patchworks_core.seams.strips import LEAST_HALO, feathered_axes
 from patchworks_core.tiles.grid import TileGrid
 from patchworks_core.tiles.numbers import finite_number, whole_number
 
-MergeRule = Literal["auto", "touching", "overlap", "none"]
+MergeRule = Literal["auto", "touching", "overlap", "overlap-pairs", "none"]
 
-RULES: tuple[MergeRule, ...] = ("auto", "touching", "overlap", "none")
+RULES: tuple[MergeRule, ...] = ("auto", "touching", "overlap", "overlap-pairs", "none")
+
+Outline = Literal["auto", "feather", "core"]
+
+OUTLINES: tuple[Outline, ...] = ("auto", "feather", "core")
+
+BY_OVERLAP = ("overlap", "overlap-pairs")
+"""Rules that compare what two tiles said of the same pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +50,9 @@ class MergeOptions:
     """Contact that counts for ``touching``: 1 is across faces only; None is the function's."""
 
     min_iou: float = 0.3
-    """Least IoU for ``overlap``, 0 to 1."""
+    """How much two views must agree, 0 to 1: the least IoU for ``overlap-pairs``; ``overlap``, for
+    which a pair is one piece of evidence among others, asks for `joins.TRUST` less, and for more
+    where labels do not touch. A higher one joins less."""
 
     min_size: int = 0
     """Merged objects of fewer pixels become background."""
@@ -50,9 +63,15 @@ class MergeOptions:
     max_size: int | None = None
     """Merged objects of more pixels become background; None is no limit."""
 
+    outline: Outline = "auto"
+    """``feather`` draws outlines from all tiles that saw them, ``core`` as the tile that owns the
+    pixels did; ``auto`` is resolved by `resolve`."""
+
     def __post_init__(self) -> None:
         if self.rule not in RULES:
             raise PlanError(f"merge must be one of {RULES!r}, got {self.rule!r}")
+        if self.outline not in OUTLINES:
+            raise PlanError(f"outline must be one of {OUTLINES!r}, got {self.outline!r}")
         # As plain numbers, which a record can hold; those of NumPy are none for JSON.
         plain: dict[str, float] = {
             "min_iou": finite_number("min_iou", self.min_iou, least=0, most=1),
@@ -75,8 +94,18 @@ class MergeOptions:
         """True where objects may be dropped for their size."""
         return self.min_size > 1 or self.max_size is not None
 
+    @property
+    def feathers(self) -> bool:
+        """True where outlines are drawn from all tiles that saw them."""
+        return self.outline == "feather"
+
     def resolve(
-        self, grid: TileGrid, *, declared: MergeRule, connectivity: int | None
+        self,
+        grid: TileGrid,
+        *,
+        declared: MergeRule,
+        connectivity: int | None,
+        outline: Outline = "auto",
     ) -> MergeOptions:
         """Return the options with ``auto`` and None decided.
 
@@ -87,6 +116,8 @@ class MergeOptions:
             The rule that the segmentation function declares.
         connectivity : int or None
             The connectivity its labels have, if it says.
+        outline : {"auto", "feather", "core"}
+            The outline that the function declares.
 
         Returns
         -------
@@ -95,7 +126,8 @@ class MergeOptions:
         Raises
         ------
         PlanError
-            If the connectivity asked for is not the one the function's labels have.
+            If the connectivity asked for is not the one the function's labels have, or outlines
+            cannot be feathered as asked.
         """
         rule = self.rule if self.rule != "auto" else declared
         if rule == "auto":
@@ -108,11 +140,45 @@ class MergeOptions:
                 "the function's own labels: objects cut at a seam would be joined by another rule "
                 "than those inside tiles; give the function and the merge the same"
             )
-        return replace(self, rule=rule, connectivity=resolved)
+        drawn = _resolved_outline(grid, rule, self.outline, outline)
+        return replace(self, rule=rule, connectivity=resolved, outline=drawn)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as JSON-ready values."""
-        return asdict(self)
+        values = asdict(self)
+        if self.rule not in BY_OVERLAP and self.outline != "feather":
+            del values["outline"]  # as version 0.1 recorded them, which drew no other
+        return values
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> MergeOptions:
+        """Return what `to_dict` recorded, also up to version 0.1, whose ``overlap`` was another."""
+        if "outline" not in record:
+            record = {**record, "outline": "core"}
+            if record.get("rule") == "overlap":
+                record["rule"] = "overlap-pairs"
+        return cls(**record)
+
+
+def _resolved_outline(grid: TileGrid, rule: str, outline: Outline, declared: Outline) -> Outline:
+    """Return how outlines are drawn; raise PlanError where they cannot be drawn as asked."""
+    tiled = [axis for axis in grid.spatial if grid.grid_shape[axis] > 1]
+    axes = feathered_axes(grid)
+    if outline != "feather":
+        chosen = declared if outline == "auto" else outline
+        is_feathered = rule in BY_OVERLAP if chosen == "feather" else rule == "overlap"
+        return "feather" if chosen != "core" and is_feathered and axes else "core"
+    if rule not in BY_OVERLAP:
+        raise PlanError(
+            f"outline='feather' draws objects from what tiles saw of each other's pixels, which "
+            f"merge={rule!r} does not look at; merge='overlap', or leave outline out"
+        )
+    if tiled and not axes:
+        raise PlanError(
+            f"outline='feather' needs an overlap of {LEAST_HALO} pixels or more on a tiled axis, "
+            f"got {grid.halo!r} for axes {grid.axes!r}; give overlap, or leave outline out"
+        )
+    return "feather" if axes else "core"
 
 
 def warning_of(grid: TileGrid, options: MergeOptions) -> str | None:
@@ -126,12 +192,12 @@ def warning_of(grid: TileGrid, options: MergeOptions) -> str | None:
         for axis in grid.spatial
         if grid.grid_shape[axis] > 1 and not grid.halo[axis]
     ]
-    if options.rule != "overlap" or not blind or not any(grid.halo):
+    if options.rule not in BY_OVERLAP or not blind or not any(grid.halo):
         return None
     return (
-        f"merge='overlap' with no halo on axis {', '.join(map(repr, blind))}: labels are joined "
-        f"there where the planes on the two sides agree by an IoU of {options.min_iou}; give "
-        "overlap on that axis, or merge='touching'"
+        f"merge={options.rule!r} with no halo on axis {', '.join(map(repr, blind))}: labels are "
+        "joined there where the planes on the two sides agree, which says less than what two tiles "
+        "saw of the same pixels; give overlap on that axis, or merge='touching'"
     )
 
 
@@ -157,7 +223,9 @@ def joined_pairs(
     if options.rule == "touching":
         reach = options.connectivity or 1
         return (edges.connectivity > 0) & (edges.connectivity <= reach)
-    if options.rule != "overlap":
+    if options.rule == "overlap":
+        return rows_within_objects(edges, counts, min_iou=options.min_iou)
+    if options.rule != "overlap-pairs":
         raise PlanError(f"merge rule {options.rule!r} must be resolved before it is used")
     in_core = (edges.id_a <= counts[edges.tile_a]) & (edges.id_b <= counts[edges.tile_b])
     best_of_a, best_of_b = best_partners(edges)

@@ -12,6 +12,7 @@ face and by the tile's core, so the slots of two neighbours line up pixel for pi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +27,22 @@ HIGH: Literal[1] = 1
 """The side of a tile where the axis stops."""
 
 Side = Literal[0, 1]
+
+
+LEAST_HALO = 2
+"""Pixels of halo from which two tiles' views of an outline say more than their cores."""
+
+
+def feathered_axes(grid: TileGrid) -> tuple[int, ...]:
+    """Return the axes across which tiles saw enough of each other's cores to draw outlines by."""
+    return tuple(axis for axis in strip_axes(grid) if grid.halo[axis] >= LEAST_HALO)
+
+
+def strip_region(grid: TileGrid, tile: Tile, axis: int, side: Side) -> Region:
+    """Return the pixels that a strip holds of what its tile reads."""
+    bounds = zip(slot_region(grid, tile, axis, side), tile.read.start, tile.read.stop, strict=True)
+    inside = [(max(a, r), min(b, s)) for (a, b), r, s in bounds]
+    return Region(tuple(a for a, _ in inside), tuple(b for _, b in inside))
 
 
 def strip_axes(grid: TileGrid) -> tuple[int, ...]:
@@ -110,3 +127,19 @@ def part_of_strip(
     index: Any = (..., *(slice(a - o, b - o) for a, b, o in bounds))
     part: np.ndarray[Any, Any] = strip[index]
     return part
+
+
+def strip_of_tile(
+    grid: TileGrid, strips: np.ndarray[Any, Any], index: Sequence[int], axis: int
+) -> np.ndarray[Any, Any]:
+    """Return the strip of one tile from those of its block."""
+    first = [place.start for place in grid.tile_slices(grid.block_index_of(index))]
+    return strips[slot_slices(index, first, slot_shape(grid, axis))]
+
+
+def slot_slices(
+    index: Sequence[int], first: Sequence[int], slot: Sequence[int]
+) -> tuple[slice, ...]:
+    """Return where the slot of a tile lies among those of its block, which begins at `first`."""
+    places = ((i - f) for i, f in zip(index, first, strict=True))
+    return tuple(slice(i * s, (i + 1) * s) for i, s in zip(places, slot, strict=True))

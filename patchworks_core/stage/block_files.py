@@ -14,6 +14,7 @@ Nothing is stored of arrays that are all 0: an empty tile is a header.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,15 @@ import numpy.typing as npt
 from patchworks_core.errors import StageError
 from patchworks_core.files.packed import PackedFile, pack
 from patchworks_core.files.tables import DamagedError
-from patchworks_core.seams.strips import HIGH, LOW, Side, cut_strip, slot_shape, strip_axes
+from patchworks_core.seams.strips import (
+    HIGH,
+    LOW,
+    Side,
+    cut_strip,
+    slot_shape,
+    slot_slices,
+    strip_axes,
+)
 from patchworks_core.stage.object_sums import ObjectSums
 from patchworks_core.stage.tile_labels import NumberedLabels
 from patchworks_core.tiles.grid import Tile, TileBlock, TileGrid
@@ -67,6 +76,9 @@ class BlockSummary:
     digest: int
     """Of the labels."""
 
+    strips: int
+    """Digest of the strips."""
+
     n_bytes: int
     """Length of the file."""
 
@@ -87,6 +99,7 @@ class BlockSummary:
             tuple(header["counts"]),
             tuple(header["pixels"]),
             int(labels.digest, 16),
+            _digest_of_strips(packed),
             packed.n_bytes,
         )
 
@@ -149,14 +162,23 @@ def _strips_of(
     dtype = np.result_type(*(staged.labels.pixels.dtype for staged in tiles))
     strips = np.zeros([n * s for n, s in zip(sizes, slot, strict=True)], dtype=dtype)
     for staged in tiles:
-        place = _slot_slices(staged.tile.index, first, slot)
+        place = slot_slices(staged.tile.index, first, slot)
         strips[place] = cut_strip(grid, staged.tile, staged.labels.pixels, axis, side)
     return strips
 
 
-def strips_in(grid: TileGrid, packed: PackedFile) -> dict[tuple[int, Side], Array]:
-    """Return all strips of a block, by axis and side."""
-    places = [(axis, side) for axis in strip_axes(grid) for side in _SIDES]
+def _digest_of_strips(packed: PackedFile) -> int:
+    digests = [array.digest for name, array in packed.arrays.items() if name.startswith("strips/")]
+    content = hashlib.blake2b("".join(digests).encode(), digest_size=8)
+    return int.from_bytes(content.digest(), "little")
+
+
+def strips_in(
+    grid: TileGrid, packed: PackedFile, places: Sequence[tuple[int, Side]] | None = None
+) -> dict[tuple[int, Side], Array]:
+    """Return strips of a block, by axis and side; all of them by default."""
+    if places is None:
+        places = [(axis, side) for axis in strip_axes(grid) for side in _SIDES]
     arrays = packed.load([_strips_name(axis, side) for axis, side in places])
     return {(axis, side): arrays[_strips_name(axis, side)] for axis, side in places}
 
@@ -212,13 +234,6 @@ def _whole(sums: ObjectSums) -> tuple[Array, Array, Array]:
 
 def _real(sums: ObjectSums) -> tuple[Array, Array, Array]:
     return sums.intensity_sum, sums.intensity_min, sums.intensity_max
-
-
-def _slot_slices(
-    index: Sequence[int], first: Sequence[int], slot: Sequence[int]
-) -> tuple[slice, ...]:
-    places = ((i - f) for i, f in zip(index, first, strict=True))
-    return tuple(slice(i * s, (i + 1) * s) for i, s in zip(places, slot, strict=True))
 
 
 def _strips_name(axis: int, side: Side) -> str:

@@ -216,6 +216,17 @@ class Stage:
             digests[index] = summary.digest
         return digests
 
+    def strip_digests(self) -> Array:
+        """Return a digest of the strips of each tile, uint64, shape ``grid_shape``; 0 of none.
+
+        Tiles of one block share theirs. In the first layout, to which nothing is added, the labels'
+        digests stand in: strips are written with them.
+        """
+        digests = self._of_first_layout("the digests", FirstLayout.digests)
+        for index, summary in self._committed():
+            digests[index] = summary.strips
+        return digests
+
     def pixel_checksums(self) -> Array:
         """Return the checksum of what each tile read, 0 where nobody knows.
 
@@ -308,8 +319,16 @@ class Stage:
             FirstLayout.labels,
         )
 
-    def strips(self, block: TileBlock) -> dict[tuple[int, Side], Array]:
-        """Return the strips of a block by axis and side, those of its tiles side by side.
+    def strips(
+        self, block: TileBlock, places: Sequence[tuple[int, Side]] | None = None
+    ) -> dict[tuple[int, Side], Array]:
+        """Return strips of a block by axis and side, those of its tiles side by side.
+
+        Parameters
+        ----------
+        block : TileBlock
+        places : sequence of (axis, side), optional
+            Which; all by default.
 
         Raises
         ------
@@ -317,7 +336,10 @@ class Stage:
             If they are damaged, or the block is not staged.
         """
         return self._read(
-            "the strips", block, lambda packed: strips_in(self.grid, packed), FirstLayout.strips
+            "the strips",
+            block,
+            lambda packed: strips_in(self.grid, packed, places),
+            FirstLayout.strips,
         )
 
     def strip(self, index: tuple[int, ...], axis: int, side: Side) -> Array:

@@ -13,6 +13,7 @@ from patchworks_core.api.provenance import provenance_of
 from patchworks_core.files.label_arrays import output_chunks
 from patchworks_core.files.storage import open_array, write_bytes
 from patchworks_core.machine.pools import Pool
+from patchworks_core.merge.outlines import outlines_of
 from patchworks_core.merge.steps import ids_are_sequential, look_up, pair_tiles
 from patchworks_core.ome_zarr.label_image import LabelImage, WrittenLabels, write_merged
 from patchworks_core.pictures.report import overlay_picture, overview_region, seam_region
@@ -104,7 +105,8 @@ class MergeConfig(dg.Config):
     """Choices of one merge; left out, the image's own or the deployment's apply."""
 
     merge: str | None = Field(
-        default=None, description="auto, touching, overlap or none: which labels are one object."
+        default=None,
+        description="auto, overlap, overlap-pairs, touching or none: which labels are one object.",
     )
     connectivity: int | None = Field(
         default=None,
@@ -113,7 +115,11 @@ class MergeConfig(dg.Config):
         description="Contact that counts for 'touching', 1 to 3; 0 is the function's.",
     )
     min_iou: float | None = Field(
-        default=None, ge=0, le=1, description="Least IoU for 'overlap', 0 to 1."
+        default=None, ge=0, le=1, description="How much two views must agree, 0 to 1."
+    )
+    outline: str | None = Field(
+        default=None,
+        description="auto, feather or core: how objects are drawn where tiles met.",
     )
     min_size: int | None = Field(
         default=None, ge=0, description="Merged objects of fewer pixels become background."
@@ -125,6 +131,7 @@ class MergeConfig(dg.Config):
             "rule": self.merge,
             "connectivity": self.connectivity,
             "min_iou": self.min_iou,
+            "outline": self.outline,
             "min_size": self.min_size,
         }
         return {name: value for name, value in values.items() if value is not None}
@@ -136,13 +143,14 @@ class MergeConfig(dg.Config):
     group_name="labels",
     kinds={"scipy"},
     owners=OWNERS,
-    code_version="1",
+    code_version="2",
 )
 def global_lut(
     context: dg.AssetExecutionContext,
     config: MergeConfig,
     store: LabelStore,
     segmentation: SegmentationDefaults,
+    budget: ComputeBudget,
 ) -> dg.MaterializeResult:
     """Lookup table that gives every staged label its merged id."""
     folder = store.folder(context.partition_key)
@@ -154,7 +162,11 @@ def global_lut(
         context.log.warning(warning)
     edges = folder.edges(stage)
     allow_missing = folder.allows_missing(stage)
-    lut = look_up(stage, edges, options, allow_missing=allow_missing)
+    outlines = outlines_of(stage, edges, options, allow_missing=allow_missing)
+    with Pool.open(budget.open(budget.decide(plan).count)) as pool:
+        lut = look_up(
+            stage, edges, options, allow_missing=allow_missing, outlines=outlines, pool=pool
+        )
     folder.write_lut(lut, options, content)
     joined = joined_pairs(edges, stage.settled_counts(allow_missing=allow_missing), options)
     return dg.MaterializeResult(
@@ -186,7 +198,7 @@ class WritingConfig(dg.Config):
     group_name="labels",
     kinds={"zarr"},
     owners=OWNERS,
-    code_version="1",
+    code_version="2",
     freshness_policy=FRESHNESS,
     check_specs=[
         dg.AssetCheckSpec(
@@ -222,6 +234,9 @@ def merged_labels(
     content = stage.content()
     lut, options = folder.lut(stage)
     target = folder.labels(plan)
+    outlines = outlines_of(
+        stage, folder.edges(stage), options, allow_missing=folder.allows_missing(stage)
+    )
     decision = budget.decide(plan)
     done: list[str] = []
 
@@ -245,6 +260,7 @@ def merged_labels(
             },
             pool=pool,
             on_block=count,
+            outlines=outlines,
         )
     seconds = time.perf_counter() - start
     seams = seams_of(folder, stage)

@@ -8,9 +8,10 @@ import dagster as dg
 import numpy as np
 import pyarrow as pa
 
-from patchworks_core.files.storage import write_bytes, write_text
+from patchworks_core.files.storage import open_array, write_bytes, write_text
+from patchworks_core.machine.pools import Pool
 from patchworks_core.merge.objects import object_table as table_of_objects
-from patchworks_core.merge.steps import add_up_objects
+from patchworks_core.merge.steps import add_up_objects, measure_drawn
 from patchworks_core.pictures.charts import size_histogram, tile_map
 from patchworks_core.pictures.drawing import png_bytes
 from patchworks_core.pictures.report import image_picture
@@ -21,7 +22,7 @@ from patchworks_pipeline.assets.metadata import picture
 from patchworks_pipeline.assets.stage_reading import read_once
 from patchworks_pipeline.assets.throughput import figures_of, finish
 from patchworks_pipeline.partitions import images
-from patchworks_pipeline.resources.resources import LabelStore
+from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore
 
 
 @dg.asset(
@@ -30,16 +31,24 @@ from patchworks_pipeline.resources.resources import LabelStore
     group_name="results",
     kinds={"parquet"},
     owners=OWNERS,
-    code_version="1",
+    code_version="2",
 )
-def object_table(context: dg.AssetExecutionContext, store: LabelStore) -> dg.MaterializeResult:
+def object_table(
+    context: dg.AssetExecutionContext, store: LabelStore, budget: ComputeBudget
+) -> dg.MaterializeResult:
     """Size, place and intensity of every object, added up from the tiles."""
     folder = store.folder(context.partition_key)
     plan = folder.plan()
     stage = read_once(folder.stage(plan))
-    lut, _ = folder.lut(stage)
+    lut, options = folder.lut(stage)
+    if options.feathers:  # what is drawn are other pixels than those that were staged
+        labels = open_array(folder.labels(plan).path / "0")
+        with Pool.open(budget.open(budget.decide(plan).count)) as pool:
+            sums = measure_drawn(plan.grid, labels, folder.acquisition().open(), pool)
+    else:
+        sums = add_up_objects(stage, lut)
     table = table_of_objects(
-        add_up_objects(stage, lut),
+        sums,
         image_shape=plan.grid.shape,
         pixel_size=plan.image.pixel_size,
         unit=plan.image.unit,

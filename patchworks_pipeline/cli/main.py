@@ -27,6 +27,7 @@ from patchworks_pipeline.cli.options import (
     Merge,
     MinIou,
     MinSize,
+    Outline,
     Overlap,
     Param,
     PixelSizes,
@@ -95,6 +96,7 @@ def run(
     pixel_size: PixelSizes = None,
     merge: Merge = None,
     min_iou: MinIou = None,
+    outline: Outline = None,
     min_size: MinSize = None,
     name: Annotated[str | None, typer.Option(help="Key of the image; its file name.")] = None,
     workers: WorkerCount = None,
@@ -117,7 +119,12 @@ def run(
         "level": level,
         "axes": axes,
         "pixel_size": pixel_size_of(pixel_size),
-        "merge": {"rule": merge, "min_iou": min_iou, "min_size": min_size},
+        "merge": {
+            "rule": merge,
+            "min_iou": min_iou,
+            "outline": outline,
+            "min_size": min_size,
+        },
     }
     if name is not None and len(image) > 1:
         fail("--name names one image, and several were given", BAD_INPUT)
@@ -279,6 +286,7 @@ def merge(
     image: KnownImage,
     merge: Merge = None,
     min_iou: MinIou = None,
+    outline: Outline = None,
     min_size: MinSize = None,
     allow_missing_tiles: Annotated[
         bool, typer.Option(help="Merge with holes where tiles are not staged.")
@@ -292,7 +300,7 @@ def merge(
     from patchworks_pipeline.cli.progress_bars import progress_bars
     from patchworks_pipeline.cli.runs import merge_again
 
-    values = {"rule": merge, "min_iou": min_iou, "min_size": min_size}
+    values = {"rule": merge, "min_iou": min_iou, "outline": outline, "min_size": min_size}
     options = {name: value for name, value in values.items() if value is not None}
     with (
         _known_image(image, home) as (instance, folder),

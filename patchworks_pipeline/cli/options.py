@@ -22,6 +22,7 @@ TILE_SHAPE = str(built_in.TILE_SHAPE)
 OVERLAP = str(built_in.OVERLAP)
 MERGE = built_in.MERGE
 MIN_IOU = built_in.MIN_IOU
+OUTLINE = built_in.OUTLINE
 WORKER_KIND = built_in.WORKER_KIND
 HOME = Path(DEFAULT_HOME)
 LEVEL = 0
@@ -63,8 +64,11 @@ PixelSizes = Annotated[
         help="Micrometers per pixel, over what the file says: 0.1, 0.5,0.1,0.1 or z=0.5,x=0.1.",
     ),
 ]
-Merge = Annotated[str | None, typer.Option(help="auto, touching, overlap or none.")]
-MinIou = Annotated[float | None, typer.Option(help="Least IoU for merge=overlap.")]
+Merge = Annotated[str | None, typer.Option(help="auto, overlap, overlap-pairs, touching or none.")]
+MinIou = Annotated[float | None, typer.Option(help="How much two views must agree, 0 to 1.")]
+Outline = Annotated[
+    str | None, typer.Option(help="auto, feather or core: how objects are drawn where tiles met.")
+]
 MinSize = Annotated[
     int | None, typer.Option(help="Merged objects of fewer pixels become background.")
 ]

@@ -1,7 +1,7 @@
 """The command ``patchworks segment``: one image with the library alone."""
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -10,6 +10,7 @@ from patchworks_pipeline.cli.options import (
     LEVEL,
     MERGE,
     MIN_IOU,
+    OUTLINE,
     OVERLAP,
     TILE_SHAPE,
     WORKER_KIND,
@@ -20,6 +21,7 @@ from patchworks_pipeline.cli.options import (
     Level,
     Merge,
     MinIou,
+    Outline,
     Overlap,
     Param,
     PixelSizes,
@@ -56,6 +58,7 @@ def segment(
     pixel_size: PixelSizes = None,
     merge: Merge = MERGE,
     min_iou: MinIou = MIN_IOU,
+    outline: Outline = OUTLINE,
     min_size: LimitOption = 0,
     max_size: LimitOption = None,
     size_unit: Annotated[str, typer.Option(help="Of sizes: pixels or micrometers.")] = "pixels",
@@ -106,14 +109,14 @@ def segment(
     for note in opened.notes:
         say(note, on=errors)
     function = segmentation_of(segmentation, parameters(param or []))
-    unit: Any = size_unit
-    limits = SizeLimits.of(opened, min_size, max_size, unit)
+    limits = SizeLimits.of(opened, min_size, max_size, cast(Any, size_unit))
     options = MergeOptions(
         merge,  # type: ignore[arg-type]
         None,
         MIN_IOU if min_iou is None else min_iou,
         limits.least,
         max_size=limits.most,
+        outline=outline,  # type: ignore[arg-type]
     )
     kind: Any = worker_kind
     if dry_run:

@@ -3,7 +3,7 @@
 from typing import Final
 
 from patchworks_core.machine.workers import WorkerKind
-from patchworks_core.seams.rules import MergeOptions, MergeRule
+from patchworks_core.seams.rules import MergeOptions, MergeRule, Outline
 
 _OPTIONS = MergeOptions()
 
@@ -18,6 +18,8 @@ OVERLAP: Final = 32
 MERGE: Final[MergeRule] = _OPTIONS.rule
 
 MIN_IOU: Final = _OPTIONS.min_iou
+
+OUTLINE: Final[Outline] = _OPTIONS.outline
 
 MIN_SIZE: Final = _OPTIONS.min_size
 """Pixels."""

@@ -25,7 +25,7 @@ from patchworks_core.machine.limits import WorkerLimits, bytes_of
 from patchworks_core.machine.workers import WorkerKind, Workers
 from patchworks_core.pilot.trials import recommend_overlap
 from patchworks_core.plugins.segmentation import Segmentation, segmentation_of
-from patchworks_core.seams.rules import MergeOptions, MergeRule
+from patchworks_core.seams.rules import MergeOptions, MergeRule, Outline
 from patchworks_core.stage.plan import FROM_IMAGE, Plan, as_recorded, make_plan
 from patchworks_core.tiles.grid import TileGrid
 from patchworks_pipeline.instance.home import home_folder
@@ -203,7 +203,7 @@ class SegmentationDefaults(Deployed):
     )
     merge: MergeRule = setting(
         built_in.MERGE,
-        description="auto, touching, overlap or none: which labels are one object.",
+        description="auto, overlap, overlap-pairs, touching or none: which labels are one object.",
     )
     connectivity: int = setting(
         0,
@@ -212,7 +212,11 @@ class SegmentationDefaults(Deployed):
         description="Contact that counts for 'touching', 1 to 3; 0 is the function's.",
     )
     min_iou: float = setting(
-        built_in.MIN_IOU, ge=0, le=1, description="Least IoU for 'overlap', 0 to 1."
+        built_in.MIN_IOU, ge=0, le=1, description="How much two views must agree, 0 to 1."
+    )
+    outline: Outline = setting(
+        built_in.OUTLINE,
+        description="auto, feather or core: how objects are drawn where tiles met.",
     )
     min_size: int = setting(
         built_in.MIN_SIZE, ge=0, description="Merged objects of fewer pixels become background."
@@ -323,7 +327,10 @@ class SegmentationDefaults(Deployed):
         values = self._merge_values(acquisition, chosen)
         function = segmentation_of(plan.segmentation["function"], plan.segmentation["parameters"])
         return MergeOptions(**values).resolve(
-            plan.grid, declared=function.merge, connectivity=function.connectivity
+            plan.grid,
+            declared=function.merge,
+            connectivity=function.connectivity,
+            outline=function.outline,
         )
 
     def _merge_values(
@@ -334,6 +341,7 @@ class SegmentationDefaults(Deployed):
             "rule": self.merge,
             "connectivity": self.connectivity,
             "min_iou": self.min_iou,
+            "outline": self.outline,
             "min_size": self.min_size,
         }
         for above in (acquisition.merge, chosen or {}):

@@ -70,3 +70,10 @@ def waits_until_mended(tile):
 def mask(tile):
     """What no segmentation function may return: where there is an object."""
     return tile > 0
+
+
+@declare(version="1")
+def wavering(tile):
+    """The true labels, moved by one pixel or two as the number of pixels that are seen has it."""
+    moved = np.roll(tile.astype(np.int64), int(tile.astype(np.int64).sum()) % 5 - 2, axis=0)
+    return np.roll(moved, int(tile.astype(np.int64).sum()) % 3 - 1, axis=1)
