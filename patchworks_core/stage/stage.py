@@ -92,6 +92,8 @@ class Stage:
         self.generation = _read_generation(self.path)
         self._first_layout = FirstLayout.at(self.path, self.grid)
         self._listing = BlockListing(self._folder)
+        self._damage: dict[str, str] = {}
+        """What was wrong with blocks that were taken back, for whoever reads a neighbour next."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.path, self.plan.to_json(), self.generation)
@@ -405,9 +407,9 @@ class Stage:
             first = self._first_layout
             if first is not None and (first.counts_of(block.index) != NOT_STAGED).any():
                 return from_arrays(first, block)
-        raise StageError(
-            f"tile block {block.key!r} is not staged at {self.path}; stage it before it is merged"
-        )
+        absent = f"tile block {block.key!r} is not staged at {self.path}"
+        absent += "; stage it before it is merged"
+        raise StageError(self._damage.get(block.key, absent))
 
     def _read_file(self, block: TileBlock, read: Callable[[PackedFile], T]) -> T:
         """Read something of the file of a block; raise FileNotFoundError where it has none."""
@@ -423,16 +425,16 @@ class Stage:
         try:
             yield
         except DamagedError as error:
+            damaged = f"{what} of tile block {block.key!r} at {self.path} are damaged ({error})"
+            self._damage[block.key] = damaged
             try:
                 self.forget(block)
                 way_out = "it counts as not staged now: call again, or run "
                 way_out += "'patchworks retry' on its image"
             except Exception as fault:  # a stage that can only be read
                 way_out = f"it must be staged again, which could not be noted ({fault!r})"
-            raise StageError(
-                f"{what} of tile block {block.key!r} at {self.path} are damaged ({error}); "
-                f"{way_out}"
-            ) from error
+            self._damage[block.key] = f"{damaged}; {way_out}"
+            raise StageError(self._damage[block.key]) from error
 
     def _block_path(self, key: str) -> UPath:
         return self._folder / f"{key}{SUFFIX}"

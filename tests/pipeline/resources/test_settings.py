@@ -85,6 +85,7 @@ OTHERS: dict[str, dict[str, Any]] = {
         "merge": "touching",
         "connectivity": 2,
         "min_iou": 0.6,
+        "outline": "core",
         "min_size": 9,
         "skip_empty": True,
         "empty_threshold": 7.0,
