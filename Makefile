@@ -29,8 +29,8 @@ check: lint test-all ## what must be green before anything lands
 docs: $(VENV)/.installed-docs ## the documentation site, into build/site; a broken link fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: $(VENV)/.installed-dev ## figures on the images beside the checkout
-	$(BIN)/python benchmarks/real_images.py
+bench: $(VENV)/.installed-dev ## whole jobs beside other tools, into benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks.whole_jobs
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -169,11 +169,9 @@ def _distributions_of(packages: frozenset[str]) -> frozenset[str]:
     `importlib.metadata.packages_distributions` says the same of every package there is, which takes
     half a second of a first call.
     """
-    held = [
-        (distribution.name, _held_by(distribution, packages)) for distribution in distributions()
-    ]
+    held = [(one, names) for one in distributions() if (names := _held_by(one, packages))]
     own = packages.difference(*(names for _, names in held))
-    return own.union(name for name, names in held if names)
+    return own.union(one.name for one, _ in held)
 
 
 def _held_by(distribution: Distribution, packages: frozenset[str]) -> set[str]:

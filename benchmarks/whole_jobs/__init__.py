@@ -1,0 +1,1 @@
+"""Whole jobs, image to merged labels, beside other tools: ``make bench``."""

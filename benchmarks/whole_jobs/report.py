@@ -1,0 +1,137 @@
+"""What was measured, as a page and a chart."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+from benchmarks.whole_jobs.workloads import Workload
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A tool on a workload."""
+
+    seconds: float
+    least: float
+    most: float
+    cpu_seconds: float
+    peak_bytes: int
+    wrong_pixels: int | None = None
+    """None where the tool does not merge."""
+
+    phases: Mapping[str, float] = field(default_factory=dict)
+    error: str = ""
+
+    def __str__(self) -> str:
+        if self.error:
+            return f"failed: {self.error}"
+        wrong = f", **{self.wrong_pixels:,} pixels wrong**" if self.wrong_pixels else ""
+        spread = f"{self.least:.2f}–{self.most:.2f}"  # noqa: RUF001
+        memory = f"{self.peak_bytes / 1e6:.0f} MB"
+        return f"{self.seconds:.2f} s ({spread}; {self.cpu_seconds:.1f} s CPU; {memory}){wrong}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """All tools on a workload."""
+
+    workload: Workload
+    cells: Mapping[str, Cell]
+    limits: Mapping[str, float]
+
+
+MEANING = {
+    "patchworks": "this project, `tile_process`",
+    "peer": "`patchworks` 3.3.0 of the registry, `tile_process`",
+    "dask": "`dask.array.map_blocks` and `to_zarr`: no halo and **no merge**",
+    "cc3d": "whole image in memory, `connected-components-3d`",
+    "tilewise": "`tilewise-ccl`, which labels components only",
+    "merge": "this project, `merge_tile_labels`, of labels that are there",
+    "peer merge": "the peer's `merge_tile_labels`, of the same",
+}
+
+
+def write_report(rows: list[Row], folder: Path, *, repeats: int, workers: int) -> None:
+    """Write ``RESULTS.md`` and ``results.png``."""
+    tools = [tool for tool in MEANING if any(tool in row.cells for row in rows)]
+    lines = [
+        "# Whole jobs beside other tools",
+        "",
+        f"Written by `make bench`: medians of {repeats} interleaved runs (least and most in "
+        f"parentheses), {workers} workers each; {platform.machine()}, {os.cpu_count()} cores, "
+        f"Python {platform.python_version()}, NumPy {version('numpy')}, Zarr {version('zarr')}, "
+        f"Dask {version('dask')}. Seconds are of the job without imports; CPU is of the whole "
+        "process; memory is the peak of the process tree. The partition of voxels is compared with "
+        "that of the whole image: nothing said means no pixel is wrong.",
+        "",
+        *(f"- **{tool}**: {MEANING[tool]}" for tool in tools),
+        "",
+        "| workload | " + " | ".join(tools) + " |",
+        "|---" * (len(tools) + 1) + "|",
+        *(_line(row, tools) for row in rows),
+        "",
+        "Seconds over those of `patchworks` in the same run; above 1 we are faster:",
+        "",
+        "| workload | " + " | ".join(tools[1:]) + " |",
+        "|---" * len(tools) + "|",
+        *(_ratios(row, tools[1:]) for row in rows),
+        "",
+        "Where the seconds of `patchworks` go, beside what the machine takes: copying the labels "
+        "in memory, coding and writing them, reading the image, and the function alone:",
+        "",
+        "| workload | phases | limits |",
+        "|---|---|---|",
+        *(_phases(row) for row in rows if "patchworks" in row.cells),
+    ]
+    (folder / "RESULTS.md").write_text("\n".join(lines) + "\n")
+    _draw(rows, tools, folder / "results.png")
+
+
+def _line(row: Row, tools: list[str]) -> str:
+    cells = (str(row.cells[tool]) if tool in row.cells else "" for tool in tools)
+    return f"| {row.workload.name}: {row.workload.what} | " + " | ".join(cells) + " |"
+
+
+def _ratios(row: Row, tools: list[str]) -> str:
+    cells = []
+    for tool in tools:
+        against = "merge" if tool == "peer merge" else "patchworks"
+        if tool in row.cells and against in row.cells and not row.cells[tool].error:
+            cells.append(f"{row.cells[tool].seconds / row.cells[against].seconds:.2f}")
+        else:
+            cells.append("")
+    return f"| {row.workload.name} | " + " | ".join(cells) + " |"
+
+
+def _phases(row: Row) -> str:
+    def words(seconds: Mapping[str, float]) -> str:
+        return ", ".join(f"{name} {value:.2f}" for name, value in seconds.items())
+
+    return (
+        f"| {row.workload.name} | {words(row.cells['patchworks'].phases)} | {words(row.limits)} |"
+    )
+
+
+def _draw(rows: list[Row], tools: list[str], path: Path) -> None:
+    """Draw seconds per workload, on a logarithmic axis."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.6 + 1.3 * len(rows), 4), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(tools)
+    for i, tool in enumerate(tools):
+        places = [n for n, row in enumerate(rows) if tool in row.cells]
+        heights = [rows[n].cells[tool].seconds for n in places]
+        axes.bar([n + i * width for n in places], heights, width, label=tool)
+    axes.set_yscale("log")
+    axes.set_ylabel("seconds")
+    axes.set_xticks(
+        [n + 0.4 - width / 2 for n in range(len(rows))], [row.workload.name for row in rows]
+    )
+    axes.legend(fontsize=8, ncols=2)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,203 @@
+"""One tool on one workload, in a process and perhaps an environment of its own.
+
+    python -m benchmarks.whole_jobs.tools TOOL WORKLOAD IMAGE TILES OUT WORKERS
+
+Prints one line of JSON: seconds of the job without the interpreter's start and imports, and where
+the tool tells, seconds of its phases.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from benchmarks.whole_jobs.workloads import BY_NAME, FUNCTIONS, LEVEL, Workload
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a tool is given."""
+
+    workload: Workload
+    image: str
+    tiles: str
+    """Labels of each tile on its own, as chunks of a Zarr array; of the merge alone."""
+
+    out: str
+    workers: int
+
+    @property
+    def function(self) -> Callable[[np.ndarray], np.ndarray]:
+        """Labels one tile."""
+        return FUNCTIONS[self.workload.kind]
+
+
+def ours(job: Job) -> Any:
+    """Run `patchworks_core.tile_process` with its default workers."""
+    from patchworks_core import tile_process
+
+    phases = Phases()
+
+    def run() -> dict[str, float]:
+        rule = "overlap" if job.workload.halo else "touching"
+        tile_process(
+            job.image,
+            job.function,
+            tile_shape=job.workload.tile_shape,
+            overlap=job.workload.halo,
+            axes=job.workload.axes,
+            merge=rule,
+            max_workers=job.workers,
+            write_to=job.out,
+            progress=phases,
+            resume=False,
+        )
+        return phases.seconds()
+
+    return run
+
+
+class Phases:
+    """Seconds between the first and the last word of each step."""
+
+    def __init__(self) -> None:
+        self.spans: dict[str, list[float]] = {}
+
+    def __call__(self, step: str, done: int, total: int) -> None:
+        """Take a report of progress."""
+        now = time.perf_counter()
+        self.spans.setdefault(step, [now, now])[1] = now
+
+    def seconds(self) -> dict[str, float]:
+        """Return the length of each step."""
+        return {step: round(stop - start, 3) for step, (start, stop) in self.spans.items()}
+
+
+def peer(job: Job) -> Any:
+    """Run the peer `patchworks` of the registry, through its public API."""
+    import dask
+    import dask.array as da
+    import patchworks
+
+    def run() -> None:
+        with dask.config.set(num_workers=job.workers):
+            patchworks.tile_process(
+                da.from_zarr(job.image),
+                job.function,
+                tile_shape=job.workload.tile_shape,
+                overlap=job.workload.halo,
+                stitch="iou" if job.workload.halo else "touch",
+                max_workers=job.workers,
+                progress=False,
+                write_to=job.out,
+                pyramid_levels=1,
+            )
+
+    return run
+
+
+def dask_alone(job: Job) -> Any:
+    """Label every tile and write it, with Dask's threads: no halo, no merge."""
+    import dask
+    import dask.array as da
+
+    def run() -> None:
+        with dask.config.set(scheduler="threads", num_workers=job.workers):
+            image = da.from_zarr(job.image).rechunk(job.workload.tile_shape)
+            image.map_blocks(job.function, dtype="int32").to_zarr(job.out, component="labels")
+
+    return run
+
+
+def in_memory(job: Job) -> Any:
+    """Label the whole image in memory by `cc3d`."""
+    import cc3d
+
+    connectivity = 4 if len(job.workload.shape) == 2 else 6
+
+    def run() -> None:
+        pixels = zarr.open_array(job.image, mode="r")[...]
+        labels = cc3d.connected_components(pixels > LEVEL, connectivity=connectivity)
+        out = zarr.create_array(
+            job.out + "/labels", shape=labels.shape, chunks=job.workload.chunks, dtype="int32"
+        )
+        out[...] = labels.astype(np.int32)
+
+    return run
+
+
+def tilewise(job: Job) -> Any:
+    """Label connected components tile by tile by `tilewise-ccl`, which thresholds by itself."""
+    import dask
+    import dask.array as da
+    from tilewise_ccl import label_array
+
+    def run() -> None:
+        with dask.config.set(scheduler="threads", num_workers=job.workers):
+            mask = da.from_zarr(job.image) > LEVEL
+            labels = label_array(
+                mask, job.workload.tile_shape, connectivity=1, max_threads=job.workers
+            )
+            labels.astype("int32").to_zarr(job.out, component="labels")
+
+    return run
+
+
+def our_merge(job: Job) -> Any:
+    """Merge labels that are there tile by tile, by `patchworks_core.merge_tile_labels`."""
+    from patchworks_core import merge_tile_labels
+
+    def run() -> None:
+        merge_tile_labels(
+            job.tiles, input_component="labels", write_to=job.out, n_workers=job.workers
+        )
+
+    return run
+
+
+def peer_merge(job: Job) -> Any:
+    """Merge the same labels by the peer."""
+    import dask
+    import patchworks
+
+    def run() -> None:
+        with dask.config.set(num_workers=job.workers):
+            patchworks.merge_tile_labels(
+                job.tiles, input_component="labels", write_to=job.out, n_workers=job.workers
+            )
+
+    return run
+
+
+TOOLS = {
+    "patchworks": ours,
+    "peer": peer,
+    "dask": dask_alone,
+    "cc3d": in_memory,
+    "tilewise": tilewise,
+    "merge": our_merge,
+    "peer merge": peer_merge,
+}
+
+
+def main() -> None:
+    """Run one tool once."""
+    tool, workload, image, tiles, out, workers = sys.argv[1:]
+    job = Job(BY_NAME[workload], image, tiles, out, int(workers))
+    run = TOOLS[tool](job)  # imports what it needs
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    phases = run()
+    print(json.dumps({"seconds": time.perf_counter() - start, "phases": phases or {}}))
+
+
+if __name__ == "__main__":
+    main()
