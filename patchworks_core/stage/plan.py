@@ -246,6 +246,7 @@ def make_plan(
         tile_shape=tile_shape,
         overlap=overlap,
         max_blocks=enough_blocks(image.shape) if max_blocks is None else max_blocks,
+        chunks=image.chunks if max_blocks is None else None,
     )
     check_parameters(segmentation.parameters)
     skipping = {} if empty_threshold is None else {EMPTY_THRESHOLD: empty_threshold}

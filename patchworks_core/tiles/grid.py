@@ -36,6 +36,9 @@ _PIXELS_OF_A_BLOCK = 1 << 20
 
 _LEAST_BLOCKS = 64
 
+_MOST_PIXELS = 1 << 22
+"""Of a block that is larger than it would be, to hold whole chunks."""
+
 AXES = "tc" + SPATIAL_AXES
 """Axes an image may have (OME-NGFF names), in the order NGFF asks for."""
 
@@ -316,6 +319,7 @@ def plan_grid(
     tile_shape: Sequence[int] | int,
     overlap: Sequence[int] | int = 0,
     max_blocks: int | None = None,
+    chunks: Sequence[int] | None = None,
 ) -> TileGrid:
     """Make a grid from what a person writes: scalars, short tuples, -1 for a whole axis.
 
@@ -335,6 +339,10 @@ def plan_grid(
         pixel thick.
     max_blocks : int, optional
         Group tiles into blocks so that there are at most this many.
+    chunks : sequence of int, optional
+        Pixels of the image's chunks, per axis. Blocks then grow until they hold whole chunks, while
+        64 of them are left and they stay below four megapixels: a chunk that several blocks read
+        is decoded several times.
 
     Returns
     -------
@@ -364,13 +372,12 @@ def plan_grid(
         tile.append(whole if t == -1 else min(t, size))
         halo.append(0 if tile[-1] in (1, size) or i not in spatial else min(h, size))
     grid = TileGrid(axes, shape, tuple(tile), tuple(halo))
+    block = (1,) * grid.ndim
     if max_blocks is not None:
-        max_blocks = whole_number("max_blocks", max_blocks, least=1)
-    if max_blocks is None or grid.n_tiles <= max_blocks:
-        return grid
-    return TileGrid(
-        grid.axes, grid.shape, grid.tile_shape, grid.halo, _block_shape(grid, max_blocks)
-    )
+        block = _block_shape(grid, whole_number("max_blocks", max_blocks, least=1), chunks)
+    if chunks is not None:
+        block = _whole_chunks(grid, block, chunks)
+    return TileGrid(grid.axes, grid.shape, grid.tile_shape, grid.halo, block)
 
 
 def enough_blocks(shape: Sequence[int]) -> int:
@@ -404,16 +411,42 @@ def _per_axis(name: str, value: Sequence[int] | int, axes: str, *, missing: int)
     return [missing] * (len(axes) - len(values)) + values
 
 
-def _block_shape(grid: TileGrid, max_blocks: int) -> tuple[int, ...]:
+def _block_shape(grid: TileGrid, max_blocks: int, chunks: Sequence[int] | None) -> tuple[int, ...]:
     """Double the block along the axis with most blocks until there are few enough.
 
-    Spatial axes first, so that a block is one time point and one channel while it can be.
+    Axes along which it is shorter than a chunk come first; before that spatial axes do, so that a
+    block is one time point and one channel while it can be.
     """
     block = [1] * grid.ndim
     while True:
-        counts = [ceil(n / b) for n, b in zip(grid.grid_shape, block, strict=True)]
+        counts = _block_counts(grid, block)
         if prod(counts) <= max_blocks:
             return tuple(block)
         candidates = [i for i in grid.spatial if counts[i] > 1] or range(grid.ndim)
+        candidates = [i for i in candidates if _is_in_a_chunk(grid, block, chunks, i)] or candidates
         widest = max(candidates, key=lambda i: counts[i])
         block[widest] *= 2
+
+
+def _whole_chunks(grid: TileGrid, block: tuple[int, ...], chunks: Sequence[int]) -> tuple[int, ...]:
+    """Double a block along the axes on which it is shorter than a chunk, while many are left."""
+    for axis in reversed(grid.spatial):
+        while _is_in_a_chunk(grid, block, chunks, axis):
+            larger = (*block[:axis], 2 * block[axis], *block[axis + 1 :])
+            n_pixels = prod(n * t for n, t in zip(larger, grid.tile_shape, strict=True))
+            if prod(_block_counts(grid, larger)) < _LEAST_BLOCKS or n_pixels > _MOST_PIXELS:
+                break
+            block = larger
+    return block
+
+
+def _block_counts(grid: TileGrid, block: Sequence[int]) -> list[int]:
+    return [ceil(n / b) for n, b in zip(grid.grid_shape, block, strict=True)]
+
+
+def _is_in_a_chunk(
+    grid: TileGrid, block: Sequence[int], chunks: Sequence[int] | None, axis: int
+) -> bool:
+    """Tell whether two blocks along an axis lie in one chunk."""
+    length = 2 * block[axis] * grid.tile_shape[axis]
+    return chunks is not None and length <= chunks[axis] and block[axis] < grid.grid_shape[axis]

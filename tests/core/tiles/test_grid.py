@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from itertools import combinations
+from math import prod
 from operator import add
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchworks_core.errors import PlanError
-from patchworks_core.tiles.grid import SPATIAL_AXES, Face, TileGrid, plan_grid
+from patchworks_core.tiles.grid import SPATIAL_AXES, Face, TileGrid, enough_blocks, plan_grid
 
 
 @st.composite
@@ -241,3 +242,20 @@ def test_a_key_of_no_block_is_refused_with_the_keys_there_are():
 def test_what_is_no_record_of_a_grid_is_refused(record):
     with pytest.raises(PlanError, match="not the record of a tile grid"):
         TileGrid.from_dict(record)
+
+
+@pytest.mark.parametrize(
+    ("shape", "tile_shape", "chunks", "block"),
+    [
+        ((256, 1024, 1024), 64, (64, 256, 256), (1, 4, 4)),  # a chunk is one block
+        ((256, 1024, 1024), 64, (1, 1024, 1024), (1, 2, 8)),  # as much of it as leaves 64
+        ((8192, 8192), 1024, (4096, 4096), (1, 1)),  # there are only 64 tiles
+        ((400, 4000, 4000), (64, 256, 256), (64, 256, 256), (1, 1, 1)),
+    ],
+)
+def test_blocks_hold_whole_chunks_while_there_is_work_for_many(shape, tile_shape, chunks, block):
+    axes = "zyx"[-len(shape) :]
+    most = enough_blocks(shape)
+    grid = plan_grid(axes, shape, tile_shape=tile_shape, max_blocks=most, chunks=chunks)
+    assert grid.block_shape == block
+    assert prod(grid.blocks_shape) >= 64
