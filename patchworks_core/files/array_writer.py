@@ -7,6 +7,7 @@ metadata for each region cost more than the pixels do. Anything else goes throug
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,14 +71,33 @@ class ArrayWriter:
             for chunk in region.pieces(self.chunks):
                 self._write_chunk(chunk, values[chunk.relative_to(region.start).slices])
 
+    def digest(self, region: Region) -> bytes:
+        """Return a digest of what is stored of `region`, as it is stored; empty where Zarr writes.
+
+        There are ten to fifty times fewer bytes than pixels, and nothing is decoded.
+        """
+        if self.level is None or not self._is_whole(region):
+            return b""
+        stored = hashlib.blake2b(digest_size=8)
+        for chunk in region.pieces(self.chunks):
+            try:
+                content = self._chunk_path(chunk).read_bytes()
+            except FileNotFoundError:
+                content = b""
+            stored.update(len(content).to_bytes(8, "little") + content)
+        return stored.digest()
+
+    def _chunk_path(self, chunk: Region) -> UPath:
+        numbers = [str(a // c) for a, c in zip(chunk.start, self.chunks, strict=True)]
+        return self.path.joinpath(*self.prefix, *numbers)
+
     def _is_whole(self, region: Region) -> bool:
         """Tell whether a region is chunks, up to the border of the array."""
         bounds = zip(region.start, region.stop, self.chunks, self.shape, strict=True)
         return all(a % c == 0 and (b % c == 0 or b == n) for a, b, c, n in bounds)
 
     def _write_chunk(self, chunk: Region, pixels: Array) -> None:
-        numbers = [str(a // c) for a, c in zip(chunk.start, self.chunks, strict=True)]
-        file = self.path.joinpath(*self.prefix, *numbers)
+        file = self._chunk_path(chunk)
         if not pixels.any():
             file.unlink(missing_ok=True)
             return

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -12,7 +13,16 @@ import zarr.errors
 from upath import UPath
 
 from patchworks_core.errors import PlanError
-from patchworks_core.files.storage import ZarrFormat, create_array, zarr_store
+from patchworks_core.files.faults import storing
+from patchworks_core.files.records import read_mapping
+from patchworks_core.files.storage import (
+    ZarrFormat,
+    create_array,
+    group_format,
+    remove_parts,
+    write_text,
+    zarr_store,
+)
 from patchworks_core.tiles.grid import TileGrid
 from patchworks_core.tiles.numbers import whole_number
 
@@ -47,6 +57,26 @@ def output_chunks(grid: TileGrid) -> tuple[int, ...]:
             break
         chunks[longest] //= divisor
     return tuple(chunks)
+
+
+def _make_group(path: UPath, zarr_format: ZarrFormat) -> None:
+    """Write the metadata of a group; of a part that Zarr leaves nobody knows whose it is."""
+    if zarr_format == 2:
+        write_text(path / ".zgroup", json.dumps({"zarr_format": 2}))
+    else:
+        whole = {"attributes": {}, "zarr_format": 3, "node_type": "group"}
+        write_text(path / "zarr.json", json.dumps(whole, indent=2))
+
+
+def update_attributes(path: UPath, attributes: Mapping[str, Any]) -> None:
+    """Set attributes of the Zarr group at `path`; all others stay."""
+    if group_format(path) == 2:
+        before = read_mapping(path / ".zattrs") or {}
+        write_text(path / ".zattrs", json.dumps({**before, **attributes}, indent=2))
+        return
+    metadata = read_mapping(path / "zarr.json") or {}
+    whole = {**metadata, "attributes": {**metadata.get("attributes", {}), **attributes}}
+    write_text(path / "zarr.json", json.dumps(whole, indent=2))
 
 
 def check_chunks(grid: TileGrid, chunks: Sequence[int]) -> tuple[int, ...]:
@@ -95,11 +125,31 @@ def open_label_group(path: UPath) -> ZarrFormat:
     Raises
     ------
     PlanError
-        If an array is there.
+        If an array is there, or the group's metadata are damaged.
+    """
+    return open_group(path).metadata.zarr_format
+
+
+def open_group(path: UPath, zarr_format: ZarrFormat | None = None) -> zarr.Group:
+    """Open the Zarr group at `path` to write into it, and make it if it is not there.
+
+    Raises
+    ------
+    PlanError
+        If an array is there, or the group's metadata are damaged.
     """
     try:
-        return zarr.open_group(zarr_store(path), mode="a").metadata.zarr_format
+        with storing(path, doing="making a Zarr group"):
+            remove_parts(path, of_the_dead=True, is_deep=False)
+            if group_format(path) is None:
+                _make_group(path, zarr_format or 3)
+        return zarr.open_group(zarr_store(path), mode="r+", zarr_format=zarr_format)
     except zarr.errors.ContainsArrayError as error:
         raise PlanError(
             f"labels are written into a Zarr group, and {path} is an array; name another write_to"
+        ) from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise PlanError(
+            f"the metadata of the Zarr group at {path} are damaged ({error}); restore its "
+            "zarr.json (.zgroup, .zattrs), or write elsewhere"
         ) from error

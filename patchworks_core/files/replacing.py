@@ -284,7 +284,7 @@ def recover(target: UPath) -> None:
             _copy_in(new, target)
         return
     if not _exists(target):
-        if new.is_dir() and record_path(new).exists():
+        if new.is_dir() and record_path(new).exists() and fault_of(new) is None:
             os.rename(str(new), str(target))
         elif _exists(old):
             os.rename(str(old), str(target))

@@ -312,7 +312,7 @@ def is_part(name: str, *, of: str) -> bool:
     return re.fullmatch(rf"{re.escape(of)}\.[0-9a-f]{{32}}\.part", name) is not None
 
 
-def remove_parts(folder: UPath, *, of_the_dead: bool = False) -> None:
+def remove_parts(folder: UPath, *, of_the_dead: bool = False, is_deep: bool = True) -> None:
     """Remove what killed writers of files left in a local folder, Zarr's and `write_bytes`'s.
 
     Parameters
@@ -321,10 +321,14 @@ def remove_parts(folder: UPath, *, of_the_dead: bool = False) -> None:
     of_the_dead : bool
         Leave what another process may still be writing: what is not `write_bytes`'s, of another
         machine, or of a process that is there.
+    is_deep : bool
+        Look into the folders in it too.
     """
     if not is_local(folder):
         return
-    for parent, _, names in os.walk(str(folder)):
+    for parent, folders, names in os.walk(str(folder)):
+        if not is_deep:
+            folders.clear()
         for name in names:
             part = re.search(r"\.([0-9a-f]{8})([0-9a-f]{8})[0-9a-f]{16}\.part(ial)?$", name)
             if part and not (of_the_dead and _may_be_written(*part.groups())):

@@ -3,8 +3,9 @@
 1. `apply_lut` gives each tile block its slice of the lookup table, gathers, and writes: one read
    and one write of the volume.
 2. A record per block, written after its pixels, says from what it was made: the digests of its
-   staged labels and its slice of the table. A block whose record is unchanged is not written
-   again, so a killed apply continues and a small repair rewrites little.
+   staged labels and its slice of the table; and what was stored: a digest of its chunks. A block
+   whose record is unchanged is not written again, so a killed apply continues, a small repair
+   rewrites little, and a chunk that was damaged is written again.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def create_apply_records(path: UPath, grid: TileGrid, *, zarr_format: ZarrFormat
 class _BlockToApply:
     block: TileBlock
     luts: tuple[np.ndarray[Any, Any], ...]
-    record: np.uint64
+    made_from: bytes
     was_written: bool
     outlines: BlockOutlines | None = None
 
@@ -64,7 +65,7 @@ class _ApplyTask:
             # Killed between the pixels and their record, the old one must not vouch for them.
             self._record(block, NOT_WRITTEN)
         self.labels.write(block.core, merged)
-        self._record(block, item.record)
+        self._record(block, _record(item.made_from, self.labels.digest(block.core)))
         return block.key
 
     def _record(self, block: TileBlock, record: np.uint64) -> None:
@@ -119,15 +120,24 @@ def apply_lut(
     Outcome
         The key of each block that was rewritten; its `item.block` is the block.
     """
-    yield from pool.outcomes(
-        _ApplyTask(stage, ArrayWriter.of(labels), ArrayWriter.of(records)),
-        _outdated(stage, lut, np.asarray(open_array(records)[...]), outlines),
-    )
+    task = _ApplyTask(stage, ArrayWriter.of(labels), ArrayWriter.of(records))
+    outdated = _outdated(stage, lut, task.labels, _read_records(records), outlines)
+    yield from pool.outcomes(task, outdated)
+
+
+def _read_records(path: UPath) -> np.ndarray[Any, Any]:
+    """Read the records; where some are damaged, none counts."""
+    records = open_array(path)
+    try:
+        return np.asarray(records[...])
+    except (RuntimeError, ValueError):  # what codecs raise
+        return np.full(records.shape, NOT_WRITTEN)
 
 
 def _outdated(
     stage: Stage,
     lut: LookupTable,
+    labels: ArrayWriter,
     records: np.ndarray[Any, Any],
     outlines: Outlines | None,
 ) -> Iterator[_BlockToApply]:
@@ -140,22 +150,27 @@ def _outdated(
         drawn = None
         if outlines is None:
             luts = tuple(lut.of_tile(tile.number) for tile in block.tiles)
-            record = _record(own, luts)
+            made_from = _made_from(own, luts)
         else:
             drawn = outlines.of_block(block, lut)
-            record = _digest(drawn.content(own, strips))
-        digest = records[block.index]
-        if digest != record:
-            yield _BlockToApply(block, luts, record, bool(digest != NOT_WRITTEN), drawn)
+            made_from = _digest(drawn.content(own, strips))
+        record = records[block.index]
+        was_written = bool(record != NOT_WRITTEN)
+        if not was_written or record != _record(made_from, labels.digest(block.core)):
+            yield _BlockToApply(block, luts, made_from, was_written, drawn)
 
 
-def _record(digests: np.ndarray[Any, Any], luts: tuple[np.ndarray[Any, Any], ...]) -> np.uint64:
-    """Digest what a block's merged labels are made from; never 0."""
+def _made_from(digests: np.ndarray[Any, Any], luts: tuple[np.ndarray[Any, Any], ...]) -> bytes:
+    """Digest what a block's merged labels are made from."""
     content = np.ascontiguousarray(digests).tobytes()
     return _digest(content + b"".join(lut.astype(np.int64).tobytes() for lut in luts))
 
 
-def _digest(content: bytes) -> np.uint64:
-    """Return the record of a block made from that; never 0."""
-    digest = hashlib.blake2b(content, digest_size=8).digest()
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=8).digest()
+
+
+def _record(made_from: bytes, stored: bytes) -> np.uint64:
+    """Return the record of a block: from what it was made, and what is stored of it; never 0."""
+    digest = _digest(made_from + stored)
     return np.uint64(int.from_bytes(digest, "little") or 1)

@@ -25,7 +25,12 @@ import zarr
 from upath import UPath
 
 from patchworks_core.errors import PlanError
-from patchworks_core.files.label_arrays import create_label_array
+from patchworks_core.files.faults import storing
+from patchworks_core.files.label_arrays import (
+    create_label_array,
+    open_group,
+    update_attributes,
+)
 from patchworks_core.files.records import read_mapping
 from patchworks_core.files.replacing import Working, check_reads, component_path, replacing
 from patchworks_core.files.storage import (
@@ -100,7 +105,7 @@ class LabelImage:
         return json.loads(json.dumps(layout))  # type: ignore[no-any-return]
 
     def check_container(self) -> None:
-        """Raise PlanError where `version` asks for another Zarr format than the container has.
+        """Raise PlanError where the container is damaged, or of another format than `version`.
 
         Metadata of one format written into the other would hide the image from its readers.
         """
@@ -111,6 +116,9 @@ class LabelImage:
                 f"{self.container} is Zarr v{actual}, which labels of OME-NGFF {self.version!r} "
                 f"cannot be part of; write version {fitting!r}, or into another container"
             )
+        for group in (self.container, self.container / "labels"):
+            if group_format(group) is not None:  # damage is said before the work, not behind it
+                self._open_group(group)
 
     @contextmanager
     def writing(
@@ -159,9 +167,10 @@ class LabelImage:
             clear=clear,
         ) as working:
             yield working
-        self._list()
-        if left is not None:
-            discard(left)
+        with storing(target, self.container, doing=f"the labels are at {target}; listing them"):
+            self._list()
+            if left is not None:
+                discard(left)
 
     def begin(self, working: Working, dtype: np.dtype[Any]) -> bool:
         """Start the new labels.
@@ -199,7 +208,12 @@ class LabelImage:
             return None
         if group_format(path / "0") != self.zarr_format or group_format(path / "applied") is None:
             return None
-        return open_array(path / "0").dtype
+        try:
+            zarr.open_group(zarr_store(path), mode="r")
+            open_array(path / "applied")
+            return open_array(path / "0").dtype
+        except (ValueError, TypeError, KeyError, AttributeError, FileNotFoundError):  # damaged
+            return None
 
     def n_objects(self) -> int:
         """Return how many objects the published labels are, as their provenance says."""
@@ -238,11 +252,12 @@ class LabelImage:
         )
         levels = Levels(grid.axes, steps, image.pixel_size, image.unit, image.translation)
         attributes = label_attributes(levels, name=self.name, version=self.version)
-        self._open_group(working.new).attrs.update(attributes)
+        self._open_group(working.new)
+        update_attributes(working.new, attributes)
         return n_written
 
     def _open_group(self, path: UPath) -> zarr.Group:
-        return zarr.open_group(zarr_store(path), mode="a", zarr_format=self.zarr_format)
+        return open_group(path, self.zarr_format)
 
     def _list(self) -> None:
         """Add the name to the ``labels`` of the container, one call after the other."""
@@ -256,9 +271,9 @@ class LabelImage:
                 return
             if self.version == "0.5":
                 ome = {**attributes.get("ome", {}), "version": "0.5"}
-                labels.attrs.update({"ome": {**ome, "labels": sorted([*names, self.name])}})
+                update_attributes(folder, {"ome": {**ome, "labels": sorted([*names, self.name])}})
             else:
-                labels.attrs.update({"labels": sorted([*names, self.name])})
+                update_attributes(folder, {"labels": sorted([*names, self.name])})
 
     def _left_by_0_1_0(self) -> UPath | None:
         """Return what a killed call of version 0.1.0 left; labels of that name are not it."""
