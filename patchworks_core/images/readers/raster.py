@@ -11,6 +11,7 @@ from functools import partial
 from math import prod
 from typing import Any
 
+import imagecodecs
 import imageio.v3 as iio
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,8 @@ _PIXELS_PER_BYTE = {"PNG": 8 * 1032, "JPEG": 1024, "BMP": 8 * 1032}
 
 _INKS = {"CMYK", "YCbCr", "LAB", "HSV"}
 """Pillow's names of colours that are not intensities."""
+
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 _PILLOW_LIMIT = threading.Lock()
 
@@ -82,9 +85,19 @@ def _decode(url: str, extension: str) -> npt.NDArray[Any]:
                     f"pixels must be intensities or RGB, got {mode} in {url!r}; save it as gray "
                     "levels or RGB"
                 )
+            if deep := _deep_png(source):
+                return np.asarray(imagecodecs.png_decode(deep))
             return np.asarray(file.read(index=0))
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, OSError, imagecodecs.PngError) as error:
         raise ImageError(f"cannot decode {url!r}: {error}; the file may be damaged") from error
+
+
+def _deep_png(source: str | io.BytesIO) -> bytes | None:
+    """Return the bytes of a PNG of 16 bits with colour or opacity, of which Pillow reads 8."""
+    with open(source, "rb") if isinstance(source, str) else io.BytesIO(source.getvalue()) as opened:
+        head = opened.read(26)  # its last bytes are the bits of a sample, and the kind of colour
+        is_deep = head[:8] == _PNG and head[24] == 16 and head[25] != 0
+        return head + opened.read() if is_deep else None
 
 
 @contextmanager

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 
+import imagecodecs
 import imageio.v3 as iio
 import numpy as np
 import pytest
 import tifffile
 
-from patchworks_core import tile_process
+from patchworks_core import ImageError, tile_process
 from patchworks_core.images.image import open_image
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (16, 20, 3), "u1")
@@ -66,3 +67,18 @@ def test_a_call_says_it_once_unless_a_channel_was_chosen(tmp_path, caplog):
         caplog.clear()
         tile_process(path, "threshold", tile_shape=8, channel=0)
         assert "channel 0 of 3" not in caplog.text
+
+
+@pytest.mark.parametrize("n_channels", [2, 3, 4])
+def test_colour_of_16_bits_is_read_whole_and_a_png_of_it_that_is_cut_off_is_refused(
+    tmp_path, n_channels
+):
+    pixels = np.random.default_rng(0).integers(0, 65536, (16, 20, n_channels), "u2")
+    content = imagecodecs.png_encode(pixels)
+    (tmp_path / "a.png").write_bytes(content)
+    image = open_image(tmp_path / "a.png", channel=None)
+    assert (image.dtype, image.axes) == (np.dtype("u2"), "cyx")
+    assert np.array_equal(image.pixels[...], pixels)
+    (tmp_path / "a.png").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ImageError, match=r"a\.png"):
+        open_image(tmp_path / "a.png", channel=None)
