@@ -41,7 +41,7 @@ import numpy as np
 
 from patchworks_core.errors import SegmentationError
 from patchworks_core.plugins.models import digest_of_files
-from patchworks_core.plugins.user_modules import Reach, is_installed, owner_of
+from patchworks_core.plugins.user_modules import Reach, is_installed, names_in, owner_of, texts_in
 from patchworks_core.plugins.value_digests import Digester, digest_text
 
 MAX_FILES = 1000
@@ -155,6 +155,8 @@ class _Walk:
         self.changing: list[bytes] = []
         """Digests of what code may change while it runs."""
         self._visited: dict[int, object] = {}
+        self._read: set[tuple[int, str]] = set()
+        """Modules, and the names that were read of them."""
 
     def value(self, value: Any, where: str, *, may_change: bool = False) -> bytes:
         """Return the digest of a value; nothing where code may change it, which is kept apart."""
@@ -185,11 +187,14 @@ class _Walk:
             digests.append(self.digester.code(function.__code__, name))
         if whose == "user":
             self.reach.add_file(file, module)
+        elif whose == "typed in":
+            self.reach.add_code(function.__code__, _package_of(function))
         for label, value, may_change in _held(function):
             where = f"{label} of {function.__qualname__}"
             digests.append(self.value(value, where, may_change=may_change))
         if whose in ("user", "typed in"):
             digests += self._globals(function)
+            self.changing += _environment(function.__code__)
         return b"".join(digests)
 
     def class_(self, cls: type) -> bytes:
@@ -220,7 +225,7 @@ class _Walk:
 
     def _globals(self, function: FunctionType) -> list[bytes]:
         """Digest the globals that a function reads, and the attributes of modules."""
-        names, replaced = sorted(set(_names(function.__code__))), _replaced(function)
+        names, replaced = sorted(set(names_in(function.__code__))), _replaced(function)
         digests = []
         for name in names:
             if name in function.__globals__:
@@ -228,8 +233,8 @@ class _Walk:
                 value, may_change = function.__globals__[name], name in replaced
                 digests.append(self._global(value, where, names, may_change=may_change))
             else:
-                package = str(function.__globals__.get("__package__") or "")
-                for module in filter(None, map(sys.modules.get, (name, f"{package}.{name}"))):
+                inner = f"{_package_of(function)}.{name}"
+                for module in filter(None, map(sys.modules.get, (name, inner))):
                     digests.append(self._module(module, names))
         return digests
 
@@ -242,15 +247,27 @@ class _Walk:
             return b""
         return self.value(value, where, may_change=may_change)
 
+    def module(self, module: ModuleType, name: str) -> bytes:
+        """Return the digest of a module that is a value, of which anything may be read."""
+        if not self._is_users(module):
+            return module.__name__.encode()
+        if getattr(module, "__file__", None) is None:
+            self.digester.unknown.append(f"{name} (the module {module.__name__} has no file)")
+        return module.__name__.encode()
+
+    def _is_users(self, module: ModuleType) -> bool:
+        """Tell whether a module is the user's, and add its file to what is reached."""
+        file = getattr(module, "__file__", None)
+        added = self.reach.add(module.__name__)
+        return added or not (file or is_installed(module.__name__))
+
     def _module(self, module: ModuleType, names: Sequence[str]) -> bytes:
         """Digest what is read of a module of the user's; of others the version counts."""
-        again = self._again(module)
-        if again is not None:
-            return again
-        file = getattr(module, "__file__", None)
-        if not self.reach.add(module.__name__) and (file or is_installed(module.__name__)):
+        if not self._is_users(module):
             return module.__name__.encode()
         read = [name for name in names if name in vars(module)]
+        read = [name for name in read if (id(module), name) not in self._read]
+        self._read.update((id(module), name) for name in read)
         digests = [
             self._global(vars(module)[name], f"{name!r} of the module {module.__name__}", names)
             for name in read
@@ -275,12 +292,17 @@ def _held(function: FunctionType) -> Iterator[tuple[str, Any, bool]]:
             yield f"the attribute {name!r}", value, True
 
 
-def _names(code: CodeType) -> Iterator[str]:
-    """Yield the names that code reads, that of functions within it too."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
+def _package_of(function: FunctionType) -> str:
+    return str(function.__globals__.get("__package__") or "")
+
+
+def _environment(code: CodeType) -> Iterator[bytes]:
+    """Yield what the environment holds of the variables that code names, where it asks for any."""
+    if {"environ", "getenv"}.intersection(names_in(code)):
+        for name in sorted(set(texts_in(code)).intersection(os.environ)):
+            yield digest_text(
+                name.encode(), os.environ[name].encode(errors="surrogateescape")
+            ).encode()
 
 
 def _replaced(function: FunctionType) -> set[str]:

@@ -8,18 +8,21 @@ installed packages: a package that is being worked on (an editable install) is t
 from __future__ import annotations
 
 import ast
+import dis
 import importlib.util
 import os
 import site
 import sys
 import sysconfig
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import Distribution, PackageNotFoundError, distributions, version
 from inspect import getmodulename
 from pathlib import Path
+from types import CodeType
+
+from patchworks_core.plugins.models import digest_of_files
 
 OURS = frozenset({"patchworks_core", "patchworks_pipeline"})
 """Packages that say by their functions' own versions when labels would be others."""
@@ -58,6 +61,24 @@ class Reach:
             named = [n for n, path in modules if path and os.path.realpath(path) == str(origin)]
             module = min(named, key=len, default=origin.stem)
         self._follow(origin, module)
+
+    def add_code(self, code: CodeType, package: str) -> None:
+        """Add what code without a source file imports, wherever in it that stands.
+
+        Parameters
+        ----------
+        code : CodeType
+        package : str
+            That relative imports start from.
+        """
+        for name in _imports_of_code(code, package):
+            self.add(name)
+        if {"import_module", "__import__"}.intersection(names_in(code)):
+            names = [text for text in texts_in(code) if _is_module(text)]
+            for name in names:
+                self.add(name)
+            if not names:
+                self.unknown.append(f"the module that {code.co_name} imports by name")
 
     def _follow(self, file: Path, module: str) -> None:
         if file in self.files:
@@ -154,12 +175,29 @@ def _is_installed(path: Path) -> bool:
 
 
 def _versions_of(packages: frozenset[str]) -> list[str]:
-    """Return ``distribution==version`` of all that holds one of the packages, sorted."""
+    """Return ``distribution==version`` of all that holds one of the packages, sorted.
+
+    What was put among the installed packages without being one has a digest of its files.
+    """
     versions = []
     for name in _distributions_of(packages):
-        with suppress(PackageNotFoundError):
+        try:
             versions.append(f"{name}=={version(name)}")
+        except PackageNotFoundError:
+            if files := _files_of(name):
+                versions.append(f"{name}=={digest_of_files(files)}")
     return sorted(versions)
+
+
+def _files_of(package: str) -> list[Path]:
+    """Return the files of a module or package, sorted, but for what Python compiled of them."""
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        return []
+    if spec.submodule_search_locations is None:
+        return [Path(spec.origin)] if spec.has_location and spec.origin else []
+    files = {file for folder in spec.submodule_search_locations for file in Path(folder).rglob("*")}
+    return sorted(file for file in files if file.is_file() and file.suffix != ".pyc")
 
 
 @lru_cache(maxsize=8)
@@ -218,6 +256,42 @@ def _imports_of(
     return tuple(name for name in imported if name), tuple(unknown)
 
 
+def _imports_of_code(code: CodeType, package: str) -> Iterator[str]:
+    """Yield the modules that code imports, that of functions within it too."""
+    made = [op for op in dis.get_instructions(code) if op.opname != "EXTENDED_ARG"]
+    # An import is made of a level and of the names that are imported from the module.
+    for level, names, made_import in zip(made, made[1:], made[2:], strict=False):
+        if made_import.opname != "IMPORT_NAME":
+            continue
+        base = _absolute(made_import.argval, level.argval, package)
+        yield from _parents(base)
+        yield from (f"{base}.{name}" for name in names.argval or () if base)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _imports_of_code(constant, package)
+
+
+def names_in(code: CodeType) -> Iterator[str]:
+    """Yield the names that code reads, that of functions within it too."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from names_in(constant)
+
+
+def texts_in(code: CodeType) -> Iterator[str]:
+    """Yield the texts that stand in code, those of functions within it too."""
+    for constant in code.co_consts:
+        if isinstance(constant, str):
+            yield constant
+        elif isinstance(constant, CodeType):
+            yield from texts_in(constant)
+
+
+def _is_module(text: str) -> bool:
+    return all(map(str.isidentifier, text.split("."))) and _file_of(text) is not None
+
+
 def _parents(name: str) -> Iterator[str]:
     """Yield a module and the packages that it lies in, the outermost first."""
     parts = name.split(".")
@@ -226,11 +300,16 @@ def _parents(name: str) -> Iterator[str]:
 
 def _base(node: ast.ImportFrom, package: str) -> str:
     """Return the module that a ``from`` names, a relative one made absolute."""
-    if not node.level:
-        return node.module or ""
+    return _absolute(node.module or "", node.level, package)
+
+
+def _absolute(module: str, level: int, package: str) -> str:
+    """Return the name of a module that is named from a package, `level` dots before it."""
+    if not level:
+        return module
     parts = package.split(".") if package else []
-    above = parts[: len(parts) - (node.level - 1)]
-    return ".".join([*above, *([node.module] if node.module else [])])
+    above = parts[: len(parts) - (level - 1)]
+    return ".".join([*above, *([module] if module else [])])
 
 
 def _imports_by_name(node: ast.Call) -> bool:

@@ -32,6 +32,9 @@ class Visitor(Protocol):
     def class_(self, cls: type) -> bytes:
         """Return the digest of a class."""
 
+    def module(self, module: ModuleType, name: str) -> bytes:
+        """Return the digest of a module."""
+
     def state(self, value: object, state: dict[str, Any], name: str) -> list[bytes]:
         """Return the digests of the attributes of an object."""
 
@@ -100,7 +103,7 @@ class Digester:
         if isinstance(value, re.Pattern):
             return self._all(kind, [value.pattern, value.flags], name)
         if isinstance(value, ModuleType):
-            return _join(kind, value.__name__.encode())
+            return _join(kind, self._visitor.module(value, name))
         if isinstance(value, BuiltinFunctionType | np.ufunc):
             where = getattr(value, "__module__", "")
             text = f"{where}:{getattr(value, '__qualname__', value)}".encode()
