@@ -31,7 +31,7 @@ from upath import UPath
 from patchworks_core.errors import PlanError, StageError
 from patchworks_core.files.records import mapping_of, read_mapping, sealed, unsealed
 from patchworks_core.files.replacing import put_back
-from patchworks_core.files.storage import remove, write_bytes, write_text
+from patchworks_core.files.storage import remove, remove_parts, write_bytes, write_text
 from patchworks_core.files.tables import bytes_of_table, table_of
 from patchworks_core.images.image import DEFAULT_CHANNEL, Image, is_default, open_image
 from patchworks_core.machine.engine import Outcome
@@ -233,6 +233,10 @@ class ImageFolder:
     def has(self, name: str) -> bool:
         """Tell whether a record is there."""
         return bool((self.path / name).exists())
+
+    def clear_unfinished(self) -> None:
+        """Remove what killed processes of this machine left half-written."""
+        remove_parts(self.path, of_the_dead=True)
 
     def acquisition(self) -> Acquisition:
         """Return where the image is and what was chosen for it."""

@@ -44,6 +44,7 @@ def image(
 ) -> dg.MaterializeResult:
     """An acquisition, opened and cut into tiles: the plan that every later step asserts."""
     folder = store.folder(context.partition_key)
+    folder.clear_unfinished()
     if not folder.has("acquisition.json"):
         folder.write_acquisition(source.find(context.partition_key))
     acquisition = folder.acquisition()

@@ -73,6 +73,7 @@ def boundary_pairs(
 ) -> dg.MaterializeResult:
     """Every two staged labels that met across a seam, with the evidence that they are one."""
     folder = store.folder(context.partition_key)
+    folder.clear_unfinished()
     plan = folder.plan()
     stage = read_once(folder.stage(plan))
     content = stage.content()

@@ -232,6 +232,7 @@ def _stage_images(
 
 def _stage_image(run: _Run, folder: ImageFolder, keys: Sequence[str]) -> _Staged:
     """Stage tile blocks of one image."""
+    folder.clear_unfinished()
     plan = folder.plan()
     stage = folder.stage(plan)
     if run.skips_staged:

@@ -30,7 +30,7 @@ from patchworks_pipeline.image_faults import error_of_step
 from patchworks_pipeline.instance.heartbeats import beating
 from patchworks_pipeline.instance.home import home_environment, prepare_home
 from patchworks_pipeline.instance.run_processes import open_instance, tags_of_process
-from patchworks_pipeline.instance.slots import NoSlotError, take_pool_slot
+from patchworks_pipeline.instance.slots import NoSlotError, only_call, take_pool_slot
 from patchworks_pipeline.partitions import IMAGE, images, tile_keys
 from patchworks_pipeline.records import Acquisition, ImageFolder, TileFailure
 from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore, SegmentationDefaults
@@ -128,6 +128,7 @@ def register(
             f"image {key!r} is {folder.acquisition().url!r} in this home; give "
             f"{acquisition.url!r} another name with --name"
         )
+    folder.clear_unfinished()
     folder.write_acquisition(acquisition)
     instance.add_dynamic_partitions(str(images.name), [key])
     return folder
@@ -147,6 +148,16 @@ def run_image(
         What the image's plan is to be, as `plan_of` gives it.
     budget : ComputeBudget
     """
+    try:
+        with only_call(instance, folder.key, say=partial(say, on=errors)):
+            return _run_missing(instance, folder, plan, budget)
+    except NoSlotError as busy:
+        return ImageRun(folder, (), (), str(busy))
+
+
+def _run_missing(
+    instance: dg.DagsterInstance, folder: ImageFolder, plan: Plan, budget: ComputeBudget
+) -> ImageRun:
     steps = []
     resources = {"budget": {"config": dict(budget)}}
     if not _is_planned(folder, plan):
@@ -208,6 +219,20 @@ def merge_again(
     PlanError, StageError
         If the options are wrong, or tiles are missing and that is not allowed.
     """
+    try:
+        with only_call(instance, folder.key, say=partial(say, on=errors)):
+            return _merge(instance, folder, chosen, allow_missing, overwrite)
+    except NoSlotError as busy:
+        return ImageRun(folder, (), (), str(busy))
+
+
+def _merge(
+    instance: dg.DagsterInstance,
+    folder: ImageFolder,
+    chosen: dict[str, Any],
+    allow_missing: bool,
+    overwrite: bool,
+) -> ImageRun:
     plan = folder.plan()
     stage = folder.stage(plan)
     before = folder.acquisition()

@@ -11,6 +11,7 @@ a code server started: `patchworks_pipeline.launcher` looks after those.
 """
 
 import json
+import math
 import os
 import socket
 import time
@@ -243,6 +244,26 @@ def _is_running(pid: int, logged: float) -> bool:
         return False
 
 
+def note_process(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+    """Note in which process a run is that is not in the books yet, as its tags say it."""
+    tags = {_key(run.run_id): json.dumps(dict(run.tags))}
+    instance.daemon_cursor_storage.set_cursor_values(tags)
+
+
+def _is_lost(instance: dg.DagsterInstance, run_id: str, since: float) -> bool:
+    """Tell whether a run that is not in the books will never be."""
+    key = _key(run_id)
+    noted = instance.daemon_cursor_storage.get_cursor_values({key}).get(key)
+    if noted is None:  # of an older version
+        return since < time.time() - SECONDS_TO_BEGIN
+    run = dg.DagsterRun("", run_id=run_id, tags=json.loads(noted))
+    return why_gone(instance, run) is not None
+
+
+def _key(run_id: str) -> str:
+    return f"patchworks/process/{run_id}"
+
+
 def _free_slots(instance: dg.DagsterInstance, ended: dict[str, str]) -> None:
     """Free what the ended runs hold, and what runs hold that are not in the books at all.
 
@@ -252,14 +273,13 @@ def _free_slots(instance: dg.DagsterInstance, ended: dict[str, str]) -> None:
     if not storage.supports_global_concurrency_limits:
         return
     lost = set(ended)
-    before = time.time() - SECONDS_TO_BEGIN
     for pool in storage.get_concurrency_keys():
         info = storage.get_concurrency_info(pool)
         since = {step.run_id: step.enqueued_timestamp.timestamp() for step in info.pending_steps}
         for run_id in {slot.run_id for slot in info.claimed_slots} | set(since):
             run = instance.get_run_by_id(run_id)
             if run is None:
-                is_lost = since.get(run_id, before) < before
+                is_lost = _is_lost(instance, run_id, since.get(run_id, math.inf))
             else:
                 is_lost = run.is_finished and why_gone(instance, run) is not None
             if is_lost:

@@ -4,19 +4,28 @@ Dagster takes it inside the run, where it waits in silence, for ever, and hears 
 taken before, under the id of the run, is the run's own when it comes to ask.
 """
 
+import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from types import FrameType
 
 import dagster as dg
 from dagster._core.execution.plan.instance_concurrency_context import InstanceConcurrencyContext
+from filelock import FileLock, Timeout
 
 from patchworks_pipeline.instance.heartbeats import Heartbeats
-from patchworks_pipeline.instance.run_processes import HOST, PROCESS, end_dead_runs
+from patchworks_pipeline.instance.home import home_folder
+from patchworks_pipeline.instance.run_processes import (
+    HOST,
+    OPEN,
+    PROCESS,
+    end_dead_runs,
+    note_process,
+)
 from patchworks_pipeline.partitions import IMAGE
 
 SECONDS_TO_WAIT = 3600.0
@@ -66,6 +75,7 @@ def take_pool_slot(
     """
     begin = last = looked = time.monotonic()
     is_said, heartbeats = False, Heartbeats()
+    note_process(instance, run)
     with InstanceConcurrencyContext(instance, run) as slots, _ended_by_sigterm():
         while not slots.claim(pool, step):
             waited = time.monotonic() - begin
@@ -84,6 +94,77 @@ def take_pool_slot(
                     f"{seconds - waited:.0f} s more, Ctrl-C ends the wait"
                 )
             time.sleep(_SECONDS_TO_LOOK)
+
+
+@contextmanager
+def only_call(
+    instance: dg.DagsterInstance,
+    image: str,
+    *,
+    say: Callable[[str], object],
+    seconds: float = SECONDS_TO_WAIT,
+) -> Iterator[None]:
+    """Let one call of the command line at a time be at an image, and no run of the UI before it.
+
+    Parameters
+    ----------
+    instance : DagsterInstance
+    image : str
+        Key.
+    say : callable
+        Is told which run is at it, at first and once a minute.
+    seconds : float
+        To wait at most.
+
+    Raises
+    ------
+    NoSlotError
+        If another one is at it for longer.
+    """
+    folder = home_folder() / "dagster" / "calls"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f"{image}.lock")  # which ends with its process
+    begin, last, heartbeats = time.monotonic(), -math.inf, Heartbeats()
+    try:
+        with _ended_by_sigterm():
+            while not _is_alone(lock, instance, image):
+                end_dead_runs(instance, heartbeats)
+                waited = time.monotonic() - begin
+                if waited >= seconds:
+                    raise NoSlotError(
+                        f"another call is at image {image!r} for {waited:.0f} s: "
+                        f"{_at_image(instance, image)}; end it, or call again later"
+                    )
+                if time.monotonic() - last >= SECONDS_TO_REPEAT:
+                    last = time.monotonic()
+                    say(
+                        f"waiting for another call for image {image!r}: "
+                        f"{_at_image(instance, image)}; at most {seconds - waited:.0f} s more, "
+                        "Ctrl-C ends the wait"
+                    )
+                time.sleep(_SECONDS_TO_LOOK)
+        yield
+    finally:
+        lock.release()
+
+
+def _is_alone(lock: FileLock, instance: dg.DagsterInstance, image: str) -> bool:
+    """Tell whether this call is the only one at an image, and no run is."""
+    with suppress(Timeout):
+        if not lock.is_locked:
+            lock.acquire(timeout=0)
+        return not _runs_at(instance, image)
+    return False
+
+
+def _runs_at(instance: dg.DagsterInstance, image: str) -> Sequence[dg.DagsterRun]:
+    return instance.get_runs(dg.RunsFilter(tags={IMAGE: image}, statuses=OPEN))
+
+
+def _at_image(instance: dg.DagsterInstance, image: str) -> str:
+    """Say which runs are at an image."""
+    runs = _runs_at(instance, image)
+    return " and ".join(_holder(instance, run.run_id) for run in runs) or "between two runs"
 
 
 def holders(instance: dg.DagsterInstance, pool: str) -> str:

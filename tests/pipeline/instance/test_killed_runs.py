@@ -34,7 +34,7 @@ from patchworks_pipeline.instance.run_processes import (
     started,
     tags_of_process,
 )
-from patchworks_pipeline.instance.slots import NoSlotError, take_pool_slot
+from patchworks_pipeline.instance.slots import NoSlotError, only_call, take_pool_slot
 from patchworks_pipeline.launcher import WatchedRunLauncher
 from patchworks_pipeline.partitions import IMAGE
 from tests.tissue import python_command, tissue, write_tiff
@@ -248,6 +248,7 @@ def test_the_slot_of_a_run_that_never_came_into_the_books_is_freed(books, monkey
         dg.DagsterRun("stage_tiles", run_id=make_new_run_id()),
         enter(books),
     )
+    monkeypatch.setattr(slots, "note_process", lambda *_: None)  # as an older version
     take_pool_slot(books, "gpu", lost, "staged_labels", say=print)
     end_dead_runs(books)
     with pytest.raises(NoSlotError):
@@ -255,6 +256,39 @@ def test_the_slot_of_a_run_that_never_came_into_the_books_is_freed(books, monkey
     monkeypatch.setattr(run_processes, "SECONDS_TO_BEGIN", -1)
     end_dead_runs(books)
     take_pool_slot(books, "gpu", waiting, "staged_labels", say=print, seconds=5)
+
+
+def test_a_run_that_was_killed_before_it_came_into_the_books_is_waited_for_no_minute(books):
+    alive = dg.DagsterRun("stage_tiles", run_id=make_new_run_id())
+    alive = alive.with_tags(tags_of_process(alive.run_id))
+    lost = dg.DagsterRun("stage_tiles", run_id=make_new_run_id())
+    lost = lost.with_tags({**tags_of_process(lost.run_id), PROCESS: gone_process()})
+    for run, is_there in ((alive, True), (lost, False)):
+        take_pool_slot(books, "gpu", run, "staged_labels", say=print)
+        end_dead_runs(books)
+        claimed = books.event_log_storage.get_concurrency_info("gpu").claimed_slots
+        assert bool(claimed) is is_there
+        books.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+
+
+def test_a_second_call_for_an_image_waits_says_for_whom_and_gives_up_in_time(books, home):
+    lines: list[str] = []
+    with only_call(books, "a", say=lines.append):
+        run = enter(books, image="a")
+        with (
+            pytest.raises(NoSlotError, match=f"another call is at image 'a'.*{run.run_id[:8]}"),
+            only_call(books, "a", say=lines.append, seconds=0.7),
+        ):
+            raise AssertionError("two are at it")
+        with only_call(books, "b", say=lines.append):
+            pass
+    (line,) = lines
+    assert f"run {run.run_id[:8]} of stage_tiles of image 'a' (process {os.getpid()}" in line
+    with pytest.raises(NoSlotError), only_call(books, "a", say=lines.append, seconds=0):
+        raise AssertionError("a run of the UI is at it")
+    books.report_run_failed(run)
+    with only_call(books, "a", say=lines.append, seconds=0):
+        assert len(lines) == 1
 
 
 def begin(home: Path, image: Path, *more: str) -> subprocess.Popen[str]:

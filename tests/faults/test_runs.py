@@ -1,0 +1,43 @@
+"""Trials of ``tests.faults.runs``: a few every time, many where all tests are asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.faults.runs import KINDS
+
+ROOT = Path(__file__).parents[2]
+
+
+def trials(*kinds: str, n_trials: int, seconds: int) -> list[dict[str, object]]:
+    """Do trials in a process that can be forked, and return what became of each."""
+    command = [sys.executable, "-m", "tests.faults.runs", *kinds, "--trials", str(n_trials)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    print(done.stdout)
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def test_a_run_that_is_killed_is_taken_up_as_if_nothing_had_been():
+    became = trials("step", n_trials=3, seconds=280)
+    assert [trial["faults"] for trial in became] == [[]] * 3
+    assert all(trial["was_hit"] for trial in became)
+    assert max(trial["seconds"] for trial in became) < 100
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("kind", KINDS)
+def test_whatever_is_killed_and_whoever_meets_the_result_is_that_of_one_quiet_call(kind):
+    n_trials = 50 if "+" in kind else 100
+    became = trials(kind, n_trials=n_trials, seconds=7000)
+    assert [trial["faults"] for trial in became] == [[]] * n_trials
