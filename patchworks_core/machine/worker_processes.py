@@ -41,10 +41,10 @@ BEGUN = b""
 _PROGRAM = """
 import sys
 from multiprocessing.connection import Connection
-connection = Connection(int(sys.argv[1]))
-sys.path[:] = connection.recv()
+connection, parent = Connection(int(sys.argv[1])), int(sys.argv[2])
+sys.path[:], sys.argv[:] = connection.recv()
 from patchworks_core.machine.worker_processes import serve
-serve(connection, int(sys.argv[2]))
+serve(connection, parent)
 """
 
 
@@ -67,7 +67,7 @@ class WorkerProcess:
         self._connection = Connection(ours.detach())
         self._seen = psutil.Process(self._process.pid)
         with suppress(OSError):  # it is gone already: the first call says so
-            self._connection.send([os.path.abspath(path) for path in sys.path])
+            self._connection.send(([os.path.abspath(path) for path in sys.path], sys.argv))
 
     def call(self, call: bytes, *, deadline: Deadline, memory: int | None) -> Any:
         """Run a pickled call, and return what it returns.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import subprocess
 import sys
 import time
@@ -131,8 +132,8 @@ def _row(target: Path, what: str, kind: str) -> Row:
     tile = "done" if call == "returned" else "lost with the call"
     if error:
         call = "raised TilesFailedError"
-        tile = error.partition("] ")[2].partition(": ")[0] or error
-        tile = f"failed by name: {tile.rpartition(' ')[2]}"
+        name = re.search(r"\b(\w+Error|SystemExit|KilledWorker)\b", error.partition("] ")[2])
+        tile = f"failed by name: {name[0] if name else error}"
     staged = {path.name for path in target.rglob("*.tiles")} - {"y000x001.tiles"}
     n_others = 3 if call == "returned" else len(staged)
     return Row(what, kind, tile, n_others, call, seconds)

@@ -107,3 +107,13 @@ def test_a_worker_process_computes_with_one_thread_unless_told_otherwise(monkeyp
     with Pool.open(Workers(1, "processes")) as pool:
         (found,) = pool.map(threads_of, range(1), step="looking")
     assert found == {name: "1" for name in THREAD_VARIABLES} | {"MKL_NUM_THREADS": "3"}
+
+
+def arguments_of(item):
+    return sys.argv
+
+
+def test_a_function_sees_the_arguments_of_the_program(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["program", "--option"])
+    with Pool.open(Workers(1, "processes")) as pool:
+        assert list(pool.map(arguments_of, range(1), step="looking")) == [["program", "--option"]]
