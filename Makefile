@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
-.PHONY: demo test test-all lint check ui docs bench clean
+.PHONY: demo test test-all lint check ui docs bench bench-seams clean
 
 demo: $(VENV)/.installed ## segment a real micrograph through all assets
 	$(BIN)/patchworks demo
@@ -31,6 +32,9 @@ docs: $(VENV)/.installed-docs ## the documentation site, into build/site; a brok
 
 bench: $(VENV)/.installed-dev ## whole jobs beside other tools, into benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.whole_jobs
+
+bench-seams: $(VENV)/.installed-dev ## every rule and outline on made images, into docs/seams.md; half an hour
+	$(BIN)/python benchmarks/bench_seams.py --volumes $(BENCH_ARGS) --write
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

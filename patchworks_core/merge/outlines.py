@@ -1,7 +1,8 @@
-"""Outlines of a stage: how its cores are drawn, and how large objects are when they are."""
+"""Outlines of a stage: how its cores are drawn, how large objects are then, how far they jump."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +11,15 @@ import numpy.typing as npt
 
 from patchworks_core.machine.pools import Pool
 from patchworks_core.seams.edge_table import EdgeTable
+from patchworks_core.seams.jumps import jumps_of_planes
+from patchworks_core.seams.lookup import LookupTable
 from patchworks_core.seams.rules import MergeOptions
+from patchworks_core.seams.strips import strip_axes
 from patchworks_core.seams.views import BlockOutlines, Outlines, draw_block
 from patchworks_core.stage.block_files import NOT_STAGED
 from patchworks_core.stage.stage import Stage
-from patchworks_core.tiles.grid import TileBlock
+from patchworks_core.tiles.grid import Face, Tile, TileBlock, TileGrid
+from patchworks_core.tiles.regions import Region
 
 Array = npt.NDArray[Any]
 
@@ -48,6 +53,83 @@ def outlines_of(
         pixel_size=image.pixel_size if is_one_unit else None,
         missing=frozenset(int(number) for number in missing),
     )
+
+
+MAX_FACES = 64
+"""Faces at which jumps are measured, spread over the image."""
+
+
+@dataclass(frozen=True, slots=True)
+class Jumps:
+    """By how many pixels outlines that cross a face move there, in the mean; None without any."""
+
+    by_cores: float | None
+    """Where every tile draws its own core."""
+
+    drawn: float | None
+    """As they are drawn."""
+
+
+def jumps_of(stage: Stage, lut: LookupTable, labels: Any) -> Jumps:
+    """Measure jumps at some faces of an image, with and without its outlines drawn anew.
+
+    Parameters
+    ----------
+    stage : Stage
+        Without missing tiles.
+    lut : LookupTable
+        Of that stage.
+    labels : zarr.Array
+        The merged labels, level 0.
+    """
+    by_cores, drawn = [], []
+    for face in _some_faces(stage.grid):
+        planes = [_plane(face, side) for side in (face.low, face.high)]
+        written = (np.asarray(labels[plane.slices]).squeeze(face.axis) for plane in planes)
+        drawn.append(jumps_of_planes(*written))
+        cores = [_core_of(stage, tile, lut) for tile in (face.low, face.high)]
+        parts = (
+            core[plane.relative_to(tile.core.start).slices].squeeze(face.axis)
+            for core, plane, tile in zip(cores, planes, (face.low, face.high), strict=True)
+        )
+        by_cores.append(jumps_of_planes(*parts))
+    return Jumps(*(_mean(moves) for moves in (by_cores, drawn)))
+
+
+def _some_faces(grid: TileGrid) -> Iterator[Face]:
+    """Yield the faces above some tiles, spread over the image."""
+    axes = strip_axes(grid)
+    n_tiles = -(-MAX_FACES // max(1, len(axes)))
+    for number in np.unique(np.linspace(0, grid.n_tiles - 1, n_tiles).astype(int)):
+        index = tuple(int(i) for i in np.unravel_index(number, grid.grid_shape))
+        for axis in axes:
+            if index[axis] + 1 < grid.grid_shape[axis]:
+                step = tuple(int(i == axis) for i in range(grid.ndim))
+                above = tuple(i + s for i, s in zip(index, step, strict=True))
+                yield Face(grid.tile(index), grid.tile(above), step)
+
+
+def _plane(face: Face, tile: Tile) -> Region:
+    """Return the pixels of a tile's core at a face."""
+    start, stop = list(tile.core.start), list(tile.core.stop)
+    if tile.number == face.low.number:
+        start[face.axis] = stop[face.axis] - 1
+    else:
+        stop[face.axis] = start[face.axis] + 1
+    return Region(tuple(start), tuple(stop))
+
+
+def _core_of(stage: Stage, tile: Tile, lut: LookupTable) -> Array:
+    """Return the merged labels of a core as its tile drew it."""
+    block = stage.grid.block(stage.grid.block_index_of(tile.index))
+    core = stage.labels(block)[tile.core.relative_to(block.core.start).slices]
+    merged: Array = np.take(lut.of_tile(tile.number), core)
+    return merged
+
+
+def _mean(moves: list[Array]) -> float | None:
+    every = np.concatenate([*moves, np.zeros(0, np.int64)])
+    return float(every.mean()) if len(every) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,8 +129,8 @@ class PilotReport(Values):
             return f"no recommendation: {evidence}; try more regions, or smaller tiles"
         if not self.recommended.is_enough:
             return (
-                f"not good enough: the best that was tried, over {evidence}; try larger overlaps, "
-                "and a function that takes global statistics"
+                f"not good enough: the best that was tried, over {evidence}; first try an overlap "
+                "of one diameter of a large object, then a function that takes global statistics"
             )
         # Rule of three: what n objects without an error leave open at 95 %.
         share = min(1.0, 1 - self.recommended.seam_f1 + 3 / self.n_at_seams)

@@ -112,8 +112,8 @@ class SeamReport:
             if axis.axis in self.poor_axes:
                 words.append(
                     f"axis {axis.axis}: only {axis.share_found:.0%} of {axis.n_objects} objects at "
-                    "seams are found again by the neighbour; use a larger overlap, or a function "
-                    "with global thresholds"
+                    "seams are found again by the neighbour; first use an overlap of one diameter "
+                    "of a large object, then a function with global thresholds"
                 )
         if _exceeds(self.n_contested, self.n_joined, EXPECTED, 1):
             words.append(

@@ -13,7 +13,7 @@ from patchworks_core.api.provenance import provenance_of
 from patchworks_core.files.label_arrays import output_chunks
 from patchworks_core.files.storage import open_array, write_bytes
 from patchworks_core.machine.pools import Pool
-from patchworks_core.merge.outlines import outlines_of
+from patchworks_core.merge.outlines import jumps_of, outlines_of
 from patchworks_core.merge.steps import ids_are_sequential, look_up, pair_tiles
 from patchworks_core.ome_zarr.label_image import LabelImage, WrittenLabels, write_merged
 from patchworks_core.pictures.report import overlay_picture, overview_region, seam_region
@@ -271,6 +271,7 @@ def merged_labels(
             "labels": dg.MetadataValue.path(str(target.path)),
             **_figures(stage, lut, written, seconds),
             **seam_figures(seams),
+            **_jump_figures(stage, lut, target, options),
             "seams": dg.MetadataValue.json(seams.to_dict()),
             **{name: picture(png, name) for name, png in pictures.items()},
         },
@@ -357,6 +358,17 @@ def seam_figures(seams: SeamReport) -> dict[str, Any]:
         "n_seam_faults": len(seams.faults),
     }
     return {name: value for name, value in figures.items() if value is not None}
+
+
+def _jump_figures(
+    stage: Stage, lut: LookupTable, target: LabelImage, options: MergeOptions
+) -> dict[str, float]:
+    """Return how far outlines jump at faces, in pixels, before and after they are drawn anew."""
+    if not options.feathers or stage.missing_blocks():
+        return {}
+    jumps = jumps_of(stage, lut, open_array(target.path / "0"))
+    named = {"outline_jump_by_cores": jumps.by_cores, "outline_jump": jumps.drawn}
+    return {name: round(value, 2) for name, value in named.items() if value is not None}
 
 
 def _seams_agree(seams: SeamReport) -> dg.AssetCheckResult:

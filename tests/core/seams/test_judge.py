@@ -156,7 +156,7 @@ def test_tiles_that_disagree_everywhere_make_every_axis_poor():
 
     report = judge(truth, restless)
     assert report.poor_axes == ("y", "x")
-    assert "use a larger overlap" in " ".join(report.problems())
+    assert "first use an overlap of one diameter" in " ".join(report.problems())
 
 
 def test_touching_on_tissue_is_contested_and_overlap_is_not():

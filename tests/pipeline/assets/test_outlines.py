@@ -7,6 +7,7 @@ import pytest
 
 from patchworks_core.files.storage import open_array
 from patchworks_pipeline.cli.runs import merge_again
+from tests.pipeline.conftest import metadata_of
 from tests.tissue import tissue, write_tiff
 
 
@@ -14,7 +15,9 @@ from tests.tissue import tissue, write_tiff
 def folder(pipeline, tmp_path):
     path = write_tiff(tmp_path / "tissue.ome.tif", tissue())
     folder = pipeline.register(path, function="tissue_functions:wavering", parameters={})
-    pipeline.run_to_labels(folder)
+    merged = pipeline.run_to_labels(folder)["merge"]
+    said = metadata_of(merged, "merged_labels")
+    assert 0 < said["outline_jump"] < said["outline_jump_by_cores"]
     return folder
 
 
