@@ -17,7 +17,7 @@ and its neighbours only, so tiles are drawn in any order, by whomever.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
@@ -189,20 +189,20 @@ class _Contest:
         low = np.full((2, n), -np.inf)
         none = np.zeros((2, n), dtype=np.int32)
         contest = cls(place, something >= 0.5 * weight, low[0], none[0], low[1], none[1])
-        for number, box in _boxes(core, place, views, pen):
-            contest._enter(number, box, core, views, ramps, pen)
+        for entrant in _entrants(core, place, views, pen):
+            contest._enter(entrant, core, views, ramps, pen)
         return contest
 
     def _enter(
         self,
-        number: int,
-        box: Region,
+        entrant: _Entrant,
         core: Region,
         views: Sequence[View],
         ramps: Sequence[Sequence[Array]],
         pen: Pen,
     ) -> None:
-        """Let one object contest the disputed pixels in a box."""
+        """Let one object contest the disputed pixels near it."""
+        number, box = entrant.number, entrant.box
         numbers = self.place[box.relative_to(core.start).slices]
         at = numbers >= 0
         total, weight = np.zeros(box.shape), np.zeros(box.shape)
@@ -214,7 +214,7 @@ class _Contest:
             if not at[place].any():
                 continue
             values = _at(ramp, view.tile.read, common)
-            total[place] += values * _signed_distance(view, number, common, pen)
+            total[place] += values * _signed_distance(view, entrant, common, pen)
             weight[place] += values
         at &= weight > 0
         where, score = numbers[at], total[at] / weight[at]
@@ -243,8 +243,21 @@ def _holds(objects: npt.NDArray[np.int32], number: int) -> bool:
     return at < len(objects) and int(objects[at]) == number
 
 
-def _boxes(core: Region, place: Array, views: Sequence[View], pen: Pen) -> list[tuple[int, Region]]:
-    """Return each object near disputed pixels, ascending, with the box of the pixels it is near."""
+@dataclass(frozen=True, slots=True)
+class _Entrant:
+    """One object that contests pixels."""
+
+    number: int
+
+    box: Region
+    """Of the disputed pixels that it is near."""
+
+    extent: Region
+    """One pixel more than all of it that any view has within reach of disputed pixels."""
+
+
+def _entrants(core: Region, place: Array, views: Sequence[View], pen: Pen) -> Iterator[_Entrant]:
+    """Yield the objects near disputed pixels, in ascending order."""
     margin = pen.margin(GAP)
     disputed = np.argwhere(place >= 0)
     whole = Region(
@@ -253,7 +266,7 @@ def _boxes(core: Region, place: Array, views: Sequence[View], pen: Pen) -> list[
     )
     bounds: dict[int, list[Region]] = {}
     for view in views:
-        common = _common(_widened(whole, margin), view.region)
+        common = _common(_widened(whole, pen.margin(pen.reach)), view.region)
         if common is None:
             continue
         ids = view.ids[common.relative_to(view.region.start).slices]
@@ -262,15 +275,13 @@ def _boxes(core: Region, place: Array, views: Sequence[View], pen: Pen) -> list[
                 start = [s.start + c for s, c in zip(box, common.start, strict=True)]
                 stop = [s.stop + c for s, c in zip(box, common.start, strict=True)]
                 bounds.setdefault(number, []).append(Region(tuple(start), tuple(stop)))
-    boxes = []
     for number in sorted(bounds):
         start = np.min([box.start for box in bounds[number]], axis=0)
         stop = np.max([box.stop for box in bounds[number]], axis=0)
-        near = _widened(Region(tuple(start.tolist()), tuple(stop.tolist())), margin)
-        box = _common(whole, near)
-        if box is not None and (place[box.relative_to(core.start).slices] >= 0).any():
-            boxes.append((number, box))
-    return boxes
+        extent = Region(tuple(start.tolist()), tuple(stop.tolist()))
+        near = _common(whole, _widened(extent, margin))
+        if near is not None and (place[near.relative_to(core.start).slices] >= 0).any():
+            yield _Entrant(number, near, _widened(extent, [min(1, m) for m in margin]))
 
 
 def _ramp(view: View, pen: Pen) -> list[Array]:
@@ -300,11 +311,15 @@ def _at(ramp: Sequence[Array], read: Region, region: Region) -> Array:
     return weight
 
 
-def _signed_distance(view: View, number: int, region: Region, pen: Pen) -> Array | float:
+def _signed_distance(view: View, entrant: _Entrant, region: Region, pen: Pen) -> Array | float:
     """Return how far inside (above 0) or outside an object the pixels of a region are in a view."""
-    near = _common(_widened(region, pen.margin(pen.reach)), view.region)
-    assert near is not None
-    mask = view.ids[near.relative_to(view.region.start).slices] == number
+    reachable = _common(_widened(region, pen.margin(pen.reach)), view.region)
+    assert reachable is not None
+    inside = _common(reachable, entrant.extent) or region  # beyond, nothing is of the object
+    near = Region(
+        tuple(map(min, inside.start, region.start)), tuple(map(max, inside.stop, region.stop))
+    )
+    mask = view.ids[near.relative_to(view.region.start).slices] == entrant.number
     n = int(np.count_nonzero(mask))
     if n in (0, mask.size):
         return pen.reach if n else -pen.reach
