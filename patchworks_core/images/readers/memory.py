@@ -151,6 +151,11 @@ def open_mapped(mapped: MappedArray, level: int, axes: str | None) -> Opened:
 def open_numpy(array: npt.NDArray[np.generic], level: int, axes: str | None) -> Opened:
     """Open a NumPy array; its bytes are its identity."""
     where = "a NumPy array"
+    if np.ma.is_masked(array):
+        raise ImageError(
+            f"an image has a value at every pixel, got {where} with a mask; give the masked pixels "
+            "a value first, such as image.filled(0)"
+        )
     letters = file_axes(None, array.shape, axes, where)
     check_level(level, [array.shape], where)
     return Opened(array, letters, "NumPy array", partial(_content, array))
@@ -159,6 +164,11 @@ def open_numpy(array: npt.NDArray[np.generic], level: int, axes: str | None) -> 
 def open_dask(array: dask.array.Array, level: int, axes: str | None) -> Opened:
     """Open a Dask array; its Dask token and the local files that it reads are its identity."""
     where = "a Dask array"
+    if isinstance(array._meta, np.ma.MaskedArray):
+        raise ImageError(
+            f"an image has a value at every pixel, got {where} of masked arrays; give the masked "
+            "pixels a value first, such as dask.array.ma.filled(image, 0)"
+        )
     if any(not isinstance(n, int) for n in array.shape):
         raise ImageError(
             f"an image needs a known shape, got {array.shape!r} in {where}; "

@@ -36,6 +36,7 @@ from patchworks_core.files.locations import (
     split_scene,
 )
 from patchworks_core.images.readers.file_array import FileArray
+from patchworks_core.images.readers.gaps import gaps_in, stored_segments
 from patchworks_core.images.readers.ome_xml import (
     check_counts,
     check_described_here,
@@ -277,6 +278,7 @@ def _open_series(
     if part.dataoffset is None:
         check_size(part.shape, part.keyframe.chunks, part.dtype.itemsize, repr(url))
     files = _files_of(tif, part, url)
+    is_stored = stored_segments(part)
     metadata = _read_metadata(tif, series)
     pixels = _pixels(tif, series, level, url)
     n_channels = part.shape[letters.index("c")] if "c" in letters else 0
@@ -294,6 +296,7 @@ def _open_series(
         level=level,
         n_levels=len(shapes),
         notes=axes_notes(part.axes, letters, axes, url),
+        gaps=partial(gaps_in, is_stored, f"strips or tiles of {url!r}", part.keyframe.nodata),
     )
 
 

@@ -13,12 +13,12 @@ from typing import Any
 from zipfile import ZipFile
 
 import numpy as np
-import numpy.typing as npt
 import zarr
 from zarr.storage import FsspecStore, LocalStore, ZipStore
 
 from patchworks_core.errors import ImageError
 from patchworks_core.files.locations import check_linked_folder, check_regular_file, is_content
+from patchworks_core.images.readers.gaps import gaps_in
 from patchworks_core.images.readers.opened import Gaps
 
 _METADATA = {"zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"}
@@ -65,31 +65,9 @@ def find_gaps(array: zarr.Array[Any], where: str) -> Gaps | None:
     for place in map(_place_in(array), keys):
         if place is not None:
             is_stored[place] = True
-    n_missing = n_chunks - int(np.count_nonzero(is_stored))
-    if n_missing == 0 or not isinstance(array.store, (LocalStore, ZipStore, FsspecStore)):
+    if not isinstance(array.store, (LocalStore, ZipStore, FsspecStore)):
         return None
-    n_within = _n_within(is_stored)
-    among = f", {n_within} of them among stored ones" if n_within else ""
-    return Gaps(
-        f"{n_missing} of {n_chunks} chunks of {where} are not stored{among}; they are read as "
-        f"{array.fill_value!r}: a writer leaves out empty chunks, and so does a broken copy",
-        is_suspicious=n_missing == n_chunks or n_within > 0,
-    )
-
-
-def _n_within(is_stored: npt.NDArray[np.bool_]) -> int:
-    """Count the missing chunks whose every neighbour, across a face, is stored; 2 or more."""
-    is_within = ~is_stored
-    n_neighbours = np.zeros(is_stored.shape, np.int8)
-    for axis in range(is_stored.ndim):
-        for ahead in (True, False):
-            here, there = [slice(None)] * is_stored.ndim, [slice(None)] * is_stored.ndim
-            here[axis], there[axis] = slice(None, -1), slice(1, None)
-            if ahead:
-                here, there = there, here
-            is_within[tuple(here)] &= is_stored[tuple(there)]
-            n_neighbours[tuple(here)] += 1
-    return int(np.count_nonzero(is_within & (n_neighbours >= 2)))
+    return gaps_in(is_stored, f"chunks of {where}", array.fill_value)
 
 
 def _grid(array: zarr.Array[Any]) -> tuple[int, ...]:

@@ -247,6 +247,36 @@ def test_chunks_that_are_not_stored_are_told_of_with_their_number(
     assert gaps.is_suspicious == is_suspicious
 
 
+@pytest.mark.parametrize(
+    ("lost", "words", "is_suspicious"),
+    [
+        ([(0, 5)], "1 of 32 strips or tiles of .*a.tif' are not stored, 1 of them among", True),
+        ([(1, 0), (1, 1), (1, 4), (1, 5)], "4 of 32 .* are not stored; they are read as 0", False),
+        ([(page, n) for page in (0, 1) for n in range(16)], "32 of 32 .* are not stored", True),
+    ],
+)
+def test_tiles_of_a_tiff_without_bytes_are_told_of(tmp_path, lost, words, is_suspicious):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, STACK[:2], tile=(16, 16), compression="zlib", metadata={"axes": "ZYX"})
+    assert open_image(path, axes="zyx").gaps is None
+    with tifffile.TiffFile(path, mode="r+") as tif:
+        for page in (0, 1):
+            tag = tif.pages[page].tags["TileByteCounts"]
+            tag.overwrite([0 if (page, i) in lost else n for i, n in enumerate(tag.value)])
+    gaps = open_image(path, axes="zyx").gaps
+    assert re.search(words, gaps.text)
+    assert gaps.is_suspicious == is_suspicious
+
+
+@pytest.mark.parametrize("make", [np.asanyarray, da.from_array], ids=["numpy", "dask"])
+def test_a_mask_is_not_dropped(make):
+    masked = np.ma.masked_less(STACK[0], 100)
+    with pytest.raises(ImageError, match=r"a value at every pixel.*filled\("):
+        open_image(make(masked))
+    assert np.array_equal(open_image(masked.filled(0)).pixels, masked.filled(0))
+    assert open_image(np.ma.array(STACK[0])).gaps is None  # masks nothing
+
+
 def test_holes_are_told_of_once_where_an_image_is_segmented(tmp_path):
     write_array(tmp_path / "a.zarr")
     (tmp_path / "a.zarr" / "c" / "1" / "1").unlink()
