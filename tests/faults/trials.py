@@ -169,8 +169,8 @@ def run(
     call: Callable[[Path], None], folder: Path, at: int | None = None, fault: Fault = "kill"
 ) -> Ended:
     """Run a call in a copy of this process, stopped at a step; return how it ended."""
-    shutil.rmtree(folder.with_name(f"{folder.name}.calls"), ignore_errors=True)
-    calls = folder.with_name(f"{folder.name}.calls")
+    calls = folder.with_name("calls")  # always the same: what a function reads tells it apart
+    shutil.rmtree(calls, ignore_errors=True)
     calls.mkdir()
     answer = folder.with_name(f"{folder.name}.answer")
     answer.unlink(missing_ok=True)
