@@ -99,6 +99,7 @@ def test_every_page_of_the_site_is_in_its_table_of_contents():
     assert not {page for page in pages if page not in nav}
 
 
+@pytest.mark.slow
 def test_what_the_readme_says_to_type_runs_in_an_empty_folder():
     page = Document.parse(str(DOCS.parent / "README.md"), *PARSERS)
     setup(page.namespace)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +12,6 @@ from patchworks_core.images.image import Image
 from patchworks_core.machine.budget import granted_cores, granted_memory_bytes
 from patchworks_core.machine.devices import Gpus, devices_for
 from patchworks_core.machine.pools import Compute
-from patchworks_core.machine.progress import Progress, no_progress, step_bars
 from patchworks_core.machine.sizing import MEMORY_FRACTION, auto_tile_shape
 from patchworks_core.pilot.trials import ASSUMED_HALO
 
@@ -84,13 +82,3 @@ def _chunks_as_tiles(image: Image) -> tuple[int, ...]:
 def has_gpu(wants_gpu: bool, gpus: Gpus = None) -> bool:
     """Return whether a GPU is wanted and there is one; say so once where there is none."""
     return bool(devices_for(wants_gpu, gpus))
-
-
-@contextmanager
-def progress_of(progress: bool | Progress | None) -> Iterator[Progress]:
-    """Give the function to tell of progress: bars, the caller's own, or none."""
-    if progress is True:
-        with step_bars("patchworks") as show:
-            yield show
-    else:
-        yield progress or no_progress

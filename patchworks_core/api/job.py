@@ -15,7 +15,11 @@ from upath import UPath
 from patchworks_core.api.provenance import provenance_of
 from patchworks_core.api.staging_log import Say, StagingLog, check_staged
 from patchworks_core.errors import PlanError, StageError
-from patchworks_core.files.label_arrays import create_label_array, open_label_group
+from patchworks_core.files.label_arrays import (
+    create_label_array,
+    open_label_group,
+    refuse_ome_image,
+)
 from patchworks_core.files.replacing import (
     NEW,
     check_reads,
@@ -165,6 +169,7 @@ class Job:
     def write_array(self, plan: Plan, group: UPath, component: str, *, resume: Resume) -> None:
         """Write the labels as one array of a Zarr group."""
         target = component_path(group, component)
+        refuse_ome_image(group, component)
         work = work_folder(target)
         plan = self.in_blocks_as_staged(plan, work)
         reads = (self.image.source, self.image.pixels)

@@ -11,7 +11,6 @@ import numpy as np
 import zarr
 from upath import UPath
 
-from patchworks_core.api.arguments import progress_of
 from patchworks_core.api.options import TileOptions, planned_job
 from patchworks_core.api.tile_process import labels_of
 from patchworks_core.calls.spellings import also_spelled
@@ -21,7 +20,7 @@ from patchworks_core.files.storage import Location, as_path, open_array
 from patchworks_core.images.calibration import LengthUnit
 from patchworks_core.images.image import open_all_channels
 from patchworks_core.images.readers.memory import OverlappingBlocks, is_dask_array
-from patchworks_core.machine.progress import Progress
+from patchworks_core.machine.progress import Progress, progress_of
 from patchworks_core.plugins.segmentation import declare
 from patchworks_core.seams.rules import MergeRule, Outline
 from patchworks_core.stage.plan import tile_by_tile

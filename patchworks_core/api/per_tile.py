@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 from upath import UPath
 
-from patchworks_core.api.arguments import progress_of
 from patchworks_core.api.job import MAPPED, Job, check_resume
 from patchworks_core.api.options import DEFAULTS, TileOptions, planned_job
 from patchworks_core.api.tile_process import labels_of
@@ -29,7 +28,7 @@ from patchworks_core.files.storage import Location, as_path, claimed, is_local, 
 from patchworks_core.images.calibration import LengthUnit, SizeLimits
 from patchworks_core.images.image_source import ImageSource
 from patchworks_core.machine.pools import Compute
-from patchworks_core.machine.progress import Progress, no_progress, say_aloud
+from patchworks_core.machine.progress import Progress, no_progress, progress_of, say_aloud
 from patchworks_core.machine.sending import NOT_PICKLED
 from patchworks_core.plugins.segmentation import LabelFunction, Segmentation, segmentation_of
 from patchworks_core.seams.rules import MergeOptions, MergeRule, Outline
@@ -213,7 +212,7 @@ def stage_tile(stage: Location | PlannedTiles, tile: int | str, *, again: bool =
     Raises
     ------
     StageError
-        If nothing is planned there, or image or function changed since.
+        If nothing is planned there.
     PlanError
         If there is no such tile.
     TileOutputError
@@ -225,7 +224,8 @@ def stage_tile(stage: Location | PlannedTiles, tile: int | str, *, again: bool =
     Notes
     -----
     Any number of processes may call it at once. Of two with the same tile on one machine the second
-    waits, and finds it done.
+    waits, and finds it done. That the image was changed meanwhile, `merge_stage` notices, and
+    names the tiles: looking through a large one for every tile would take longer than many tiles.
     """
     planned = planned_tiles(stage)
     block = _block_of(planned, tile)

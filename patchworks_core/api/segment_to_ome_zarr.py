@@ -7,7 +7,6 @@ from typing import Literal, Unpack, overload
 
 from upath import UPath
 
-from patchworks_core.api.arguments import progress_of
 from patchworks_core.api.estimate import Estimate, estimate
 from patchworks_core.api.options import DEFAULTS, TileOptions, planned_job
 from patchworks_core.calls.options import spelled_out
@@ -15,7 +14,7 @@ from patchworks_core.calls.values import html_table
 from patchworks_core.files.storage import Location, as_path
 from patchworks_core.images.image_source import ImageSource
 from patchworks_core.machine.pools import Compute
-from patchworks_core.machine.progress import Progress
+from patchworks_core.machine.progress import Progress, progress_of
 from patchworks_core.ome_zarr.label_image import LabelImage
 from patchworks_core.ome_zarr.metadata import OmeVersion, check_axes
 from patchworks_core.plugins.segmentation import LabelFunction, Segmentation

@@ -12,7 +12,6 @@ from upath import UPath
 
 from patchworks_core.api.arguments import (
     TileShape,
-    progress_of,
 )
 from patchworks_core.api.estimate import Estimate, estimate
 from patchworks_core.api.job import Job, Resume
@@ -26,7 +25,7 @@ from patchworks_core.images.image_source import ImageSource
 from patchworks_core.images.units import PixelSize
 from patchworks_core.machine.devices import Gpus
 from patchworks_core.machine.limits import Auto
-from patchworks_core.machine.progress import Progress
+from patchworks_core.machine.progress import Progress, progress_of
 from patchworks_core.machine.workers import WorkerKind
 from patchworks_core.plugins.segmentation import LabelFunction, Segmentation
 from patchworks_core.seams.rules import MergeRule, Outline

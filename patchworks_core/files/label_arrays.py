@@ -153,3 +153,19 @@ def open_group(path: UPath, zarr_format: ZarrFormat | None = None) -> zarr.Group
             f"the metadata of the Zarr group at {path} are damaged ({error}); restore its "
             "zarr.json (.zgroup, .zattrs), or write elsewhere"
         ) from error
+
+
+def refuse_ome_image(group: UPath, component: str) -> None:
+    """Raise PlanError where an array would stand in place of the label images of an OME-Zarr."""
+    if component.strip("/") != "labels" or group_format(group) is None:
+        return
+    try:
+        attributes: Any = zarr.open_group(zarr_store(group), mode="r").attrs.asdict()
+    except (zarr.errors.ContainsArrayError, ValueError, TypeError, KeyError):
+        return  # said by whoever writes there
+    if "multiscales" in attributes or "multiscales" in (attributes.get("ome") or ()):
+        raise PlanError(
+            f"{group} is an OME-Zarr image, whose 'labels' are a group of label images, not an "
+            "array; write into it with segment_to_ome_zarr or write_labels, or name another "
+            "write_to or output_component"
+        )

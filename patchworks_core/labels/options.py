@@ -6,8 +6,8 @@ which gives it the whole signature to show, and refuses other names as Python do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ParamSpec, TypedDict, TypeVar
 
 from patchworks_core.calls.options import spelled_out
@@ -16,7 +16,7 @@ from patchworks_core.images.image_source import ImageSource
 from patchworks_core.images.units import PixelSize
 from patchworks_core.labels.source import LabelSource
 from patchworks_core.machine.pools import Pool
-from patchworks_core.machine.progress import Progress
+from patchworks_core.machine.progress import Progress, progress_of
 from patchworks_core.machine.workers import WorkerKind, Workers
 
 P = ParamSpec("P")
@@ -42,8 +42,8 @@ class ReadingOptions(TypedDict, total=False):
     workers: WorkerKind
     """``threads``, the default, or ``processes``."""
 
-    progress: Progress | None
-    """``progress(step, done, total)``; nobody is told by default."""
+    progress: bool | Progress | None
+    """Bars, or ``progress(step, done, total)``; nobody is told by default."""
 
 
 class LabelOptions(ReadingOptions, total=False):
@@ -90,4 +90,10 @@ def source_of(labels: ImageSource, options: LabelOptions | ReadingOptions) -> La
 def pool_of(options: LabelOptions | ReadingOptions) -> AbstractContextManager[Pool]:
     """Return the pool that the options ask for, to be opened."""
     values: dict[str, Any] = {**DEFAULTS, **options}
-    return Pool.open(Workers(values["max_workers"], values["workers"]), values["progress"])
+    return _pool(Workers(values["max_workers"], values["workers"]), values["progress"])
+
+
+@contextmanager
+def _pool(workers: Workers, progress: bool | Progress | None) -> Iterator[Pool]:
+    with progress_of(progress) as tell, Pool.open(workers, tell) as pool:
+        yield pool

@@ -38,6 +38,26 @@ def active_client() -> Any | None:
         return None
 
 
+def checked_client(client: Any) -> Any:
+    """Return the Dask client that was given, or that of a local cluster.
+
+    Raises
+    ------
+    ClusterError
+        If it is none, or was closed.
+    """
+    if isinstance(client, LocalCluster):
+        client = client.client
+    if not (hasattr(client, "scheduler") and hasattr(client, "get_executor")):
+        raise ClusterError(
+            "client= is a distributed.Client, or what make_local_cluster() returned, got "
+            f"{client!r}; for a cluster or an address: Client(it)"
+        )
+    if getattr(client, "status", None) == "closed":
+        raise ClusterError(f"the Dask client {client!r} is closed; open another one")
+    return client
+
+
 def refuse_in_process(client: Any) -> None:
     """Raise ClusterError where the workers of a Dask client are threads of this process.
 

@@ -32,6 +32,7 @@ from patchworks_core.machine.budget import (
 from patchworks_core.machine.dask_clients import (
     ClusterExecutor,
     active_client,
+    checked_client,
     make_local_cluster,
     refuse_in_process,
 )
@@ -280,7 +281,7 @@ class Compute:
         """
         client = self._client()
         if client is not None:
-            pool = Pool.of_cluster(client, RETRY)
+            pool = Pool.of_cluster(checked_client(client), RETRY)
             if self.max_workers is not None:
                 reason = f"{pool.reason}, whatever max_workers={self.max_workers} says"
                 pool = replace(pool, reason=reason)

@@ -55,6 +55,16 @@ def step_bars(title: str, console: Console | None = None) -> Iterator[Progress]:
         yield Lines(title, lambda text: shown.print(text, markup=False, highlight=False))
 
 
+@contextmanager
+def progress_of(progress: bool | Progress | None) -> Iterator[Progress]:
+    """Give the function to tell of progress: bars, the caller's own, or none."""
+    if progress is True:
+        with step_bars("patchworks") as show:
+            yield show
+    else:
+        yield progress or no_progress
+
+
 def in_notebook() -> bool:
     """Tell whether a notebook shows what this process draws."""
     ipython = sys.modules.get("IPython")

@@ -109,6 +109,8 @@ class LabelImage:
 
         Metadata of one format written into the other would hide the image from its readers.
         """
+        if self.version not in ZARR_FORMATS:
+            raise PlanError(f"version must be '0.5' or '0.4', got {self.version!r}")
         actual = group_format(self.container)
         if actual not in (None, self.zarr_format):
             fitting = next(v for v, zarr_format in ZARR_FORMATS.items() if zarr_format == actual)

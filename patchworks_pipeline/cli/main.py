@@ -396,7 +396,7 @@ def status(
 @app.command()
 def ui(
     home: Home = HOME,
-    port: Annotated[int, typer.Option(help="Of the webserver.")] = 3000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Of the webserver.")] = 3000,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     automation: Annotated[
         bool, typer.Option(help="Whether sensors and schedules may start runs.")

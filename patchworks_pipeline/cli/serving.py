@@ -15,7 +15,7 @@ from patchworks_pipeline.automation.alerts import ADDRESS_VARIABLE
 from patchworks_pipeline.image_faults import words_of
 from patchworks_pipeline.instance.home import home_environment, prepare_home
 from patchworks_pipeline.instance.run_processes import open_instance
-from patchworks_pipeline.resources.resources import AUTOMATION_VARIABLE
+from patchworks_pipeline.resources.resources import AUTOMATION_VARIABLE, Automation
 
 MODULE = "patchworks_pipeline.definitions"
 
@@ -47,6 +47,7 @@ def serve(home: Path, *, host: str, port: int, automation: bool = True) -> int:
         environment[AUTOMATION_VARIABLE] = "off"
     environment.setdefault(ADDRESS_VARIABLE, _address(host, port))
     os.environ.update(environment)
+    Automation().of_home().why_off()  # a setting that is none is said here, not by every sensor
     _must_be_free(host, port)
     with open_instance(home):
         pass

@@ -19,6 +19,7 @@ from tests.tissue import MARKED_KEY, marked_tissue
 
 pytestmark = [
     pytest.mark.browser,
+    pytest.mark.slow,
     pytest.mark.skipif(
         importlib.util.find_spec("playwright") is None, reason="playwright is not installed"
     ),

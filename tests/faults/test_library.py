@@ -14,11 +14,11 @@ SEED = 13
 
 
 def test_a_call_that_was_stopped_anywhere_is_completed_by_the_same_call(tmp_path):
-    done = list(points.trials(tmp_path / "points", seed=SEED, n=30))
+    done = list(points.trials(tmp_path / "points", seed=SEED, n=16))
     assert Counter(t.fault for t in done).keys() == set(FAULTS)
     assert {t.call for t in done} == set(CALLS)
-    assert sum(t.first.code != 0 for t in done) >= 6, "some were killed"
-    assert sum(bool(t.first.error) for t in done) >= 6, "some met an error"
+    assert sum(t.first.code != 0 for t in done) >= 3, "some were killed"
+    assert sum(bool(t.first.error) for t in done) >= 3, "some met an error"
     assert [(t.call, t.fault, t.at, t.faults) for t in done if t.faults] == []
 
 
@@ -30,7 +30,7 @@ def test_a_call_that_was_stopped_at_each_step_is_completed_by_the_same_call(tmp_
     assert [(t.call, t.fault, t.at, t.faults) for t in done if t.faults] == []
 
 
-@pytest.mark.parametrize("every", [23, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [41, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_damaged_file_is_done_again_or_named_and_never_merged(every, tmp_path):
     done = list(damage.trials(tmp_path / "damage", seed=SEED, every=every))
     assert [each for each in done if each.is_silent] == []

@@ -28,8 +28,8 @@ def trials(*kinds: str, n_trials: int, seconds: int) -> list[dict[str, object]]:
 
 
 def test_a_run_that_is_killed_is_taken_up_as_if_nothing_had_been():
-    became = trials("step", n_trials=3, seconds=280)
-    assert [trial["faults"] for trial in became] == [[]] * 3
+    became = trials("step", n_trials=1, seconds=280)
+    assert [trial["faults"] for trial in became] == [[]]
     assert all(trial["was_hit"] for trial in became)
     assert max(trial["seconds"] for trial in became) < 100
 

@@ -193,6 +193,10 @@ def _checked_override(override: str, shape: Sequence[int], where: str) -> str:
     return letters
 
 
+_OF_A_PICTURE = 32
+"""Pixels along the sides of an array that may be a picture in colour."""
+
+
 def _axes_by_rule(shape: Sequence[int], where: str) -> str:
     """Name the axes of an array without metadata; never a channel or time axis."""
     if len(shape) not in _RULE:
@@ -200,6 +204,12 @@ def _axes_by_rule(shape: Sequence[int], where: str) -> str:
             f"the axes of {len(shape)} dimensions cannot be known without metadata, got shape "
             f"{tuple(shape)!r} in {where}; pass axes=, such as "
             f"{'tzyx' if len(shape) == 4 else 'tczyx'!r}"
+        )
+    if len(shape) == 3 and shape[-1] in (3, 4) and min(shape[:2]) >= _OF_A_PICTURE:
+        raise ImageError(
+            f"{shape[-1]} values at each of {shape[0]} x {shape[1]} pixels may be a picture in "
+            f"colour or a thin volume, got shape {tuple(shape)!r} in {where}; say axes='yxc' (and "
+            "channel=) or axes='zyx'"
         )
     return _RULE[len(shape)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -19,7 +20,17 @@ from patchworks_core.machine.interrupts import (
 )
 from tests.core.staging import label_components
 
+# A signal may come between the opening of a file and its being closed by name.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 IMAGE = np.ones((8, 16), "u1")
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_open():
+    """What a signal left open is closed before another test is blamed for it."""
+    yield
+    gc.collect()
 
 
 def interrupt_once(tiles, n, number):
@@ -33,8 +44,6 @@ def interrupt_once(tiles, n, number):
     threading.Thread(target=watch, daemon=True).start()
 
 
-# What is given up may be about to open a file.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, TerminatedError)]
 )

@@ -159,3 +159,12 @@ def test_what_the_machine_lacks_is_no_bad_input_and_an_error_of_the_code_passes(
     with pytest.raises(ZeroDivisionError):
         call_command_line("status")
     assert commands.code_of(ValueError()) == 2
+
+
+def test_a_port_that_is_none_and_a_setting_that_is_none_start_no_server(tmp_path, monkeypatch):
+    home = ["--home", str(tmp_path)]
+    code, err = call_command_line("ui", *home, "--port", "99999")
+    assert (code, "65535" in err) == (2, True), err
+    monkeypatch.setenv("PATCHWORKS_AUTOMATION", "perhaps")
+    code, err = call_command_line("ui", *home)
+    assert (code, "must be one of" in err) == (2, True), err
