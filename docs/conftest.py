@@ -10,8 +10,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import shlex
-import subprocess
-import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -21,6 +19,9 @@ import yaml
 from sybil import Example, Sybil
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser
+from typer.testing import CliRunner
+
+from patchworks_pipeline.cli.main import app
 
 NEEDS = {"cellpose.md": "cellpose", "stardist.md": "stardist"}
 """Pages whose code needs a package that is not part of the default installation."""
@@ -70,17 +71,14 @@ def run_with_weights(example: Example) -> str | None:
 
 
 def run_lines(example: Example) -> None:
-    """Run each command of a ``sh`` block, with the programs of this environment."""
-    programs = Path(sys.executable).parent
-    environment = os.environ | {
-        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
-        "PATCHWORKS_HOME": os.path.join(os.getcwd(), "home"),
-    }
+    """Call each command of a ``sh`` block as the program does, in this process."""
     for line in str(example.parsed).replace("\\\n", " ").splitlines():
         command = shlex.split(line, comments=True)
         if command:
-            done = subprocess.run(command, env=environment, capture_output=True, text=True)
-            assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+            assert command[0] == "patchworks", f"a console block is not run, and says {line!r}"
+            environment = {"PATCHWORKS_HOME": os.path.join(os.getcwd(), "home")}
+            result = CliRunner().invoke(app, command[1:], env=environment)
+            assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception!r}"
 
 
 def parse(example: Example) -> None:

@@ -27,6 +27,7 @@ def trials(*kinds: str, n_trials: int, seconds: int) -> list[dict[str, object]]:
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_is_taken_up_as_if_nothing_had_been():
     became = trials("step", n_trials=1, seconds=280)
     assert [trial["faults"] for trial in became] == [[]]

@@ -122,6 +122,7 @@ def test_a_region_of_several_blocks_is_read_from_their_cores():
         np.testing.assert_array_equal(opened.read(region), pixels[region.slices])
 
 
+@pytest.mark.slow
 def test_many_small_blocks_keep_what_they_overlap():
     pixels = image((90, 100))
     merged = merge_tile_labels(blocks(pixels, (9, 10), 3), overlap=3)

@@ -229,6 +229,7 @@ def test_the_stage_is_an_ordinary_one_that_tile_process_completes(tmp_path):
     assert planned.missing() == []
 
 
+@pytest.mark.slow
 def test_of_many_small_tiles_each_has_its_number(tmp_path):
     options = {"tile_shape": (4, 5, 6), "overlap": 2, "merge": "touching"}
     planned = plan_tiles(smooth_blobs(), ndimage_label, tmp_path / "stage", **options)

@@ -85,6 +85,7 @@ def test_labels_on_s3_are_those_of_the_whole_image(image, mask, place):
     assert_same_partition(merged.compute(), ndimage.label(mask)[0])
 
 
+@pytest.mark.slow
 def test_a_failed_tile_is_redone_alone_and_by_other_processes(image, mask, place, tmp_path):
     flag, calls = str(tmp_path / "flag"), str(tmp_path / "calls")
 

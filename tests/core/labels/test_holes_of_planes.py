@@ -18,6 +18,7 @@ def labels_of(seed, shape=(4, 24, 30)):
     ]
 
 
+@pytest.mark.slow
 @settings(max_examples=8)
 @given(seed=st.integers(0, 99), tile=st.sampled_from([(1, 9, 9), (2, 10, 30), (3, 7, 11)]))
 def test_each_plane_is_filled_as_an_image_of_its_own(seed, tile):

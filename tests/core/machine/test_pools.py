@@ -106,6 +106,7 @@ def test_each_gpu_has_one_worker_that_sees_no_other(monkeypatch):
         pass
 
 
+@pytest.mark.slow
 def test_an_active_cluster_takes_the_tiles_without_being_told(tmp_path):
     pixels, pids = blobs((48, 48)), tmp_path / "pids"
     pids.mkdir()

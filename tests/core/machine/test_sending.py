@@ -85,6 +85,7 @@ def item_sizes(monkeypatch):
     return sizes
 
 
+@pytest.mark.slow
 def test_a_processed_image_goes_to_processes_once_and_gives_the_same_pixels(monkeypatch):
     sizes = item_sizes(monkeypatch)
     image = process_lazily(PIXELS, maximum(3))
@@ -133,6 +134,7 @@ def test_a_task_that_cannot_be_pickled_fails_item_by_item():
     assert all(o.failure is not None and "pickle" in str(o.failure) for o in outcomes)
 
 
+@pytest.mark.slow
 def test_a_cluster_gets_a_large_task_once():
     pid = os.getpid()
 

@@ -291,6 +291,7 @@ def test_an_image_without_objects_goes_through(pipeline, tmp_path):
     assert metadata_of(done["merge"], "object_table")["n_objects"] == 0
 
 
+@pytest.mark.slow
 def test_a_volume_goes_through(pipeline, tmp_path):
     volume = tissue((12, 40, 40), n_cells=30)
     path = write_tiff(tmp_path / "volume.tif", volume, "ZYX")
@@ -405,6 +406,7 @@ def test_the_labels_say_how_they_were_made(pipeline, tissue_path):
     assert record["stage"] == folder.stage().content()
 
 
+@pytest.mark.slow
 def test_labels_corrected_by_hand_are_merged_over_only_when_the_run_says_so(pipeline, tissue_path):
     folder = pipeline.register(tissue_path)
     pipeline.run_to_labels(folder)
@@ -425,6 +427,7 @@ def test_labels_corrected_by_hand_are_merged_over_only_when_the_run_says_so(pipe
     assert pipeline.merge(folder).success
 
 
+@pytest.mark.slow
 def test_a_chunk_of_the_labels_that_was_lost_is_noticed_by_the_next_merge(pipeline, tissue_path):
     folder = pipeline.register(tissue_path)
     pipeline.run_to_labels(folder)

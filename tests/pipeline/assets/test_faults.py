@@ -131,6 +131,7 @@ def test_a_merge_with_a_hole_says_that_it_is_partial_and_heals(pipeline, marked_
     assert files_under(found[0]) == files_under(found[1])
 
 
+@pytest.mark.slow
 def test_what_a_block_left_half_written_is_no_part_of_a_partial_merge(
     pipeline, marked_path, mended
 ):
@@ -340,6 +341,7 @@ def test_retry_repairs_tiles_that_failed_apart_in_one_run(pipeline, scattered, m
     assert failed_partitions(pipeline) == set()
 
 
+@pytest.mark.slow
 def test_the_command_line_logs_tiles_that_are_staged_and_were_not_logged(
     pipeline, marked_path, mended, monkeypatch
 ):

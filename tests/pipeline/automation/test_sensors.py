@@ -338,6 +338,7 @@ def test_a_cursor_that_is_not_ours_is_a_beginning():
 # The chain
 
 
+@pytest.mark.slow
 def test_the_chain_gives_what_one_call_of_the_library_gives(daemon, clock, landing):
     choose("a", write_tiff(landing / "a.tif", tissue()))
     land(daemon, clock)
@@ -347,6 +348,7 @@ def test_the_chain_gives_what_one_call_of_the_library_gives(daemon, clock, landi
     np.testing.assert_array_equal(labels_of("a"), expected)
 
 
+@pytest.mark.slow
 def test_a_new_version_goes_through_the_whole_chain(daemon, clock, landing):
     path = write_tiff(landing / "a.tif", tissue())
     choose("a", path)
@@ -395,6 +397,7 @@ def test_a_failed_tile_makes_the_merge_wait(daemon, clock, landing, mended):
     assert labels_of("a").max() == len(np.unique(marked_tissue())) - 1
 
 
+@pytest.mark.slow
 def test_a_tile_that_comes_out_otherwise_is_merged_once(daemon, clock, landing):
     choose("a", write_tiff(landing / "a.tif", tissue()))
     land(daemon, clock)

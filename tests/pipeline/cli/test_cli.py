@@ -132,6 +132,7 @@ def test_failing_tiles_are_listed_and_only_they_are_staged_again(
     assert_same_partition(labels_of("other"), marked_tissue())
 
 
+@pytest.mark.slow
 def test_why_tiles_could_not_start_is_said_instead_of_old_failures(
     patchworks, marked_path, monkeypatch
 ):
@@ -270,6 +271,7 @@ def test_an_image_whose_pixels_are_damaged_is_named(patchworks, tmp_path):
     assert "damaged.tif" in "".join(printed.split())
 
 
+@pytest.mark.slow
 def test_two_images_of_one_name_need_another_name(patchworks, tmp_path, tissue_path):
     assert patchworks("run", tissue_path, *PERFECT)[0] == 0
     (tmp_path / "second").mkdir()
@@ -373,6 +375,7 @@ def test_segment_refuses_bad_options(patchworks, tissue_path, tmp_path, argument
     assert words in printed
 
 
+@pytest.mark.slow
 def test_the_demo_segments_a_real_micrograph(patchworks, home):
     code, printed = patchworks("demo")
     assert code == 0
@@ -381,6 +384,7 @@ def test_the_demo_segments_a_real_micrograph(patchworks, home):
     assert (home / "store" / "immunohistochemistry" / "report" / "overlay.png").exists()
 
 
+@pytest.mark.slow
 def test_another_rule_is_merged_without_staging_again_and_is_kept(patchworks, home, tissue_path):
     assert patchworks("run", tissue_path, *PERFECT)[0] == 0
     before = staged_tiles(home), labels_of("tissue").max()
@@ -433,6 +437,7 @@ def test_a_merge_with_holes_must_be_asked_for(patchworks, home, marked_path):
     assert not labels_of("marked")[hole.slices].any()
 
 
+@pytest.mark.slow
 def test_a_retry_heals_a_merge_with_holes(patchworks, home, marked_path, mended):
     patchworks("run", marked_path, *FAILS)
     patchworks("merge", "marked", "--allow-missing-tiles")
