@@ -24,9 +24,9 @@ from patchworks_core.seams.edge_table import EdgeTable
 from patchworks_core.seams.lookup import LookupTable, build_lut, renumbered
 from patchworks_core.seams.pairs import compare_faces
 from patchworks_core.seams.rules import MergeOptions, joined_pairs
-from patchworks_core.seams.strips import Side
+from patchworks_core.seams.strips import Side, strips_of_tiles
 from patchworks_core.seams.views import Outlines
-from patchworks_core.stage.block_files import NOT_STAGED, strips_of_tiles
+from patchworks_core.stage.block_files import NOT_STAGED
 from patchworks_core.stage.object_sums import ObjectSums, measure_tile, merge_objects
 from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.tile_labels import number_ids

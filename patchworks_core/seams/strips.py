@@ -137,6 +137,19 @@ def strip_of_tile(
     return strips[slot_slices(index, first, slot_shape(grid, axis))]
 
 
+def strips_of_tiles(
+    grid: TileGrid, strips: np.ndarray[Any, Any], indexes: np.ndarray[Any, Any], axis: int
+) -> np.ndarray[Any, Any]:
+    """Return the strips of several tiles of one block from those of the block, stacked."""
+    first = [place.start for place in grid.tile_slices(grid.block_index_of(indexes[0]))]
+    slot = slot_shape(grid, axis)
+    counts = [n // s for n, s in zip(strips.shape, slot, strict=True)]
+    by_tile = strips.reshape([n for pair in zip(counts, slot, strict=True) for n in pair])
+    by_tile = by_tile.transpose([*range(0, 2 * len(slot), 2), *range(1, 2 * len(slot), 2)])
+    stacked: np.ndarray[Any, Any] = by_tile[tuple((indexes - first).T)]
+    return stacked
+
+
 def slot_slices(
     index: Sequence[int], first: Sequence[int], slot: Sequence[int]
 ) -> tuple[slice, ...]:

@@ -183,17 +183,6 @@ def strips_in(
     return {(axis, side): arrays[_strips_name(axis, side)] for axis, side in places}
 
 
-def strips_of_tiles(grid: TileGrid, strips: Array, indexes: Array, axis: int) -> Array:
-    """Return the strips of tiles from those of their block, stacked."""
-    first = [place.start for place in grid.tile_slices(grid.block_index_of(indexes[0]))]
-    slot = slot_shape(grid, axis)
-    counts = [n // s for n, s in zip(strips.shape, slot, strict=True)]
-    by_tile = strips.reshape([n for pair in zip(counts, slot, strict=True) for n in pair])
-    by_tile = by_tile.transpose([*range(0, 2 * len(slot), 2), *range(1, 2 * len(slot), 2)])
-    stacked: Array = by_tile[tuple((indexes - first).T)]
-    return stacked
-
-
 def objects_in(axes: str, packed: PackedFile) -> ObjectSums:
     """Return the object sums of a block, one row per label, tile after tile.
 

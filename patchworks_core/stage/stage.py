@@ -42,7 +42,7 @@ from patchworks_core.files.storage import (
     write_text,
 )
 from patchworks_core.files.tables import DamagedError
-from patchworks_core.seams.strips import Side
+from patchworks_core.seams.strips import Side, strip_of_tile
 from patchworks_core.stage import first_layout
 from patchworks_core.stage.block_files import (
     NOT_STAGED,
@@ -51,7 +51,6 @@ from patchworks_core.stage.block_files import (
     encode_block,
     objects_in,
     strips_in,
-    strips_of_tiles,
 )
 from patchworks_core.stage.block_listing import SUFFIX, BlockListing
 from patchworks_core.stage.first_layout import FirstLayout
@@ -353,9 +352,7 @@ class Stage:
             If it is damaged, or not staged.
         """
         block = self.grid.block(self.grid.block_index_of(index))
-        strips = self.strips(block)[axis, side]
-        strip: Array = strips_of_tiles(self.grid, strips, np.array([index]), axis)[0]
-        return strip
+        return strip_of_tile(self.grid, self.strips(block)[axis, side], index, axis)
 
     def areas(self, block: TileBlock) -> Array:
         """Return the pixels of each label of a block in its core, int64, tile after tile.

@@ -25,7 +25,8 @@ def samples(
 def write_samples(folder: Path) -> list[Path]:
     """Write each sample that is not there yet; return what was written."""
     folder.mkdir(parents=True, exist_ok=True)
-    writers: dict[str, Callable[[Path], None]] = {
+    pixels = _volume()
+    writers: dict[str, Callable[[Path, npt.NDArray[np.uint16]], None]] = {
         "volume.ome.zarr": _write_volume,
         "nuclei.tif": _write_plane,
         "tiles.zarr": _write_tiles,
@@ -34,7 +35,7 @@ def write_samples(folder: Path) -> list[Path]:
     for name, write in writers.items():
         path = folder / name
         if not path.exists():
-            write(path)
+            write(path, pixels)
             written.append(path)
     return written
 
@@ -48,11 +49,16 @@ def _volume() -> npt.NDArray[np.uint16]:
     return (noise + 1500 * signal).astype(np.uint16)
 
 
-def _write_volume(path: Path) -> None:
+def _plane(pixels: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint16]:
+    """Return the plane in the middle of the first channel."""
+    plane: npt.NDArray[np.uint16] = pixels[0, SHAPE[0] // 2]
+    return plane
+
+
+def _write_volume(path: Path, pixels: npt.NDArray[np.uint16]) -> None:
     """Write both channels as OME-Zarr with two levels and the size of a pixel."""
     import zarr
 
-    pixels = _volume()
     group = zarr.open_group(str(path), mode="w", zarr_format=3)
     datasets: list[Any] = []
     for level, step in enumerate((1, 2)):
@@ -73,19 +79,19 @@ def _write_volume(path: Path) -> None:
     }
 
 
-def _write_plane(path: Path) -> None:
+def _write_plane(path: Path, pixels: npt.NDArray[np.uint16]) -> None:
     """Write one plane of the first channel as TIFF."""
     import tifffile
 
-    tifffile.imwrite(path, _volume()[0, SHAPE[0] // 2], photometric="minisblack")
+    tifffile.imwrite(path, _plane(pixels), photometric="minisblack")
 
 
-def _write_tiles(path: Path) -> None:
+def _write_tiles(path: Path, pixels: npt.NDArray[np.uint16]) -> None:
     """Write labels of that plane that were made in four tiles, each counting from 1."""
     import zarr
     from scipy import ndimage
 
-    plane = _volume()[0, SHAPE[0] // 2]
+    plane = _plane(pixels)
     half = (plane.shape[0] // 2, plane.shape[1] // 2)
     stored = zarr.open_group(str(path), mode="w").create_array(
         "labels", shape=plane.shape, dtype="int32", chunks=half
