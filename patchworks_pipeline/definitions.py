@@ -13,6 +13,7 @@ from patchworks_pipeline.automation import (
     jobs,
     landing_sensor,
     retention,
+    retention_sensor,
     schedules,
     sensors,
 )
@@ -54,6 +55,7 @@ def definitions(backfills: Backfills) -> dg.Definitions:
             landing_sensor.landing_sensor,
             sensors.staging_sensor,
             sensors.merging_sensor,
+            retention_sensor.retention_sensor,
             alert_sensors.run_failure_alerts,
             alert_sensors.check_failure_alerts,
             alert_sensors.missed_alerts,
@@ -69,6 +71,7 @@ def definitions(backfills: Backfills) -> dg.Definitions:
             "cluster": DaskCluster(),
             "automation": Automation(),
             "alerts": Alerts(),
+            "retention": retention.Retention(),
         },
         # Steps are few and short, and staging fans out by itself: a process per step costs seconds.
         executor=dg.in_process_executor,

@@ -1,30 +1,44 @@
-"""Dagster's event storages, with one thing added: events of many tiles are written together.
+"""Dagster's event storages, with one thing added: many tiles are written, or removed, together.
 
 Dagster opens a connection and commits two or three times per event, which is most of what a tile
 costs. It has a call for many events at once, `store_event_batch`, and its open-source storages only
 loop in it. Here that call is one write, and `together` makes batches of what a block of code logs.
+Keys of tiles are removed in one transaction, where Dagster opens a connection for each, and with
+them what was logged of these tiles, which Dagster never removes.
 Tables and files are Dagster's own: a home may go from one to the other and back at any time.
 
 Named in ``dagster.yaml`` below ``storage: custom:``; without it all works, event by event.
 """
 
+import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Self
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Self, TypeVar
 
 import dagster as dg
-from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
+import sqlalchemy as db
+from dagster._core.storage.event_log.schema import (
+    AssetEventTagsTable,
+    DynamicPartitionsTable,
+    SqlEventLogStorageTable,
+)
 from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 from dagster._core.storage.event_log.sqlite import SqliteEventLogStorage
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._serdes import ConfigurableClassData
+
+T = TypeVar("T")
 
 WRITTEN_TOGETHER = {
     dg.DagsterEventType.ASSET_MATERIALIZATION,
     dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED,
 }
 """Events that come one per tile."""
+
+AT_ONCE = 500
+"""Values of one statement; databases limit them."""
 
 
 def together(instance: dg.DagsterInstance) -> AbstractContextManager[None]:
@@ -72,6 +86,56 @@ class EventsTogether(SqlEventLogStorage):
         if many:
             self._write(many, [self._event_to_row(event) for event in many])
 
+    def dynamic_partitions_that_start_with(self, name: str, start: str) -> list[str]:
+        """Return the keys of a dynamic partition set that start so, in its order."""
+        table = DynamicPartitionsTable.c
+        query = (
+            db.select(table.partition)
+            .where(
+                table.partitions_def_name == name,
+                # Not LIKE, for which SQLite takes upper and lower case as the same.
+                db.func.substr(table.partition, 1, len(start)) == start,
+            )
+            .order_by(table.id)
+        )
+        with self.index_connection() as connection:
+            return [str(row[0]) for row in connection.execute(query)]
+
+    def delete_dynamic_partitions(self, name: str, keys: Sequence[str]) -> None:
+        """Remove many keys of a dynamic partition set: all, or none where it fails."""
+        table = DynamicPartitionsTable.c
+        with self.index_transaction() as connection:
+            for some in _portions(keys):
+                connection.execute(
+                    DynamicPartitionsTable.delete().where(
+                        table.partitions_def_name == name, table.partition.in_(some)
+                    )
+                )
+
+    def delete_partition_events(self, asset: dg.AssetKey, keys: Sequence[str]) -> int:
+        """Remove what was logged of partitions of an asset; return how many events."""
+        event = SqlEventLogStorageTable.c
+        ids: list[int] = []
+        runs: set[str] = set()
+        with self.index_transaction() as connection:
+            for some in _portions(keys):
+                rows = connection.execute(
+                    db.select(event.id, event.run_id).where(
+                        event.asset_key == asset.to_string(), event.partition.in_(some)
+                    )
+                ).fetchall()
+                ids += [row[0] for row in rows]
+                runs |= {row[1] for row in rows}
+            for few in _portions(ids):
+                tags = AssetEventTagsTable.c.event_id.in_(few)
+                connection.execute(AssetEventTagsTable.delete().where(tags))
+                connection.execute(SqlEventLogStorageTable.delete().where(event.id.in_(few)))
+        self._delete_elsewhere(asset, keys, runs)
+        return len(ids)
+
+    def _delete_elsewhere(self, asset: dg.AssetKey, keys: Sequence[str], runs: set[str]) -> None:
+        """Remove the same events where the runs keep another copy of them."""
+
     def _write(self, events: Sequence[dg.EventLogEntry], rows: list[dict[str, Any]]) -> None:
         """Write asset events of one run."""
         raise NotImplementedError
@@ -89,6 +153,12 @@ class EventsTogether(SqlEventLogStorage):
             self._store_asset_event(connection, event, event_id)
 
 
+def _portions(values: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Yield values, as many at a time as one statement takes."""
+    for start in range(0, len(values), AT_ONCE):
+        yield values[start : start + AT_ONCE]
+
+
 def _may_wait(event: dg.EventLogEntry) -> bool:
     return event.is_dagster_event and event.dagster_event_type in WRITTEN_TOGETHER
 
@@ -104,6 +174,22 @@ class SqliteEvents(EventsTogether, SqliteEventLogStorage):
             keys = [connection.execute(insert, row).inserted_primary_key for row in rows]
             ids = [int(key[0]) for key in keys if key is not None]
             self._enter_assets(connection, events, ids)
+
+    def _delete_elsewhere(self, asset: dg.AssetKey, keys: Sequence[str], runs: set[str]) -> None:
+        event = SqlEventLogStorageTable.c
+        for run_id in sorted(runs):
+            if not Path(self.path_for_shard(run_id)).exists():
+                continue
+            with self.run_connection(run_id) as connection:
+                for some in _portions(keys):
+                    connection.execute(
+                        SqlEventLogStorageTable.delete().where(
+                            event.asset_key == asset.to_string(), event.partition.in_(some)
+                        )
+                    )
+            # The file of a run grows no more: what is free in it would be lost for ever.
+            with closing(sqlite3.connect(self.path_for_shard(run_id))) as file:
+                file.execute("VACUUM")
 
 
 class SqliteStorage(DagsterSqliteStorage):

@@ -7,6 +7,7 @@
       plan.json               grid, calibration, identity, function, versions
       statistics.json         global histogram
       stage.zarr/             one file per tile block
+      retired.json            where the tiles of a finished image are no partitions any more
       failures/<block>.json   why a tile block failed; gone once it is staged
       boundary_pairs.parquet  the edge table
       lut.parquet             joined ids, with the rule that joined them
@@ -19,6 +20,7 @@ What a record says is parsed and checked where it is read.
 
 import io
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -47,6 +49,9 @@ from patchworks_core.tiles.grid import TileBlock
 
 LABEL_NAME = "labels"
 """Of the label image in an image's container."""
+
+RETIRED = "retired.json"
+"""Record of a finished image whose tiles are no partitions any more."""
 
 UNREADABLE = "UnreadableRecord"
 """In place of the error's class, where the record of a failure cannot be read."""
@@ -304,6 +309,24 @@ class ImageFolder:
     def clear_failures(self) -> None:
         """Forget all failures, when another plan begins."""
         remove(self.path / "failures")
+
+    @property
+    def is_retired(self) -> bool:
+        """True where the tiles are no partitions any more, or are about to be none."""
+        if not self.has(RETIRED):
+            return False
+        # Version 0.1.0 wrote no time, and left the record where an image was taken up again.
+        record = read_mapping(self.path / RETIRED) or {}
+        return "time" in record or not self.has("stage.zarr/plan.json")
+
+    def write_retired(self, stage_content: str | None, n_tiles: int) -> None:
+        """Record that the tiles of an image are no partitions any more."""
+        record = {"stage": stage_content, "n_tiles": n_tiles, "time": time.time()}
+        write_text(self.path / RETIRED, json.dumps(record) + "\n")
+
+    def clear_retired(self) -> None:
+        """Forget that an image was retired, when it is taken up again."""
+        remove(self.path / RETIRED)
 
     def edges(self, stage: Stage) -> EdgeTable:
         """Return the edge table of the labels as they are staged now."""

@@ -15,7 +15,9 @@ from patchworks_core.statistics.background import has_bright_background
 from patchworks_core.statistics.measuring import measure, measure_tiles
 from patchworks_pipeline.assets.metadata import picture, shape_text, size_text
 from patchworks_pipeline.assets.planned import Measured, is_asked_for, planned_function
-from patchworks_pipeline.partitions import images, tile_keys, tiles
+from patchworks_pipeline.assets.tile_events import log_tiles_again
+from patchworks_pipeline.instance.tile_partitions import replace_tile_keys, tile_keys_of
+from patchworks_pipeline.partitions import images, tile_keys
 from patchworks_pipeline.progress import report_progress
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.resources import (
@@ -107,15 +109,15 @@ def _take_up(context: dg.AssetExecutionContext, folder: ImageFolder, plan: Plan)
     if not is_same:
         folder.clear_failures()
     folder.write_plan(plan)
+    was_retired = folder.is_retired
+    folder.clear_retired()
     keys = tile_keys(folder.key, plan.grid.block_keys())
-    partitions = context.instance.get_dynamic_partitions(str(tiles.name))
-    before = [key for key in partitions if key.rpartition("/")[0] == folder.key]
+    before = tile_keys_of(context.instance, folder.key)
     n_new, n_retired = len(set(keys) - set(before)), len(set(before) - set(keys))
     if n_new or n_retired:
-        # All are added anew in one call, so that the tiles of an image stay one contiguous range.
-        for key in before:
-            context.instance.delete_dynamic_partition(str(tiles.name), key)
-        context.instance.add_dynamic_partitions(str(tiles.name), keys)
+        replace_tile_keys(context.instance, before, keys)
+    if was_retired:  # what was logged of its tiles may be gone with their keys
+        log_tiles_again(context, folder)
     return n_new, n_retired
 
 

@@ -14,6 +14,7 @@ from patchworks_core.stage.staging import StagedBlock, StagingCount
 from patchworks_core.tiles.grid import TileBlock
 from patchworks_pipeline.assets.metadata import picture
 from patchworks_pipeline.assets.throughput import Work
+from patchworks_pipeline.instance.tile_log import TileLog
 from patchworks_pipeline.progress import report_progress
 from patchworks_pipeline.records import ImageFolder, TileFailure
 
@@ -69,6 +70,22 @@ def not_logged(instance: dg.DagsterInstance, image: str, blocks: Iterable[str]) 
     blocks = list(blocks)
     logged = instance.get_materialized_partitions(dg.AssetKey(STAGED_LABELS)) if blocks else set()
     return [block for block in blocks if f"{image}/{block}" not in logged]
+
+
+def log_tiles_again(context: dg.AssetExecutionContext, folder: ImageFolder) -> None:
+    """Log the tiles that the stage of an image has, where it is taken up after it was retired."""
+    stage = folder.stage()
+    missing = set(stage.missing_blocks())
+    staged = [key for key in stage.grid.block_keys() if key not in missing]
+    with TileLog(context) as log:
+        for key in not_logged(context.instance, folder.key, staged):
+            log.add(
+                dg.AssetMaterialization(
+                    asset_key=STAGED_LABELS,
+                    partition=f"{folder.key}/{key}",
+                    description="Was staged before the image was retired, and is here again.",
+                )
+            )
 
 
 def tag_run(

@@ -1,109 +1,253 @@
-"""Retention: stages and tile partitions of images that were merged long ago.
+"""Retention: tile partitions and stages of finished images go, so that what is kept is bounded.
 
-Labels, tables, records and the image's own partition are never touched. To stage a retired image
-again, materialize ``image``: its tiles become partitions anew.
+1. More tile partitions than `Retention.max_live_keys`: those of the images that were finished
+   first are removed, with what was logged of them. Their stages stay.
+2. Finished longer ago than `Retention.days`: the stage is removed too.
+
+Labels, tables, records and the image's own partition are never touched. An image with failed or
+missing tiles, or at work, is never retired. To take up a retired one, materialize ``image``: its
+tiles become partitions anew, staged as its stage says.
 """
 
-import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from time import time as now
+from typing import ClassVar
 
 import dagster as dg
 from pydantic import Field
 
-from patchworks_core.files.storage import discard, write_text
-from patchworks_pipeline.automation.events import IN_PROGRESS, image_of, images_of_run
+from patchworks_core.files.storage import discard
+from patchworks_pipeline.assets.tile_events import STAGED_LABELS
+from patchworks_pipeline.automation.alerts import MEMORY, Alert, Alerts
+from patchworks_pipeline.automation.events import IN_PROGRESS, images_of_run
 from patchworks_pipeline.automation.sensors import merged_content
 from patchworks_pipeline.image_faults import ImageFaults
-from patchworks_pipeline.partitions import tiles
+from patchworks_pipeline.instance.tile_partitions import (
+    live_tile_keys,
+    purge_tile_events,
+    remove_tile_keys,
+)
+from patchworks_pipeline.partitions import images
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.resources import LabelStore
-
-RETIRED = "retired.json"
-"""Record of an image whose stage was removed: the content it had."""
+from patchworks_pipeline.resources.settings import Deployed, setting
 
 SECONDS_PER_DAY = 86_400
 
+DAGSTERS_ADVICE = 100_000
+"""Partitions of one asset, at most, that Dagster's UI and daemon are made for."""
+
+SHOWN_IMAGES = 5
+"""Images that an alert names."""
+
+
+class Retention(Deployed):
+    """How much is kept of finished images beside their labels and tables."""
+
+    section: ClassVar[str] = "retention"
+
+    enabled: bool = setting(True, description="False: nothing is retired by itself.")
+    max_live_keys: int = setting(
+        50_000,
+        ge=1,
+        description="Tile partitions of all images; above, those of the images that were finished "
+        f"first are removed. Dagster advises {DAGSTERS_ADVICE:,} at most.",
+    )
+    days: float = setting(
+        30.0, ge=0, description="Stages go of images whose labels were merged longer ago."
+    )
+
 
 class RetentionConfig(dg.Config):
-    """What is old enough to be retired."""
+    """What one run retires."""
 
-    days: float = Field(
-        default=30,
+    days: float | None = Field(
+        default=None,
         ge=0,
         allow_inf_nan=False,
-        description="Stages go of images whose labels were merged longer ago.",
+        description="Stages go of images whose labels were merged longer ago; left out, as the "
+        "resource 'retention' says.",
+    )
+    all_images: bool = Field(
+        default=True,
+        description="False looks only at images whose tiles are partitions.",
     )
 
 
 @dataclass(frozen=True, slots=True)
-class Retired:
-    """What retiring an image removed."""
+class Finished:
+    """An image that may be retired."""
 
-    image: str
-    n_tiles: int
+    folder: ImageFolder
+    merged: float
+    """When, seconds since 1970."""
+
+
+@dataclass(slots=True)
+class _Retiring:
+    """One run of retention: what there is, and what was done."""
+
+    context: dg.OpExecutionContext
+    store: LabelStore
+    faults: ImageFaults
+    live: dict[str, list[str]]
+    """Tile partitions, by image; those that are retired leave it."""
+
+    why_not: dict[str, str]
+    """Why an image may not be retired, in words."""
+
+    n_images: int = 0
+    n_tiles: int = 0
+
+    @property
+    def n_live(self) -> int:
+        """Tile partitions that there are now."""
+        return sum(map(len, self.live.values()))
+
+    def finished(self, images: Iterable[str]) -> list[Finished]:
+        """Return which of some images may be retired, those first that were finished first."""
+        finished = []
+        for image in images:
+            if image in self.why_not:
+                continue
+            with self.faults.about(image):
+                folder = self.store.folder(image)
+                if image not in self.live and not folder.has("stage.zarr/plan.json"):
+                    continue  # nothing of it is left to retire
+                why = _why_unfinished(folder)
+                if why is None:
+                    finished.append(Finished(folder, _merged_when(self.context.instance, image)))
+                else:
+                    self.why_not[image] = why
+        return sorted(finished, key=lambda image: (image.merged, image.folder.key))
+
+    def retire(self, folder: ImageFolder, *, keeps_stage: bool) -> None:
+        """Retire an image; one that is at fault is named, and the others are served."""
+        keys = self.live.get(folder.key, [])
+        with self.faults.about(folder.key):
+            is_purged = retire(self.context.instance, folder, keys, keeps_stage=keeps_stage)
+            self.live.pop(folder.key, None)
+            self.n_images, self.n_tiles = self.n_images + 1, self.n_tiles + len(keys)
+            what = "tile partitions" if keeps_stage else "tile partitions and the stage"
+            left = "" if is_purged else "; what was logged of them stays, see docs/deploy.md"
+            self.context.log.info(f"{folder.key}: {len(keys)} {what} retired{left}")
 
 
 @dg.op
 def retire_old_stages(
-    context: dg.OpExecutionContext, config: RetentionConfig, store: LabelStore
+    context: dg.OpExecutionContext,
+    config: RetentionConfig,
+    store: LabelStore,
+    retention: Retention,
+    alerts: Alerts,
 ) -> None:
-    """Remove stage and tile partitions of every image that was merged long enough ago."""
+    """Retire the images that were finished first, or long enough ago."""
     instance = context.instance
-    keys_of: dict[str, list[str]] = {}
-    for key in instance.get_dynamic_partitions(str(tiles.name)):
-        keys_of.setdefault(image_of(key), []).append(key)
-    busy = {
-        image
-        for run in instance.get_runs(dg.RunsFilter(statuses=IN_PROGRESS))
-        for image in images_of_run(instance, run)
-    }
-    before = now() - config.days * SECONDS_PER_DAY
-    n_images = n_tiles = 0
+    at_work = dict.fromkeys(images_at_work(instance), "in work")
     faults = ImageFaults(context.log.warning)
-    for image in sorted(set(keys_of) - busy):
-        with faults.about(image):
-            folder = store.folder(image)
-            if not _is_finished(instance, folder, before=before):
-                continue
-            retire(instance, folder, keys_of[image])
-            n_images, n_tiles = n_images + 1, n_tiles + len(keys_of[image])
-            context.log.info(f"{image}: stage and {len(keys_of[image])} tile partitions retired")
-    context.add_output_metadata({"n_images_retired": n_images, "n_tiles_retired": n_tiles})
+    run = _Retiring(context, store, faults, live_tile_keys(instance), at_work)
+    days = retention.days if config.days is None else config.days
+    before = now() - days * SECONDS_PER_DAY
+    candidates = list(run.live)
+    if config.all_images:
+        candidates += [
+            key for key in instance.get_dynamic_partitions(str(images.name)) if key not in run.live
+        ]
+    for image in run.finished(candidates):
+        is_old = image.merged < before
+        is_begun = image.folder.key in run.live and image.folder.is_retired
+        if is_old or is_begun or run.n_live > retention.max_live_keys:
+            run.retire(image.folder, keeps_stage=not is_old)
+    context.add_output_metadata(
+        {
+            "n_images_retired": run.n_images,
+            "n_tiles_retired": run.n_tiles,
+            "n_tile_partitions": run.n_live,
+        }
+    )
+    if run.n_live > retention.max_live_keys:
+        why_not = {**run.why_not, **dict.fromkeys(faults.found, "with a damaged record")}
+        alert = over_budget(run.live, why_not, retention.max_live_keys)
+        alerts.send([alert], memory=store.path() / MEMORY, log=context.log)
 
 
-@dg.job(description="Remove stages and tile partitions of images that were merged long ago.")
+@dg.job(description="Remove tile partitions and stages of images that were finished long ago.")
 def retire_images() -> None:
     """Retire images; their labels stay."""
     retire_old_stages()
 
 
-def retire(instance: dg.DagsterInstance, folder: ImageFolder, keys: list[str]) -> None:
-    """Remove the stage and the tile partitions of an image; if cut short, call it again."""
-    if not is_retired(folder):
-        record = {"stage": merged_content(folder), "n_tiles": len(keys)}
-        write_text(folder.path / RETIRED, json.dumps(record) + "\n")
+def retire(
+    instance: dg.DagsterInstance, folder: ImageFolder, keys: Sequence[str], *, keeps_stage: bool
+) -> bool:
+    """Remove the tile partitions of an image, and its stage; if cut short, call it again.
+
+    Returns
+    -------
+    bool
+        Whether what was logged of the tiles is removed too.
+    """
+    if not folder.is_retired:
+        folder.write_retired(merged_content(folder), len(keys))
     # The partitions go last: they are how an image is found that was not retired to the end.
-    discard(folder.path / "stage.zarr")
-    for key in keys:
-        instance.delete_dynamic_partition(str(tiles.name), key)
+    if not keeps_stage:
+        discard(folder.path / "stage.zarr")
+    n_events = purge_tile_events(instance, dg.AssetKey(STAGED_LABELS), keys)
+    remove_tile_keys(instance, keys)
+    return n_events is not None
 
 
 def is_retired(folder: ImageFolder) -> bool:
-    """Tell whether the stage of an image was removed, and its labels kept."""
-    return folder.has(RETIRED) and not (folder.path / "stage.zarr" / "plan.json").exists()
+    """Tell whether the tiles of an image are no partitions any more, and its labels kept."""
+    return folder.is_retired
 
 
-def _is_finished(instance: dg.DagsterInstance, folder: ImageFolder, *, before: float) -> bool:
-    """Tell whether the labels are of the tiles staged now, and were made before a moment."""
-    if is_retired(folder):
-        return True  # begun, and cut short
-    if not folder.has("plan.json") or merged_content(folder) != folder.stage().content():
-        return False
+def images_at_work(instance: dg.DagsterInstance) -> frozenset[str]:
+    """Return the images that a run is at, or will be."""
+    runs = instance.get_runs(dg.RunsFilter(statuses=IN_PROGRESS))
+    return frozenset(image for run in runs for image in images_of_run(instance, run))
+
+
+def over_budget(
+    live: Mapping[str, Sequence[str]], why_not: Mapping[str, str], max_live_keys: int
+) -> Alert:
+    """Return the alert that there are too many tile partitions and no image may be retired."""
+    n_live = sum(map(len, live.values()))
+    reasons = Counter(why_not.get(image, "just finished") for image in live)
+    images_by_reason = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
+    largest = sorted(live, key=lambda image: -len(live[image]))[:SHOWN_IMAGES]
+    named = ", ".join(
+        f"{image} ({len(live[image])}, {why_not.get(image, 'just finished')})" for image in largest
+    )
+    cause = (
+        f"{n_live} tile partitions are live, more than retention.max_live_keys={max_live_keys}, "
+        "and no image may be retired\n"
+        f"images: {images_by_reason}; the largest: {named}. Repair or merge them, or raise the "
+        f"limit; the UI slows down, and Dagster advises {DAGSTERS_ADVICE} at most"
+    )
+    return Alert("", cause, "/assets/staged_labels?view=partitions")
+
+
+def _why_unfinished(folder: ImageFolder) -> str | None:
+    """Return why an image may not be retired, in words; None where it may."""
+    if folder.is_retired:  # with its stage, or cut short
+        return None
+    if not folder.has("plan.json") or not folder.has("stage.zarr/plan.json"):
+        return "without a stage"
+    if folder.failures():
+        return "with failed tiles"
+    stage = folder.stage()
+    if stage.missing_blocks():
+        return "not staged"
+    return None if merged_content(folder) == stage.content() else "not merged"
+
+
+def _merged_when(instance: dg.DagsterInstance, image: str) -> float:
+    """Return when an image was merged; just now where the instance does not know."""
     records = instance.fetch_materializations(
-        dg.AssetRecordsFilter(
-            asset_key=dg.AssetKey("merged_labels"), asset_partitions=[folder.key]
-        ),
+        dg.AssetRecordsFilter(asset_key=dg.AssetKey("merged_labels"), asset_partitions=[image]),
         limit=1,
     ).records
-    return bool(records) and records[0].timestamp < before
+    return records[0].timestamp if records else now()

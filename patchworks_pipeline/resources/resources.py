@@ -26,7 +26,7 @@ from patchworks_core.machine.workers import WorkerKind, Workers
 from patchworks_core.pilot.trials import recommend_overlap
 from patchworks_core.plugins.segmentation import Segmentation, segmentation_of
 from patchworks_core.seams.rules import MergeOptions, MergeRule, Outline
-from patchworks_core.stage.plan import FROM_IMAGE, Plan, as_recorded, make_plan
+from patchworks_core.stage.plan import FROM_IMAGE, Plan, as_recorded, in_blocks_of, make_plan
 from patchworks_core.tiles.grid import TileGrid
 from patchworks_pipeline.instance.home import home_folder
 from patchworks_pipeline.landing.candidates import LandingLayout, find_candidates
@@ -227,9 +227,10 @@ class SegmentationDefaults(Deployed):
         description="Brightest value that is background; by default the image's histogram says.",
     )
     max_tile_partitions: int = setting(
-        5000,
+        1000,
         ge=1,
-        description="Tile partitions of one image; more tiles are grouped in blocks.",
+        description="Tile partitions of one image; more tiles are grouped in blocks. An image that "
+        "was planned keeps its blocks while nobody sets this.",
     )
 
     @field_validator("tile_shape", "overlap")
@@ -271,7 +272,10 @@ class SegmentationDefaults(Deployed):
         plan = make_plan(image, function, **self.tiling_of(acquisition))
         try:
             if folder.has("plan.json"):
-                return as_recorded(plan, function, folder.plan(), folder.measured_before)
+                recorded = folder.plan()
+                if "max_tile_partitions" not in self.model_fields_set:
+                    plan = in_blocks_of(plan, recorded)
+                return as_recorded(plan, function, recorded, folder.measured_before)
         except PlanError:  # damaged: it is planned anew
             pass
         return plan

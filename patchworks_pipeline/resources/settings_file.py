@@ -23,6 +23,7 @@ SECTIONS: Final[Mapping[str, str]] = {
     "cluster": "config_file: /data/dask.yaml",
     "automation": "enabled: false",
     "backfills": "max_partitions_per_run: 1000",
+    "retention": "max_live_keys: 50000",
     "alerts": "webhook_url: {env: SLACK_WEBHOOK}",
 }
 """Every section, with an example of a field."""

@@ -18,7 +18,7 @@ from patchworks_pipeline.automation import schedules
 from patchworks_pipeline.automation.alert_sensors import run_failure_alerts
 from patchworks_pipeline.automation.alerts import Alerts
 from patchworks_pipeline.automation.landing_sensor import landing_sensor
-from patchworks_pipeline.automation.retention import retire_images
+from patchworks_pipeline.automation.retention import Retention, retire_images
 from patchworks_pipeline.automation.sensors import merging_sensor, staging_sensor
 from patchworks_pipeline.landing import arrivals
 from patchworks_pipeline.landing import candidates as found_in_landing
@@ -341,7 +341,7 @@ def test_retention_serves_the_others(instance, pipeline, three):
     with damaged(path, _cut):
         result = retire_images.execute_in_process(
             instance=instance,
-            resources={"store": LabelStore()},
+            resources={"store": LabelStore(), "retention": Retention(), "alerts": Alerts()},
             run_config={"ops": {"retire_old_stages": {"config": {"days": 0}}}},
         )
     assert result.success

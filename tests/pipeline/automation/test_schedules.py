@@ -11,7 +11,8 @@ import dagster as dg
 import pytest
 
 from patchworks_pipeline.automation import retention, schedules
-from patchworks_pipeline.automation.retention import is_retired, retire_images
+from patchworks_pipeline.automation.alerts import Alerts
+from patchworks_pipeline.automation.retention import Retention, is_retired, retire_images
 from patchworks_pipeline.automation.schedules import SCHEDULES, make_schedules
 from patchworks_pipeline.partitions import tiles
 from patchworks_pipeline.records import ImageFolder, TileFailure
@@ -163,7 +164,7 @@ def test_tiles_that_are_staged_by_now_are_not_tried_again(instance, pipeline, fo
 def retire(instance: dg.DagsterInstance, days: float) -> dg.ExecuteInProcessResult:
     return retire_images.execute_in_process(
         instance=instance,
-        resources={"store": LabelStore()},
+        resources={"store": LabelStore(), "retention": Retention(), "alerts": Alerts()},
         run_config={"ops": {"retire_old_stages": {"config": {"days": days}}}},
     )
 

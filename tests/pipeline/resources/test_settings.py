@@ -91,6 +91,7 @@ OTHERS: dict[str, dict[str, Any]] = {
         "empty_threshold": 7.0,
         "max_tile_partitions": 50,
     },
+    "retention": {"enabled": False, "max_live_keys": 900, "days": 3.0},
     "source": {
         "landing": "/data/landing",
         "patterns": ["*.tif"],

@@ -1,0 +1,72 @@
+"""Keys of tiles on the instance, and what is logged of them: many in one call.
+
+Dagster adds many dynamic partitions at once and removes them one by one, and keeps every event for
+ever. `patchworks_pipeline.event_storage` removes many at once; in another storage keys are removed
+one by one, and events are left alone.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from patchworks_pipeline.partitions import tiles
+
+if TYPE_CHECKING:
+    from patchworks_pipeline.event_storage import EventsTogether
+
+
+def live_tile_keys(instance: dg.DagsterInstance) -> dict[str, list[str]]:
+    """Return the keys of all tiles that are partitions now, by image."""
+    keys: dict[str, list[str]] = {}
+    for key in instance.get_dynamic_partitions(str(tiles.name)):
+        keys.setdefault(key.rpartition("/")[0], []).append(key)
+    return keys
+
+
+def tile_keys_of(instance: dg.DagsterInstance, image: str) -> list[str]:
+    """Return the keys of the tiles of one image that are partitions now."""
+    storage = _own_storage(instance)
+    start = f"{image}/"
+    if storage is None:
+        keys = instance.get_dynamic_partitions(str(tiles.name))
+        return [key for key in keys if key.startswith(start)]
+    return storage.dynamic_partitions_that_start_with(str(tiles.name), start)
+
+
+def replace_tile_keys(
+    instance: dg.DagsterInstance, before: Sequence[str], keys: Sequence[str]
+) -> None:
+    """Put other keys in the place of some.
+
+    All are added anew in one call, so that the tiles of an image stay one contiguous range.
+    """
+    remove_tile_keys(instance, before)
+    instance.add_dynamic_partitions(str(tiles.name), list(keys))
+
+
+def remove_tile_keys(instance: dg.DagsterInstance, keys: Iterable[str]) -> None:
+    """Remove keys of tiles; in one call where the storage can."""
+    storage = _own_storage(instance)
+    if storage is not None:
+        storage.delete_dynamic_partitions(str(tiles.name), list(keys))
+        return
+    for key in keys:
+        instance.delete_dynamic_partition(str(tiles.name), key)
+
+
+def purge_tile_events(
+    instance: dg.DagsterInstance, asset: dg.AssetKey, keys: Sequence[str]
+) -> int | None:
+    """Remove what was logged of tiles; return how many events, None where the storage cannot."""
+    storage = _own_storage(instance)
+    return None if storage is None else storage.delete_partition_events(asset, list(keys))
+
+
+def _own_storage(instance: dg.DagsterInstance) -> "EventsTogether | None":
+    """Return the event storage where it is this package's."""
+    # SQLAlchemy takes half a second to import: whoever only loads the definitions goes without.
+    from patchworks_pipeline.event_storage import EventsTogether
+
+    storage = instance.event_log_storage
+    return storage if isinstance(storage, EventsTogether) else None
