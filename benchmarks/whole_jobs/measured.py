@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-INTERVAL = 0.02
+INTERVAL = 0.05
 """Seconds between two looks at the memory."""
 
 

@@ -8,7 +8,9 @@ metadata for each region cost more than the pixels do. Anything else goes throug
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numcodecs.zstd as zstd
@@ -87,9 +89,9 @@ class ArrayWriter:
             stored.update(len(content).to_bytes(8, "little") + content)
         return stored.digest()
 
-    def _chunk_path(self, chunk: Region) -> UPath:
+    def _chunk_path(self, chunk: Region) -> Path:
         numbers = [str(a // c) for a, c in zip(chunk.start, self.chunks, strict=True)]
-        return self.path.joinpath(*self.prefix, *numbers)
+        return Path(os.path.join(str(self.path), *self.prefix, *numbers))
 
     def _is_whole(self, region: Region) -> bool:
         """Tell whether a region is chunks, up to the border of the array."""

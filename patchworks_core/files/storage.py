@@ -57,7 +57,7 @@ def as_path(location: Location) -> UPath:
     return remote
 
 
-def is_local(path: UPath) -> bool:
+def is_local(path: UPath | Path) -> bool:
     """Tell whether `path` is on a file system of this machine."""
     return isinstance(path, Path) or path.protocol in ("", "file", "local")
 
@@ -127,25 +127,31 @@ def create_array(
     )
 
 
-def write_bytes(path: UPath, content: bytes) -> None:
+def write_bytes(path: UPath | Path, content: bytes) -> None:
     """Write a whole file under a temporary name, then give it its own."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     if not is_local(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)  # an object appears whole or not at all
         return
+    # Plain names: a path object for each of many small files costs more than the file.
+    name = str(path)
     # A name of its own: two runs, perhaps on two machines, may write the same record at once.
-    temporary = path.with_name(f"{path.name}.{_THIS_MACHINE}{os.getpid():08x}{_random()}.part")
+    temporary = f"{name}.{_THIS_MACHINE}{os.getpid():08x}{_random()}.part"
     try:
-        temporary.write_bytes(content)
+        try:
+            Path(temporary).write_bytes(content)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(name), exist_ok=True)
+            Path(temporary).write_bytes(content)
         if is_durable():
             sync(temporary)
-        os.replace(str(temporary), str(path))
+        os.replace(temporary, name)
     except BaseException:
         with suppress(OSError):  # what it was stopped by is what is said
-            os.unlink(str(temporary))
+            os.unlink(temporary)
         raise
     if is_durable():
-        sync(path.parent)
+        sync(os.path.dirname(name))
 
 
 DURABLE = "PATCHWORKS_FSYNC"
@@ -157,7 +163,7 @@ def is_durable() -> bool:
     return os.environ.get(DURABLE, "").lower() in ("1", "on", "true", "yes")
 
 
-def sync(path: UPath) -> None:
+def sync(path: UPath | str) -> None:
     """Wait until a local file, or the names in a local folder, are on the disk."""
     descriptor = os.open(str(path), os.O_RDONLY)
     try:
@@ -344,7 +350,7 @@ def _may_be_written(machine: str, process: str, suffix: str | None) -> bool:
 
 
 def _random() -> str:
-    return uuid.uuid4().hex[:16]
+    return os.urandom(8).hex()
 
 
 _THIS_MACHINE = hashlib.blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()

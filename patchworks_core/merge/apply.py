@@ -24,6 +24,7 @@ from patchworks_core.machine.engine import Outcome
 from patchworks_core.machine.pools import Pool
 from patchworks_core.seams.lookup import LookupTable
 from patchworks_core.seams.views import BlockOutlines, Outlines, draw_block
+from patchworks_core.stage.label_runs import take_ids
 from patchworks_core.stage.stage import Stage
 from patchworks_core.tiles.grid import TileBlock, TileGrid
 from patchworks_core.tiles.regions import Region
@@ -77,17 +78,17 @@ class _ApplyTask:
         block = item.block
         if item.outlines is not None:
             drawn = draw_block(self.stage, block, item.outlines)
-            return np.take(item.outlines.ids.astype(dtype, copy=False), drawn)
+            return take_ids(item.outlines.ids.astype(dtype, copy=False), drawn)
         # A block without labels may be one that is not staged.
         if all(len(lut) == 1 for lut in item.luts):
             return np.zeros(block.core.shape, dtype=dtype)
         staged = self.stage.labels(block)
         if len(item.luts) == 1:
-            return np.take(item.luts[0].astype(dtype, copy=False), staged)
+            return take_ids(item.luts[0].astype(dtype, copy=False), staged)
         merged = np.zeros(block.core.shape, dtype=dtype)
         for tile, lut in zip(block.tiles, item.luts, strict=True):
             place = tile.core.relative_to(block.core.start).slices
-            merged[place] = np.take(lut.astype(dtype, copy=False), staged[place])
+            merged[place] = take_ids(lut.astype(dtype, copy=False), staged[place])
         return merged
 
 
@@ -145,7 +146,7 @@ def _outdated(
     digests = stage.digests().ravel()
     strips = digests if outlines is None else stage.strip_digests().ravel()
     for block in stage.grid.blocks():
-        own = digests[[tile.number for tile in block.tiles]]
+        own = digests[block.numbers]
         luts: tuple[np.ndarray[Any, Any], ...] = ()
         drawn = None
         if outlines is None:

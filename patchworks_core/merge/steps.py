@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -24,13 +26,19 @@ from patchworks_core.seams.edge_table import EdgeTable
 from patchworks_core.seams.lookup import LookupTable, build_lut, renumbered
 from patchworks_core.seams.pairs import compare_faces
 from patchworks_core.seams.rules import MergeOptions, joined_pairs
-from patchworks_core.seams.strips import Side, strips_of_tiles
+from patchworks_core.seams.strips import Side, slot_shape, strip_axes, strips_of_tiles
 from patchworks_core.seams.views import Outlines
 from patchworks_core.stage.block_files import NOT_STAGED
 from patchworks_core.stage.object_sums import ObjectSums, measure_tile, merge_objects
 from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.tile_labels import number_ids
 from patchworks_core.tiles.grid import Tile, TileBlock, TileGrid
+
+MOST_BATCHED = 64
+"""Tile blocks that are paired together: one by one, calls would take longer than pixels."""
+
+_BYTES_BATCHED = 32 * 2**20
+"""Of the strips of tile blocks that are paired together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +47,7 @@ class _PairTask:
     missing: np.ndarray[Any, Any]
     """Numbers of tiles that are not staged; whatever strips they have are not compared."""
 
-    def __call__(self, block: TileBlock) -> EdgeTable:
+    def __call__(self, blocks: tuple[TileBlock, ...]) -> EdgeTable:
         grid = self.stage.grid
         kept: dict[tuple[int, ...], dict[tuple[int, Side], np.ndarray[Any, Any]]] = {}
 
@@ -59,7 +67,7 @@ class _PairTask:
             ]
             return np.concatenate(parts)[np.argsort(np.concatenate(groups))]
 
-        indexes = np.array([tile.index for tile in block.tiles])
+        indexes = np.concatenate([block.indexes for block in blocks])
         return compare_faces(grid, indexes, strips, missing=self.missing)
 
 
@@ -77,7 +85,18 @@ def pair_tiles(stage: Stage, *, pool: Pool, allow_missing: bool = False) -> Edge
     else:
         stage.settled_counts()
     task = _PairTask(stage, missing)
-    return EdgeTable.concatenate(pool.map(task, stage.grid.blocks(), step="pairing tiles"))
+    batches = _batches(stage.grid)
+    return EdgeTable.concatenate(pool.map(task, batches, step="pairing tiles"))
+
+
+def _batches(grid: TileGrid) -> Iterator[tuple[TileBlock, ...]]:
+    """Yield the blocks in batches that are paired together: an eighth of them, or fewer."""
+    strips = [prod(slot_shape(grid, axis)) for axis in strip_axes(grid)]
+    n_bytes = 2 * np.dtype(np.uint16).itemsize * sum(strips) * prod(grid.block_shape)
+    n = min(MOST_BATCHED, grid.n_blocks // 8, _BYTES_BATCHED // max(1, n_bytes))
+    blocks = grid.blocks()
+    while batch := tuple(islice(blocks, max(1, n))):
+        yield batch
 
 
 def look_up(

@@ -130,15 +130,16 @@ class _Strips:
         a = part_of_strip(self.grid, self.face.low, self.low, axis, HIGH, region_a)
         return a, part_of_strip(self.grid, self.face.high, self.high, axis, LOW, region_b)
 
-    def keys(self, ids: Array, at: Array | None = None) -> Array:
-        """Return ids that are those of one face only, int64: of all pixels, or where `at` holds."""
-        number = np.arange(len(ids)).reshape(-1, *[1] * (ids.ndim - 1)) * self.width
-        keys: Array = ids + number if at is None else ids[at]
-        return keys if at is None else keys + np.broadcast_to(number, at.shape)[at]
+    def keys(self, ids: Array, at: Array) -> Array:
+        """Return ids that are those of one face only, int64, of the pixels where `at` holds."""
+        number = np.flatnonzero(at) // max(1, prod(at.shape[1:]))
+        keys: Array = number * self.width + ids[at]
+        return keys
 
     def count(self, ids: Array) -> Array:
-        """Return the pixels of each key."""
-        return np.bincount(self.keys(ids).ravel(), minlength=len(ids) * self.width)
+        """Return the pixels of each key, those of background as 0."""
+        keys = self.keys(ids, ids != 0)
+        return np.bincount(keys, minlength=len(ids) * self.width)
 
     def pairs(self, a: Array, b: Array, at: Array) -> Array:
         """Pack the two ids of every pixel where `at` holds into one int64."""
@@ -273,7 +274,7 @@ def _abutting_regions(grid: TileGrid, face: Face) -> Iterator[tuple[Region, Regi
 
 
 def _planes(strips: _Strips) -> tuple[Array, Array]:
-    """Count the pixels of each label in its core's plane at the face, background apart."""
+    """Count the pixels of each label in its core's plane at the face."""
     face = strips.face
     if not face.is_plane:
         nothing = np.zeros(len(strips.low) * strips.width, dtype=np.int64)
@@ -281,9 +282,8 @@ def _planes(strips: _Strips) -> tuple[Array, Array]:
     low, high = (list(zip(c.start, c.stop, strict=True)) for c in (face.low.core, face.high.core))
     border = face.high.core.start[face.axis]
     low[face.axis], high[face.axis] = (border - 1, border), (border, border + 1)
-    counts_a, counts_b = map(strips.count, strips.views(_region(low), _region(high)))
-    counts_a[:: strips.width] = counts_b[:: strips.width] = 0
-    return counts_a, counts_b
+    a, b = strips.views(_region(low), _region(high))
+    return strips.count(a), strips.count(b)
 
 
 def _rows(

@@ -13,6 +13,7 @@ face and by the tile's core, so the slots of two neighbours line up pixel for pi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -59,19 +60,21 @@ def slot_shape(grid: TileGrid, axis: int) -> tuple[int, ...]:
 
 def slot_region(grid: TileGrid, tile: Tile, axis: int, side: Side) -> tuple[tuple[int, int], ...]:
     """Return where the slot lies in the image, (start, stop) per axis; may reach beyond it."""
-    bounds = [
-        (start - halo, start - halo + size)
-        for start, halo, size in zip(
-            tile.core.start, grid.halo, slot_shape(grid, axis), strict=True
-        )
-    ]
-    face = tile.core.start[axis] if side == LOW else tile.core.stop[axis]
-    halo = grid.halo[axis]
-    if halo:
-        bounds[axis] = (face - halo, face + halo)
+    slot = _slot(grid.tile_shape, grid.halo, axis, side, tile.core.shape[axis])
+    return tuple((c + a, c + b) for c, (a, b) in zip(tile.core.start, slot, strict=True))
+
+
+def _slot(
+    tile_shape: tuple[int, ...], halo: tuple[int, ...], axis: int, side: Side, core: int
+) -> list[tuple[int, int]]:
+    """Return where a slot lies, counted from the start of a core of `core` pixels on `axis`."""
+    bounds = [(-h, t + h) for t, h in zip(tile_shape, halo, strict=True)]
+    face, deep = (0 if side == LOW else core), halo[axis]
+    if deep:
+        bounds[axis] = (face - deep, face + deep)
     else:
-        bounds[axis] = (face, face + 1) if side == LOW else (face - 1, face)
-    return tuple(bounds)
+        bounds[axis] = (0, 1) if side == LOW else (face - 1, face)
+    return bounds
 
 
 def cut_strip(
@@ -99,15 +102,40 @@ def cut_strip(
     last = grid.grid_shape[axis] - 1
     if tile.index[axis] == (0 if side == LOW else last):
         return slot
-    bounds = slot_region(grid, tile, axis, side)
-    inside = [
-        (max(a, r), min(b, s))
-        for (a, b), r, s in zip(bounds, tile.read.start, tile.read.stop, strict=True)
-    ]
-    source = tuple(slice(a - r, b - r) for (a, b), r in zip(inside, tile.read.start, strict=True))
-    target = tuple(slice(a - o, b - o) for (a, b), (o, _) in zip(inside, bounds, strict=True))
+    core, read = tile.core, tile.read
+    bounds = zip(core.start, core.stop, read.start, read.stop, strict=True)
+    lies = tuple((a - r, b - a, s - b) for a, b, r, s in bounds)
+    target, source = _slices_of_strip(grid.tile_shape, grid.halo, axis, side, lies)
     slot[target] = labels[source]
     return slot
+
+
+@lru_cache(maxsize=1024)
+def _slices_of_strip(
+    tile_shape: tuple[int, ...],
+    halo: tuple[int, ...],
+    axis: int,
+    side: Side,
+    lies: tuple[tuple[int, int, int], ...],
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Return where a strip has its pixels, and where the tile reads them.
+
+    Parameters
+    ----------
+    tile_shape, halo : tuple of int
+        Of the grid.
+    axis, side
+        As in `cut_strip`.
+    lies : tuple of (int, int, int)
+        Per axis what the tile reads before its core, the core, and what it reads behind it.
+    """
+    target, source = [], []
+    slot = _slot(tile_shape, halo, axis, side, lies[axis][1])
+    for (first, last), (before, core, behind) in zip(slot, lies, strict=True):
+        start, stop = max(first, -before), min(last, core + behind)
+        target.append(slice(start - first, stop - first))
+        source.append(slice(start + before, stop + before))
+    return tuple(target), tuple(source)
 
 
 def part_of_strip(

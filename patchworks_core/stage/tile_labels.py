@@ -7,13 +7,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from patchworks_core.errors import TileOutputError
+from patchworks_core.stage.label_runs import LabelRuns, count_ids
 from patchworks_core.tiles.regions import Region
 
 Array = npt.NDArray[Any]
@@ -135,18 +136,20 @@ def number_labels(labels: np.ndarray[Any, Any], core: Region, *, where: str) -> 
     largest = int(labels.max(initial=0))
     if largest == 0:
         return without_labels(labels.shape)
-    if largest <= _DENSE_LOOKUP_FACTOR * labels.size + 1024:
-        compact, n_ids = labels, largest + 1
+    compact, runs, n_ids = _compact(labels, largest)
+    if core.shape == labels.shape and runs is not None:
+        areas = runs.counts(n_ids)
     else:
-        ids, compact = np.unique(labels, return_inverse=True)
-        compact = compact.reshape(labels.shape) + (ids[0] != 0)
-        n_ids = len(ids) + int(ids[0] != 0)
-    areas = _pixels_of_ids(compact[core.slices], n_ids)
+        areas = count_ids(compact[core.slices], n_ids)
+    areas[0] = 0
     is_in_core = areas > 0
     n_core = n_seen = int(np.count_nonzero(is_in_core))
     beyond = np.zeros(0, dtype=np.int64)
     if core.shape != labels.shape:
-        beyond = np.flatnonzero((_pixels_of_ids(compact, n_ids) > 0) & ~is_in_core)
+        is_there = np.zeros(n_ids, dtype=bool)
+        is_there[compact.reshape(-1) if runs is None else runs.ids] = True
+        is_there[0] = False
+        beyond = np.flatnonzero(is_there & ~is_in_core)
         n_seen += len(beyond)
     if n_seen > MAX_LABELS:
         raise TileOutputError(f"{where}: {n_seen} labels in one tile; use smaller tiles")
@@ -156,16 +159,23 @@ def number_labels(labels: np.ndarray[Any, Any], core: Region, *, where: str) -> 
     lookup = np.zeros(n_ids, dtype=dtype)
     lookup[is_in_core] = np.arange(1, n_core + 1, dtype=dtype)
     lookup[beyond] = np.arange(n_core + 1, n_seen + 1, dtype=dtype)
-    return NumberedLabels(np.take(lookup, compact), n_core, n_seen, areas[is_in_core])
+    numbered = np.take(lookup, compact) if runs is None else runs.taken_from(lookup)
+    return NumberedLabels(numbered, n_core, n_seen, areas[is_in_core])
 
 
-def _pixels_of_ids(labels: Array, n_ids: int) -> Array:
-    """Count the pixels of each id, those of background as 0."""
-    if labels.dtype == np.uint64:  # which bincount does not take
-        labels = labels.astype(np.int64)
-    counts = np.bincount(labels.reshape(-1), minlength=n_ids)
-    counts[0] = 0
-    return counts
+def _compact(labels: Array, largest: int) -> tuple[Array, LabelRuns | None, int]:
+    """Return labels of which no id is much larger than there are pixels, with their runs."""
+    runs = LabelRuns.of(labels)
+    if largest <= _DENSE_LOOKUP_FACTOR * labels.size + 1024:
+        return labels, runs, largest + 1
+    values = labels if runs is None else runs.ids
+    ids, compact = np.unique(values, return_inverse=True)
+    compact = compact.reshape(values.shape) + (ids[0] != 0)
+    n_ids = len(ids) + int(ids[0] != 0)
+    if runs is None:
+        return compact, None, n_ids
+    runs = replace(runs, ids=compact)
+    return runs.labels, runs, n_ids
 
 
 def without_labels(shape: tuple[int, ...]) -> NumberedLabels:

@@ -23,7 +23,8 @@ from patchworks_core.images.image import Image
 from patchworks_core.machine.pools import Pool
 from patchworks_core.operations.processed import ProcessedImage, process_lazily
 from patchworks_core.stage.block_files import NOT_STAGED
-from patchworks_core.stage.staging import Staging, checksum_of_pixels
+from patchworks_core.stage.pixel_checksums import is_of_pixels
+from patchworks_core.stage.staging import Staging
 from patchworks_core.tiles.grid import TileBlock
 
 _MAX_NAMED = 5
@@ -77,11 +78,9 @@ class _CheckTask:
         pixels, beside = self.staging.read(block)
         changed = []
         for tile in block.tiles:
-            checksum = self.checksums[tile.index]
             place = tile.read.relative_to(block.read.start).slices
-            if checksum and checksum != checksum_of_pixels(
-                [pixels[place], *(other[place] for other in beside.values())]
-            ):
+            read = [pixels[place], *(other[place] for other in beside.values())]
+            if not is_of_pixels(int(self.checksums[tile.index]), read):
                 changed.append(tile.index)
         return [block.key] if changed else []
 

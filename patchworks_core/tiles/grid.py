@@ -16,7 +16,7 @@ together. A block is one tile unless tiles are so many that per-tile costs would
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import product
 from math import ceil, prod
@@ -24,10 +24,11 @@ from operator import index
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from patchworks_core.errors import PlanError
 from patchworks_core.tiles.numbers import whole_number
-from patchworks_core.tiles.regions import Region, bounding_region
+from patchworks_core.tiles.regions import Region
 
 SPATIAL_AXES = "zyx"
 """Axes that are tiled, given a halo, and merged across."""
@@ -84,7 +85,7 @@ class Face:
         return sum(map(abs, self.step)) == 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TileBlock:
     """A box of neighbouring tiles: the unit of I/O, commit, retry and partition."""
 
@@ -94,14 +95,37 @@ class TileBlock:
     index: tuple[int, ...]
     """Position in the grid of blocks, per axis."""
 
-    tiles: tuple[Tile, ...]
-    """The tiles, in row-major order."""
-
     core: Region
     """Pixels the tiles own together."""
 
     read: Region
     """Pixels the tiles read together."""
+
+    grid: TileGrid = field(repr=False)
+    """What it is a block of."""
+
+    @cached_property
+    def tiles(self) -> tuple[Tile, ...]:
+        """The tiles, in row-major order."""
+        return tuple(self.grid.tile(index) for index in product(*self._ranges))
+
+    @property
+    def indexes(self) -> npt.NDArray[np.int64]:
+        """Positions of the tiles in the grid, shape (n_tiles, ndim)."""
+        axes = np.meshgrid(*(np.arange(r.start, r.stop) for r in self._ranges), indexing="ij")
+        return np.stack([axis.reshape(-1) for axis in axes], axis=1)
+
+    @property
+    def numbers(self) -> npt.NDArray[np.int64]:
+        """Numbers of the tiles in the grid, shape (n_tiles,)."""
+        return np.asarray(np.ravel_multi_index(tuple(self.indexes.T), self.grid.grid_shape))
+
+    @property
+    def _ranges(self) -> tuple[range, ...]:
+        return tuple(range(s.start, s.stop) for s in self.grid.tile_slices(self.index))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "tiles"}
 
 
 @dataclass(frozen=True)
@@ -221,7 +245,9 @@ class TileGrid:
             min(n, a + t) for a, t, n in zip(start, self.tile_shape, self.shape, strict=True)
         )
         core = Region(start, stop)
-        number = int(np.ravel_multi_index(tuple(index), self.grid_shape))
+        number = 0
+        for i, n in zip(index, self.grid_shape, strict=True):
+            number = number * n + i
         return Tile(tuple(index), number, core, core.grow(self.halo, within=self.shape))
 
     def tiles(self) -> Iterator[Tile]:
@@ -230,15 +256,11 @@ class TileGrid:
 
     def block(self, index: Sequence[int]) -> TileBlock:
         """Return the tile block at a position in the grid of blocks."""
-        ranges = [range(place.start, place.stop) for place in self.tile_slices(index)]
-        tiles = tuple(self.tile(tile_index) for tile_index in product(*ranges))
-        return TileBlock(
-            key=self.block_key(index),
-            index=tuple(index),
-            tiles=tiles,
-            core=bounding_region([tile.core for tile in tiles]),
-            read=bounding_region([tile.read for tile in tiles]),
-        )
+        places = zip(self.tile_slices(index), self.tile_shape, self.shape, strict=True)
+        bounds = [(p.start * size, min(n, p.stop * size)) for p, size, n in places]
+        core = Region(tuple(a for a, _ in bounds), tuple(b for _, b in bounds))
+        read = core.grow(self.halo, within=self.shape)
+        return TileBlock(self.block_key(index), tuple(index), core, read, self)
 
     def block_index_of(self, index: Sequence[int]) -> tuple[int, ...]:
         """Return the position of the block that holds the tile at `index`."""

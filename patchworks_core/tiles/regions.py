@@ -78,11 +78,3 @@ class Region:
     def take(self, axes: Sequence[int]) -> Region:
         """Keep only `axes`, in that order."""
         return Region(tuple(self.start[i] for i in axes), tuple(self.stop[i] for i in axes))
-
-
-def bounding_region(regions: Sequence[Region]) -> Region:
-    """Return the smallest region that holds all of `regions`."""
-    return Region(
-        tuple(min(values) for values in zip(*(r.start for r in regions), strict=True)),
-        tuple(max(values) for values in zip(*(r.stop for r in regions), strict=True)),
-    )
