@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from patchworks_core.errors import SegmentationError
+from patchworks_core.machine.workers import WorkerKind, Workers
 from patchworks_core.plugins.function_versions import (
     FunctionVersion,
     name_of,
@@ -74,6 +75,14 @@ class Declaration:
     """``core`` if a tile's labels in its core are what they would be without tiles, so that nothing
     is gained by what neighbours saw of them."""
 
+    workers: WorkerKind = "processes"
+    """``threads`` if it neither crashes nor hangs, and lets go of the GIL: where a deployment
+    leaves it open, it then runs in threads, which start at once. Any other function runs in worker
+    processes, which can be ended."""
+
+    def __post_init__(self) -> None:
+        Workers(kind=self.workers)
+
 
 def declare(
     *,
@@ -85,6 +94,7 @@ def declare(
     other_channels: Mapping[str, str] | None = None,
     companions: Mapping[str, str] | None = None,
     outline: Outline = "auto",
+    workers: WorkerKind = "processes",
 ) -> Callable[[LabelFunction], LabelFunction]:
     """Declare the merge rule and version of a segmentation function; fields as in `Declaration`.
 
@@ -101,7 +111,9 @@ def declare(
 
     def mark(function: LabelFunction) -> LabelFunction:
         channels = dict(other_channels or companions or {})
-        declaration = Declaration(merge, version, same_as_before, gpu, prepare, channels, outline)
+        declaration = Declaration(
+            merge, version, same_as_before, gpu, prepare, channels, outline, workers
+        )
         function.patchworks = declaration  # type: ignore[attr-defined]
         return function
 
@@ -156,6 +168,11 @@ class Segmentation:
         values = {**_bound_keywords(self.function), **self.parameters}
         wants = values.get("gpu") or values.get("use_gpu")
         return declaration_of(self.function).gpu or bool(wants)
+
+    @property
+    def worker_kind(self) -> WorkerKind:
+        """What it runs in where nobody chose."""
+        return declaration_of(self.function).workers
 
     @property
     def merge(self) -> MergeRule:

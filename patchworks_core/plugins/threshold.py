@@ -52,7 +52,7 @@ def same_as_before(
     return version == "1" and statistics.n_not_finite == 0 and is_same_sense
 
 
-@declare(merge="touching", version="2", same_as_before=same_as_before)
+@declare(merge="touching", version="2", same_as_before=same_as_before, workers="threads")
 def threshold(
     tile: Array,
     *,

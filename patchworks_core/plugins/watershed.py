@@ -33,7 +33,7 @@ from patchworks_core.statistics.statistics import ImageStatistics
 Array = npt.NDArray[Any]
 
 
-@declare(version="2", same_as_before=same_as_before, outline="core")
+@declare(version="2", same_as_before=same_as_before, outline="core", workers="threads")
 def watershed(
     tile: Array,
     *,

@@ -113,13 +113,15 @@ def quality_report(context: dg.AssetExecutionContext, store: LabelStore) -> dg.M
     )
     summary |= seam_figures(seams)
     content = {**summary, "seam_problems": seams.problems()}
+    today = finish(store.path(), folder.key, plan, datetime.now(UTC).date())
+    # Last: with it an image counts as merged, and a run that was killed before is taken up.
     write_text(folder.report / "summary.json", json.dumps(content, indent=2) + "\n")
     return dg.MaterializeResult(
         metadata={
             "report": dg.MetadataValue.path(str(folder.report)),
             **{name: value for name, value in summary.items() if value is not None},
             **figures_of(folder, plan),
-            **finish(store.path(), folder.key, plan, datetime.now(UTC).date()),
+            **today,
             **{
                 name: picture((folder.report / f"{name}.png").read_bytes(), name)
                 for name in ("overlay", "overview", *pictures)

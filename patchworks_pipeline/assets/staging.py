@@ -244,7 +244,7 @@ def _stage_image(run: _Run, folder: ImageFolder, keys: Sequence[str]) -> _Staged
     progress = StagingProgress(run.context, folder.key)
     staged = _Staged(run, folder, plan.grid.axes, progress, frozenset(failed))
     function = planned_function(folder, plan)
-    compute = replace(run.compute, wants_gpu=function.wants_gpu)
+    compute = replace(run.compute, wants_gpu=function.wants_gpu, declared=function.worker_kind)
     try:
         with stage_all(_staging(folder, stage, function), blocks, compute, staged) as (_, count):
             pass  # nothing else runs on this pool

@@ -15,7 +15,7 @@ from typing import Any
 from upath import UPath
 
 from patchworks_core.files.records import read_mapping
-from patchworks_core.files.storage import write_text
+from patchworks_core.files.storage import remove_parts, write_text
 from patchworks_core.stage.plan import Plan
 from patchworks_pipeline.records import ImageFolder
 
@@ -81,6 +81,7 @@ def finish(store: UPath, image: str, plan: Plan, day: date) -> dict[str, Any]:
     """
     folder = store / DAYS / day.isoformat()
     write_text(folder / f"{image}.json", json.dumps({"n_pixels": _n_pixels(plan)}) + "\n")
+    remove_parts(folder, of_the_dead=True, is_deep=False)
     # What was written of another image may be damaged: it counts as an image of no pixels.
     paths = [path for path in folder.iterdir() if path.suffix == ".json"]
     n_pixels = [(read_mapping(path) or {}).get("n_pixels") for path in paths]

@@ -12,7 +12,6 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from patchworks_core.machine.interrupts import INTERRUPTIONS
-from patchworks_core.machine.workers import WorkerKind
 from patchworks_pipeline.cli.commands import Commands, code_of
 from patchworks_pipeline.cli.convert import convert
 from patchworks_pipeline.cli.options import (
@@ -22,7 +21,6 @@ from patchworks_pipeline.cli.options import (
     Home,
     Images,
     Json,
-    Kind,
     Level,
     Merge,
     MinIou,
@@ -32,6 +30,7 @@ from patchworks_pipeline.cli.options import (
     Param,
     PixelSizes,
     SegmentationOption,
+    TileKind,
     TileShape,
     TileTimeout,
     WorkerCount,
@@ -56,6 +55,7 @@ from patchworks_pipeline.cli.terminal import (
     say_json,
 )
 from patchworks_pipeline.cli.view import view
+from patchworks_pipeline.resources.built_in import TileWorkerKind
 
 app = typer.Typer(
     cls=Commands,
@@ -100,7 +100,7 @@ def run(
     min_size: MinSize = None,
     name: Annotated[str | None, typer.Option(help="Key of the image; its file name.")] = None,
     workers: WorkerCount = None,
-    worker_kind: Kind = None,
+    worker_kind: TileKind = None,
     tile_timeout: TileTimeout = None,
     worker_memory: WorkerMemory = None,
     json: Json = False,
@@ -135,7 +135,7 @@ def run(
 
 def _budget_of(
     workers: int | None,
-    kind: WorkerKind | None,
+    kind: TileWorkerKind | None,
     tile_timeout: float | None,
     worker_memory: str | None,
 ) -> dict[str, Any]:
@@ -263,7 +263,7 @@ KnownImage = Annotated[str, typer.Argument(help="Key or path of an image in the 
 def retry(
     image: KnownImage,
     workers: WorkerCount = None,
-    worker_kind: Kind = None,
+    worker_kind: TileKind = None,
     tile_timeout: TileTimeout = None,
     worker_memory: WorkerMemory = None,
     home: Home = HOME,

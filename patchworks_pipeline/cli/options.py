@@ -87,6 +87,10 @@ WorkerMemory = Annotated[
     typer.Option("--worker-memory", help="What a worker process may take: 8GB, auto or none."),
 ]
 Kind = Annotated[WorkerKind | None, typer.Option("--worker-kind", help="Of the tiles at once.")]
+TileKind = Annotated[
+    built_in.TileWorkerKind | None,
+    typer.Option("--worker-kind", help="Of the tiles at once; auto: as the function declares."),
+]
 
 
 def parameters(pairs: list[str]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What holds where nobody chose: for the settings of a home, and for commands that know no home."""
 
-from typing import Final
+from typing import Final, Literal
 
 from patchworks_core.machine.workers import WorkerKind
 from patchworks_core.seams.rules import MergeOptions, MergeRule, Outline
@@ -25,3 +25,9 @@ MIN_SIZE: Final = _OPTIONS.min_size
 """Pixels."""
 
 WORKER_KIND: Final[WorkerKind] = "threads"
+"""Of commands that know no home, and of steps that call no segmentation function."""
+
+TileWorkerKind = Literal["auto", "threads", "processes"]
+
+TILE_WORKER_KIND: Final[TileWorkerKind] = "auto"
+"""As the segmentation function declares, which is processes where it declares nothing."""

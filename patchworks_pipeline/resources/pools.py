@@ -2,7 +2,9 @@
 
 1. A Dask cluster, if one is configured, takes all tiles.
 2. A function that wants a GPU gets one worker process per slot, bound to its device.
-3. Otherwise the compute budget decides how many threads or processes there are.
+3. Otherwise the compute budget decides how many threads or processes there are. Where it leaves the
+   kind open, a function runs in processes unless it declares threads: one that hangs, crashes or
+   takes all memory then fails its tile and no other.
 """
 
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ import numpy as np
 
 from patchworks_core.machine.faults import RetryPolicy
 from patchworks_core.machine.pools import Pool
-from patchworks_core.machine.workers import Workers
+from patchworks_core.machine.workers import WorkerKind, Workers
 from patchworks_core.tiles.grid import TileGrid
 from patchworks_pipeline.resources.clusters import DaskCluster
 from patchworks_pipeline.resources.resources import ComputeBudget, GpuPool
@@ -37,6 +39,9 @@ class DeployedCompute:
 
     wants_gpu: bool = False
     """Whether the function uses a GPU."""
+
+    declared: WorkerKind = "processes"
+    """What the function runs in where the budget leaves it open."""
 
     at_most: int | None = None
     """Tiles at once on this machine, whatever else was decided."""
@@ -78,16 +83,18 @@ class DeployedCompute:
         self, grid: TileGrid, dtype: np.dtype[Any], measured_bytes: int
     ) -> tuple[Workers, str]:
         """Decide on the workers of this machine."""
-        decision = self.budget.decide_for(grid, dtype, measured_bytes=measured_bytes)
+        kind = self.budget.kind_for(self.declared)
+        decision = self.budget.decide_for(grid, dtype, measured_bytes=measured_bytes, kind=kind)
         slots = self.gpus.slots() if self.wants_gpu else ()
         if not slots:
             why = "; no GPU found, the function runs on the CPU" if self.wants_gpu else ""
-            return self.budget.open(decision.count), decision.reason + why
+            workers = self.budget.open(decision.count, self.declared)
+            return workers, f"{decision.reason} ({kind}){why}"
         limit = self.budget.workers or len(slots)
         n_devices = len(set(slots))
         reason = f"{len(slots)} slots on {n_devices} GPUs, one worker process each"
         # Each process holds one tile, so the memory of the host bounds them too.
         fit = self.budget.model_copy(update={"cores_left_free": 0, "workers": len(slots)})
-        fitting = fit.decide_for(grid, dtype, measured_bytes=measured_bytes).count
+        fitting = fit.decide_for(grid, dtype, measured_bytes=measured_bytes, kind="processes").count
         count = min(limit, len(slots), fitting)
         return Workers(count, "processes", slots, self.budget.limits()), reason

@@ -22,6 +22,7 @@ from patchworks_core.machine.budget import (
 )
 from patchworks_core.machine.devices import Device, granted_devices, slots_on
 from patchworks_core.machine.limits import WorkerLimits, bytes_of
+from patchworks_core.machine.pools import WORKER_PROCESS_BYTES
 from patchworks_core.machine.workers import WorkerKind, Workers
 from patchworks_core.pilot.trials import recommend_overlap
 from patchworks_core.plugins.segmentation import Segmentation, segmentation_of
@@ -363,9 +364,11 @@ class ComputeBudget(Deployed):
     )
     cores_left_free: int = setting(1, ge=0, description="Granted cores to leave to others.")
     workers: int = setting(0, ge=0, description="Tiles at once; 0 decides from the budget.")
-    kind: WorkerKind = setting(
-        built_in.WORKER_KIND,
-        description="threads, or processes for functions that hold the GIL.",
+    kind: built_in.TileWorkerKind = setting(
+        built_in.TILE_WORKER_KIND,
+        description="Where segmentation functions run: processes can be ended when one hangs, "
+        "crashes or takes too much memory; threads start at once; auto is processes for all "
+        "functions but those that declare threads.",
     )
 
     tile_timeout: float | None = setting(
@@ -396,13 +399,23 @@ class ComputeBudget(Deployed):
         """
         return self.decide_for(plan.grid, np.dtype(plan.image.dtype), measured_bytes=measured_bytes)
 
+    def kind_for(self, declared: WorkerKind = built_in.WORKER_KIND) -> WorkerKind:
+        """Return the kind of workers: the one that was chosen, or what a function declares."""
+        return declared if self.kind == "auto" else self.kind
+
     def decide_for(
-        self, grid: TileGrid, dtype: np.dtype[Any], *, measured_bytes: int = 0
+        self,
+        grid: TileGrid,
+        dtype: np.dtype[Any],
+        *,
+        measured_bytes: int = 0,
+        kind: WorkerKind = "threads",
     ) -> WorkerDecision:
-        """Decide as `decide` does, for tiles and the type of their pixels."""
+        """Decide as `decide` does, for tiles, the type of their pixels and the kind of workers."""
         expected = block_bytes(grid, dtype)
+        beside = WORKER_PROCESS_BYTES if kind == "processes" else 0
         return decide_workers(
-            max(expected, measured_bytes),
+            max(expected, measured_bytes) + beside,
             cores=granted_cores(),
             memory=granted_memory_bytes(),
             memory_fraction=self.memory_fraction,
@@ -410,9 +423,9 @@ class ComputeBudget(Deployed):
             at_most=self.workers or None,
         )
 
-    def open(self, count: int) -> Workers:
-        """Return that many workers of the chosen kind."""
-        return Workers(count, self.kind, limits=self.limits())
+    def open(self, count: int, declared: WorkerKind = built_in.WORKER_KIND) -> Workers:
+        """Return that many workers of the chosen kind, or of that which a function declares."""
+        return Workers(count, self.kind_for(declared), limits=self.limits())
 
     def limits(self) -> WorkerLimits:
         """Return what a tile may take in a worker process."""

@@ -1,7 +1,8 @@
 """Kills, and two at once, of small calls of ``patchworks run`` on homes of their own.
 
-``python -m tests.faults.runs KIND --trials 300 --seed 0`` prints a table. The n-th trial of a seed
-is the same every time: which step to files is the last, or after which time the process is killed.
+``python -m tests.faults.runs KIND --trials 300 --seed 0`` prints a table, ``--each`` in place of a
+number does every step. The n-th trial of a seed is the same every time: which step to files is the
+last, or after which time the process is killed.
 
 1. One call that nobody disturbs gives the labels, the names of the files and the steps to files.
 2. A trial copies an empty home, and disturbs a call on it.
@@ -15,6 +16,7 @@ that starts costs seconds.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import mmap
 import os
@@ -56,6 +58,14 @@ SECONDS_AT_MOST = 120
 STEPS = frozenset({"open", "os.rename", "os.remove", "os.link", "os.mkdir", "os.rmdir"})
 """What the interpreter tells of before it is done to a file; an open counts where it writes."""
 
+MAKES = STEPS - {"os.remove", "os.rmdir"}
+"""Steps that a full disk or a forbidden place stops; what is there can be removed."""
+
+LASTING = ("ENOSPC", "EACCES")
+"""Faults that stay once they are there."""
+
+ERRORS = (*LASTING, "EIO")
+
 KEY = "a"
 
 N_TILES = 6
@@ -87,7 +97,9 @@ class Scene:
     folder: Path
     worker_kind: str = "threads"
     files: dict[str, bytes] = field(default_factory=dict)
-    n_steps: int = 0
+    n_steps: dict[str, int] = field(default_factory=dict)
+    """By what stops a call at one: a kill at any of a home, an error at those of its store."""
+
     seconds: float = 0.0
     count: mmap.mmap = field(default_factory=lambda: mmap.mmap(-1, 8))
 
@@ -95,12 +107,13 @@ class Scene:
         """Make the image and the empty home, and call once with nobody there."""
         write_tiff(self.folder / f"{KEY}.tif", tissue((96, 64)))
         self.wait(self.fork(self.folder / "empty", lambda: _opened(self.folder / "empty")))
-        home = self.new_home("undisturbed")
-        begun = time.monotonic()
-        status = self.wait(self.fork(home, lambda: self.run(home, last=0)))
-        assert status == 0, self.words(home)
-        self.seconds = time.monotonic() - begun
-        self.n_steps = int.from_bytes(self.count[:8], "little")
+        for fault in ("EIO", "kill"):
+            home = self.new_home("undisturbed")
+            begun = time.monotonic()
+            status = self.wait(self.fork(home, partial(self.run, home, last=0, fault=fault)))
+            assert status == 0, self.words(home)
+            self.seconds = time.monotonic() - begun
+            self.n_steps[fault] = int.from_bytes(self.count[:8], "little")
         self.files = store_files(home)
         assert len(self.notes(home)) == len(set(self.notes(home))) == N_TILES, self.notes(home)
 
@@ -111,10 +124,10 @@ class Scene:
         shutil.copytree(self.folder / "empty", home)
         return home
 
-    def run(self, home: Path, last: int | None = None) -> None:
+    def run(self, home: Path, last: int | None = None, fault: str = "kill") -> None:
         """Call ``patchworks run`` in this process, which ends with it; count its steps if asked."""
         if last is not None:
-            count_steps(home, self.count, last)
+            count_steps(home, self.count, last, fault)
         arguments = ["run", str(self.folder / f"{KEY}.tif"), "--home", str(home)]
         arguments += ["--segmentation", "tissue_functions:counted"]
         arguments += ["--tile-shape", str(TILE), "--overlap", str(HALO)]
@@ -220,9 +233,10 @@ def open_ends(instance: dg.DagsterInstance) -> list[str]:
     return faults
 
 
-def count_steps(home: Path, count: mmap.mmap, last: int = 0) -> None:
-    """Let this process count its steps to the files of a home, and be killed at one; 0 is none."""
-    names = (str(home / "store"), str(home / "landing"), str(home / "dagster"))
+def count_steps(home: Path, count: mmap.mmap, last: int = 0, fault: str = "kill") -> None:
+    """Let this process count its steps to the files of a home, and be stopped at one; 0 is none."""
+    folders = ("store", "landing", "dagster") if fault == "kill" else ("store",)
+    names = tuple(str(home / folder) for folder in folders)
     n_steps = 0
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
@@ -233,8 +247,14 @@ def count_steps(home: Path, count: mmap.mmap, last: int = 0) -> None:
             return
         n_steps += 1
         count[:8] = n_steps.to_bytes(8, "little")
-        if n_steps == last:
+        is_after = 0 < last < n_steps and fault in LASTING
+        if n_steps != last and not is_after:
+            return
+        if fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "EIO" or event in MAKES:
+            number = getattr(errno, fault)
+            raise OSError(number, os.strerror(number), str(arguments[0]))
 
     sys.addaudithook(hook)
 
@@ -247,6 +267,23 @@ def killed_at_steps(scene: Scene, points: Iterable[int]) -> Iterator[Trial]:
         trial = Trial("kill at step", str(point), was_hit=scene.wait(pid) == -signal.SIGKILL)
         kill_group(pid)
         yield scene.call_again(home, trial)
+
+
+def errors_at_steps(scene: Scene, points: Iterable[int], fault: str) -> Iterator[Trial]:
+    """Let a step of a call to its store fail, and call again.
+
+    The call ends well, with the labels of one that nobody disturbed, or it says in words that it
+    did not.
+    """
+    for point in points:
+        home = scene.new_home("trial")
+        code = scene.wait(scene.fork(home, partial(scene.run, home, last=point, fault=fault)))
+        trial = Trial(fault, str(point), was_hit=code != 0)
+        if code == 0:
+            trial.faults += scene.differences(home)
+        elif code < 0 or "Traceback" in scene.words(home):
+            trial.faults.append(f"it ended with {code}: {scene.words(home)[-2000:]}")
+        yield scene.call_again(home, trial, may_repeat=2 * WORKERS)
 
 
 def killed_at_times(scene: Scene, moments: Iterable[float]) -> Iterator[Trial]:
@@ -324,12 +361,22 @@ def kill_group(pid: int) -> bool:
     return True
 
 
-def trials_of(kind: str, scene: Scene, n_trials: int, seed: int) -> Iterator[Trial]:
-    """Give the trials of a kind and a seed; the first are the same however many there are."""
+def trials_of(kind: str, scene: Scene, n_trials: int | None, seed: int) -> Iterator[Trial]:
+    """Give the trials of a kind and a seed; the first are the same however many there are.
+
+    Without a number of trials, they are all steps in turn.
+    """
     chance = random.Random(f"{kind} {seed}")
-    moments = (chance.uniform(0, scene.seconds) for _ in range(n_trials))
+    n_steps = scene.n_steps["EIO" if kind in ERRORS else "kill"]
+    points: Iterable[int] = range(1, n_steps + 1)
+    if n_trials is not None:
+        points = (chance.randint(1, n_steps) for _ in range(n_trials))
     if kind == "step":
-        return killed_at_steps(scene, (chance.randint(1, scene.n_steps) for _ in range(n_trials)))
+        return killed_at_steps(scene, points)
+    if kind in ERRORS:
+        return errors_at_steps(scene, points, kind)
+    n_trials = n_trials or 0
+    moments = (chance.uniform(0, scene.seconds) for _ in range(n_trials))
     if kind == "driver":
         return killed_at_times(scene, moments)
     if kind == "worker":
@@ -339,7 +386,7 @@ def trials_of(kind: str, scene: Scene, n_trials: int, seed: int) -> Iterator[Tri
     return two_at_once(scene, pauses, (first, second))
 
 
-KINDS = ("step", "driver", "worker", "run+run", "merge+merge", "run+sensors")
+KINDS = ("step", *ERRORS, "driver", "worker", "run+run", "merge+merge", "run+sensors")
 
 
 def main() -> None:
@@ -347,6 +394,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("kinds", nargs="+", choices=KINDS)
     parser.add_argument("--trials", type=int, default=3)
+    parser.add_argument("--each", action="store_true", help="Every step, in place of some.")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     sys.path.insert(0, str(FUNCTIONS))
@@ -364,7 +412,8 @@ def main() -> None:
             scene.prepare()
             for kind in kinds:
                 trials = []
-                for trial in trials_of(kind, scene, options.trials, options.seed):
+                n_trials = None if options.each else options.trials
+                for trial in trials_of(kind, scene, n_trials, options.seed):
                     print(json.dumps(asdict(trial)), flush=True)
                     trials.append(trial)
                 table.append(_row(kind, trials))

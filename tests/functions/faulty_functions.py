@@ -56,3 +56,6 @@ def out_of_memory_once(tile):
     except FileExistsError:
         return tile.astype(np.int64)
     raise MemoryError("cannot allocate")
+
+
+out_of_memory_once.patchworks = Declaration(workers="threads")

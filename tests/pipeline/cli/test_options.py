@@ -65,7 +65,7 @@ def test_an_option_that_says_what_is_built_in_beats_the_file(budgets, tmp_path):
 @pytest.mark.slow
 def test_an_option_that_is_left_out_leaves_it_to_the_file(budgets, tmp_path, monkeypatch):
     # Processes would take seconds; which kind they are is seen in the config of the runs.
-    monkeypatch.setattr(ComputeBudget, "open", lambda budget, count: Workers(count))
+    monkeypatch.setattr(ComputeBudget, "open", lambda budget, count, declared: Workers(count))
     assert call_command_line("run", tmp_path / "tissue.tif")[0] == 0
     n_of_run = len(budgets)
     folder = LabelStore().folder("tissue")
@@ -101,7 +101,7 @@ def test_commands_that_know_no_home_choose_what_is_built_in():
         "merge": home.merge,
         "min_iou": home.min_iou,
         "min_size": home.min_size,
-        "worker_kind": ComputeBudget().kind,
+        "worker_kind": ComputeBudget().kind_for(),
     }
     assert built_in.items() <= defaults_of(segment).items()
     tried = {name: built_in[name] for name in ("segmentation", "tile_shape", "min_iou", "level")}
@@ -111,7 +111,7 @@ def test_commands_that_know_no_home_choose_what_is_built_in():
 def test_the_library_has_the_same_built_in():
     library, home = defaults_of(tile_process), SegmentationDefaults()
     assert (library["merge"], library["min_iou"]) == (home.merge, home.min_iou)
-    assert (library["min_size"], library["workers"]) == (home.min_size, ComputeBudget().kind)
+    assert (library["min_size"], library["workers"]) == (home.min_size, ComputeBudget().kind_for())
     assert (
         library["skip_empty"] == home.skip_empty == defaults_of(segment_to_ome_zarr)["skip_empty"]
     )

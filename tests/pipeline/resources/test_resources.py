@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pynvml
 import pytest
 
+from patchworks_core import declare
 from patchworks_core.errors import ImageError, PlanError
 from patchworks_core.machine.budget import Limit
 from patchworks_core.machine.devices import Device
+from patchworks_core.machine.pools import WORKER_PROCESS_BYTES
 from patchworks_core.plugins.segmentation import segmentation_of
 from patchworks_core.stage.plan import make_plan
 from patchworks_pipeline.records import Acquisition
@@ -61,8 +64,37 @@ def test_a_tile_beyond_the_memory_is_refused_before_it_is_read(plan, monkeypatch
         ComputeBudget().decide(plan)
 
 
+def test_processes_need_memory_beside_their_tiles(plan, monkeypatch):
+    needed = ComputeBudget().decide(plan).bytes_per_worker
+    grant(monkeypatch, cores=8, memory=4 * (needed + WORKER_PROCESS_BYTES))
+    budget, dtype = ComputeBudget(memory_fraction=1), np.dtype("u2")
+    assert budget.decide_for(plan.grid, dtype, kind="processes").count == 4
+    assert budget.decide_for(plan.grid, dtype, kind="threads").count == 7
+
+
+def harmless(tile):
+    return tile
+
+
+@pytest.mark.parametrize(
+    ("chosen", "function", "kind"),
+    [
+        ("auto", "watershed", "threads"),
+        ("auto", harmless, "processes"),
+        ("auto", declare(version="1", workers="threads")(lambda tile: tile), "threads"),
+        ("threads", harmless, "threads"),
+        ("processes", "watershed", "processes"),
+    ],
+)
+def test_a_function_is_in_processes_unless_it_or_the_deployment_says_threads(
+    chosen, function, kind
+):
+    declared = segmentation_of(function).worker_kind
+    assert ComputeBudget(kind=chosen).open(2, declared).kind == kind
+
+
 def test_another_kind_of_worker_is_refused():
-    words = "budget.kind must be 'threads' or 'processes', got 'fibers'"
+    words = "budget.kind must be 'auto', 'threads' or 'processes', got 'fibers'"
     with pytest.raises(PlanError, match=words):
         ComputeBudget(kind="fibers")
 

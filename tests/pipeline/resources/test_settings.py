@@ -178,7 +178,7 @@ def test_a_run_beats_code_and_code_beats_the_file(settings):
     settings("budget: {workers: 2, cores_left_free: 2, memory_fraction: 0.2}")
     found = in_run(ComputeBudget(workers=3, cores_left_free=3), {"workers": 0})
     assert (found.workers, found.cores_left_free, found.memory_fraction) == (0, 3, 0.2)
-    assert found.kind == "threads"
+    assert found.kind == "auto"
 
 
 def test_null_in_the_config_of_a_run_sets_nothing(settings):
@@ -234,7 +234,10 @@ SECTIONS_ARE = r"the sections are \['alerts', 'automation', .*'store'\]"
         ("budget: {memory_fraction: true}", "memory_fraction must be a number, got True"),
         ('budget: {workers: "yes"}', "budget.workers must be a valid integer.*, got 'yes'"),
         ("budget: {workers: 1.5}", "budget.workers must be a valid integer.*, got 1.5"),
-        ("budget: {kind: fibers}", "budget.kind must be 'threads' or 'processes', got 'fibers'"),
+        (
+            "budget: {kind: fibers}",
+            "budget.kind must be 'auto', 'threads' or 'processes', got 'fibers'",
+        ),
         ("budget: {1: 2}", "line 1: section 'budget' has no field '1'"),
         ("budget: 0.5", "line 1: section 'budget' must hold fields, such as .*, got 0.5"),
         ("budget: []", "section 'budget' must hold fields, such as .*, got \\[\\]"),
