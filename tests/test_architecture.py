@@ -25,6 +25,7 @@ CORE = [
 PIPELINE = [
     *(
         "partitions",
+        "lineage",
         "progress",
         "records",
         "image_faults",

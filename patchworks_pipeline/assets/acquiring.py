@@ -17,7 +17,8 @@ from patchworks_pipeline.assets.metadata import picture, shape_text, size_text
 from patchworks_pipeline.assets.planned import Measured, is_asked_for, planned_function
 from patchworks_pipeline.assets.tile_events import log_tiles_again
 from patchworks_pipeline.instance.tile_partitions import replace_tile_keys, tile_keys_of
-from patchworks_pipeline.partitions import images, tile_keys
+from patchworks_pipeline.lineage import Lineage
+from patchworks_pipeline.partitions import tile_keys
 from patchworks_pipeline.progress import report_progress
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.resources import (
@@ -30,22 +31,28 @@ from patchworks_pipeline.resources.resources import (
 OWNERS = ["team:imaging-facility"]
 
 
-@dg.asset(
-    partitions_def=images,
-    group_name="acquisition",
-    kinds={"zarr"},
-    owners=OWNERS,
-    code_version="1",
-)
+def define_image(lineage: Lineage) -> dg.AssetsDefinition:
+    """Define the asset `image`."""
+    return dg.asset(
+        key=lineage.key("image"),
+        partitions_def=lineage.images,
+        group_name="acquisition",
+        kinds={"zarr"},
+        owners=OWNERS,
+        code_version="1",
+    )(lineage.bound(image))
+
+
 def image(
     context: dg.AssetExecutionContext,
+    lineage: Lineage,
     store: LabelStore,
     source: AcquisitionSource,
     segmentation: SegmentationDefaults,
     budget: ComputeBudget,
 ) -> dg.MaterializeResult:
     """An acquisition, opened and cut into tiles: the plan that every later step asserts."""
-    folder = store.folder(context.partition_key)
+    folder = store.folder(context.partition_key, lineage.segmentation)
     folder.clear_unfinished()
     if not folder.has("acquisition.json"):
         folder.write_acquisition(source.find(context.partition_key))
@@ -60,7 +67,7 @@ def image(
         (context.log.warning if gaps.is_suspicious else context.log.info)(gaps.text)
     plan = segmentation.plan_of(acquisition, opened, folder)
     decision = budget.decide(plan)
-    n_new, n_retired = _take_up(context, folder, plan)
+    n_new, n_retired = _take_up(context, lineage, folder, plan)
     grid, record = plan.grid, plan.image
     return dg.MaterializeResult(
         metadata={
@@ -102,7 +109,9 @@ def _is_plan_of(folder: ImageFolder, plan: Plan) -> bool:
         return False
 
 
-def _take_up(context: dg.AssetExecutionContext, folder: ImageFolder, plan: Plan) -> tuple[int, int]:
+def _take_up(
+    context: dg.AssetExecutionContext, lineage: Lineage, folder: ImageFolder, plan: Plan
+) -> tuple[int, int]:
     """Write the plan, make its stage, and bring the tile partitions in line with it."""
     is_same = _is_plan_of(folder, plan)
     Stage.open_or_create(folder.path / "stage.zarr", plan)
@@ -112,28 +121,33 @@ def _take_up(context: dg.AssetExecutionContext, folder: ImageFolder, plan: Plan)
     was_retired = folder.is_retired
     folder.clear_retired()
     keys = tile_keys(folder.key, plan.grid.block_keys())
-    before = tile_keys_of(context.instance, folder.key)
+    before = tile_keys_of(context.instance, lineage, folder.key)
     n_new, n_retired = len(set(keys) - set(before)), len(set(before) - set(keys))
     if n_new or n_retired:
-        replace_tile_keys(context.instance, before, keys)
+        replace_tile_keys(context.instance, lineage, before, keys)
     if was_retired:  # what was logged of its tiles may be gone with their keys
-        log_tiles_again(context, folder)
+        log_tiles_again(context, lineage, folder)
     return n_new, n_retired
 
 
-@dg.asset(
-    partitions_def=images,
-    deps=[image],
-    group_name="acquisition",
-    kinds={"numpy"},
-    owners=OWNERS,
-    code_version="1",
-)
+def define_image_statistics(lineage: Lineage) -> dg.AssetsDefinition:
+    """Define the asset `image_statistics`."""
+    return dg.asset(
+        key=lineage.key("image_statistics"),
+        partitions_def=lineage.images,
+        deps=[lineage.key("image")],
+        group_name="acquisition",
+        kinds={"numpy"},
+        owners=OWNERS,
+        code_version="1",
+    )(lineage.bound(image_statistics))
+
+
 def image_statistics(
-    context: dg.AssetExecutionContext, store: LabelStore, budget: ComputeBudget
+    context: dg.AssetExecutionContext, lineage: Lineage, store: LabelStore, budget: ComputeBudget
 ) -> dg.MaterializeResult:
     """Exact histogram of the whole image, so that tiles do not disagree by their own."""
-    folder = store.folder(context.partition_key)
+    folder = store.folder(context.partition_key, lineage.segmentation)
     plan = folder.plan()
     opened = folder.acquisition().open()
     regions = [block.core for block in plan.grid.blocks()]

@@ -28,11 +28,14 @@ from patchworks_pipeline.assets.acquiring import OWNERS
 from patchworks_pipeline.assets.metadata import picture, shape_text
 from patchworks_pipeline.assets.planned import planned_function
 from patchworks_pipeline.assets.stage_reading import read_once
-from patchworks_pipeline.assets.staging import staged_labels
-from patchworks_pipeline.partitions import NOT_BY_KEY, images
+from patchworks_pipeline.lineage import Lineage
+from patchworks_pipeline.partitions import NOT_BY_KEY
 from patchworks_pipeline.progress import report_progress
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore, SegmentationDefaults
+
+CODE_VERSION = "2"
+"""Of the steps of a merge."""
 
 EVERY_TILE_IS_MERGED = "every_tile_is_merged"
 IDS_ARE_SEQUENTIAL = "ids_are_sequential"
@@ -57,22 +60,28 @@ class PairingConfig(dg.Config):
     )
 
 
-@dg.asset(
-    partitions_def=images,
-    deps=[dg.AssetDep(staged_labels, partition_mapping=NOT_BY_KEY)],
-    group_name="labels",
-    kinds={"parquet"},
-    owners=OWNERS,
-    code_version="2",
-)
+def define_boundary_pairs(lineage: Lineage) -> dg.AssetsDefinition:
+    """Define the asset `boundary_pairs`."""
+    return dg.asset(
+        key=lineage.key("boundary_pairs"),
+        partitions_def=lineage.images,
+        deps=[dg.AssetDep(lineage.key("staged_labels"), partition_mapping=NOT_BY_KEY)],
+        group_name="labels",
+        kinds={"parquet"},
+        owners=OWNERS,
+        code_version=CODE_VERSION,
+    )(lineage.bound(boundary_pairs))
+
+
 def boundary_pairs(
     context: dg.AssetExecutionContext,
+    lineage: Lineage,
     config: PairingConfig,
     store: LabelStore,
     budget: ComputeBudget,
 ) -> dg.MaterializeResult:
     """Every two staged labels that met across a seam, with the evidence that they are one."""
-    folder = store.folder(context.partition_key)
+    folder = store.folder(context.partition_key, lineage.segmentation)
     folder.clear_unfinished()
     plan = folder.plan()
     stage = read_once(folder.stage(plan))
@@ -138,23 +147,29 @@ class MergeConfig(dg.Config):
         return {name: value for name, value in values.items() if value is not None}
 
 
-@dg.asset(
-    partitions_def=images,
-    deps=[boundary_pairs],
-    group_name="labels",
-    kinds={"scipy"},
-    owners=OWNERS,
-    code_version="2",
-)
+def define_global_lut(lineage: Lineage) -> dg.AssetsDefinition:
+    """Define the asset `global_lut`."""
+    return dg.asset(
+        key=lineage.key("global_lut"),
+        partitions_def=lineage.images,
+        deps=[lineage.key("boundary_pairs")],
+        group_name="labels",
+        kinds={"scipy"},
+        owners=OWNERS,
+        code_version=CODE_VERSION,
+    )(lineage.bound(global_lut))
+
+
 def global_lut(
     context: dg.AssetExecutionContext,
+    lineage: Lineage,
     config: MergeConfig,
     store: LabelStore,
     segmentation: SegmentationDefaults,
     budget: ComputeBudget,
 ) -> dg.MaterializeResult:
     """Lookup table that gives every staged label its merged id."""
-    folder = store.folder(context.partition_key)
+    folder = store.folder(context.partition_key, lineage.segmentation)
     plan = folder.plan()
     stage = read_once(folder.stage(plan))
     content = stage.content()
@@ -193,43 +208,55 @@ class WritingConfig(dg.Config):
     )
 
 
-@dg.asset(
-    partitions_def=images,
-    deps=[global_lut],
-    group_name="labels",
-    kinds={"zarr"},
-    owners=OWNERS,
-    code_version="2",
-    freshness_policy=FRESHNESS,
-    check_specs=[
+def define_merged_labels(lineage: Lineage) -> dg.AssetsDefinition:
+    """Define the asset `merged_labels`."""
+    return dg.asset(
+        key=lineage.key("merged_labels"),
+        partitions_def=lineage.images,
+        deps=[lineage.key("global_lut")],
+        group_name="labels",
+        kinds={"zarr"},
+        owners=OWNERS,
+        code_version=CODE_VERSION,
+        freshness_policy=FRESHNESS,
+        check_specs=_checks(lineage),
+    )(lineage.bound(merged_labels))
+
+
+def _checks(lineage: Lineage) -> list[dg.AssetCheckSpec]:
+    """Return what is checked of merged labels."""
+    asset = lineage.key("merged_labels")
+    return [
         dg.AssetCheckSpec(
             EVERY_TILE_IS_MERGED,
-            asset="merged_labels",
+            asset=asset,
             blocking=True,
             description="No tile is missing; where missing tiles were allowed this only warns.",
         ),
         dg.AssetCheckSpec(
             IDS_ARE_SEQUENTIAL,
-            asset="merged_labels",
+            asset=asset,
             blocking=True,
             description="The ids are 1 to the number of objects, each used.",
         ),
         dg.AssetCheckSpec(
             SEAMS_AGREE,
-            asset="merged_labels",
+            asset=asset,
             description="No tile or face is at odds with its neighbours as the rest is not, and "
             "the seams as a whole are good. Warns, and names the worst.",
         ),
-    ],
-)
+    ]
+
+
 def merged_labels(
     context: dg.AssetExecutionContext,
+    lineage: Lineage,
     config: WritingConfig,
     store: LabelStore,
     budget: ComputeBudget,
 ) -> dg.MaterializeResult:
     """The label image: one id per object across all tiles, as OME-Zarr with a pyramid."""
-    folder = store.folder(context.partition_key)
+    folder = store.folder(context.partition_key, lineage.segmentation)
     plan = folder.plan()
     stage = read_once(folder.stage(plan))
     content = stage.content()

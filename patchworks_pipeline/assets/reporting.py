@@ -17,27 +17,32 @@ from patchworks_core.pictures.drawing import png_bytes
 from patchworks_core.pictures.report import image_picture
 from patchworks_core.seams.faces import judge_sizes
 from patchworks_pipeline.assets.acquiring import OWNERS
-from patchworks_pipeline.assets.merging import merged_labels, seam_figures, seams_of
+from patchworks_pipeline.assets.merging import seam_figures, seams_of
 from patchworks_pipeline.assets.metadata import picture
 from patchworks_pipeline.assets.stage_reading import read_once
 from patchworks_pipeline.assets.throughput import figures_of, finish
-from patchworks_pipeline.partitions import images
+from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore
 
 
-@dg.asset(
-    partitions_def=images,
-    deps=[merged_labels],
-    group_name="results",
-    kinds={"parquet"},
-    owners=OWNERS,
-    code_version="2",
-)
+def define_object_table(lineage: Lineage) -> dg.AssetsDefinition:
+    """Define the asset `object_table`."""
+    return dg.asset(
+        key=lineage.key("object_table"),
+        partitions_def=lineage.images,
+        deps=[lineage.key("merged_labels")],
+        group_name="results",
+        kinds={"parquet"},
+        owners=OWNERS,
+        code_version="2",
+    )(lineage.bound(object_table))
+
+
 def object_table(
-    context: dg.AssetExecutionContext, store: LabelStore, budget: ComputeBudget
+    context: dg.AssetExecutionContext, lineage: Lineage, store: LabelStore, budget: ComputeBudget
 ) -> dg.MaterializeResult:
     """Size, place and intensity of every object, added up from the tiles."""
-    folder = store.folder(context.partition_key)
+    folder = store.folder(context.partition_key, lineage.segmentation)
     plan = folder.plan()
     stage = read_once(folder.stage(plan))
     lut, options = folder.lut(stage)
@@ -78,17 +83,24 @@ def object_sizes(table: pa.Table) -> tuple[np.ndarray[Any, Any], str]:
     return table[name].to_numpy(), columns[name]
 
 
-@dg.asset(
-    partitions_def=images,
-    deps=[object_table],
-    group_name="results",
-    kinds={"matplotlib"},
-    owners=OWNERS,
-    code_version="1",
-)
-def quality_report(context: dg.AssetExecutionContext, store: LabelStore) -> dg.MaterializeResult:
+def define_quality_report(lineage: Lineage) -> dg.AssetsDefinition:
+    """Define the asset `quality_report`."""
+    return dg.asset(
+        key=lineage.key("quality_report"),
+        partitions_def=lineage.images,
+        deps=[lineage.key("object_table")],
+        group_name="results",
+        kinds={"matplotlib"},
+        owners=OWNERS,
+        code_version="1",
+    )(lineage.bound(quality_report))
+
+
+def quality_report(
+    context: dg.AssetExecutionContext, lineage: Lineage, store: LabelStore
+) -> dg.MaterializeResult:
     """Pictures and a table to judge one image by, on disk and here."""
-    folder = store.folder(context.partition_key)
+    folder = store.folder(context.partition_key, lineage.segmentation)
     plan = folder.plan()
     stage = read_once(folder.stage(plan))
     counts = stage.counts()

@@ -17,11 +17,10 @@ from patchworks_core.plugins.segmentation import Segmentation
 from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.staging import StagedBlock, Staging, StagingCount, stage_all
 from patchworks_core.tiles.grid import TileBlock
-from patchworks_pipeline.assets.acquiring import OWNERS, image_statistics
+from patchworks_pipeline.assets.acquiring import OWNERS
 from patchworks_pipeline.assets.planned import Beside, planned_function
 from patchworks_pipeline.assets.throughput import add_staging
 from patchworks_pipeline.assets.tile_events import (
-    STAGED_LABELS,
     StagingProgress,
     fail_if_any,
     input_pictures,
@@ -33,11 +32,15 @@ from patchworks_pipeline.assets.tile_events import (
 )
 from patchworks_pipeline.image_faults import ImageFaults
 from patchworks_pipeline.instance.tile_log import TileLog
-from patchworks_pipeline.partitions import IMAGE, NOT_BY_KEY, check_image_key, tiles
+from patchworks_pipeline.lineage import Lineage
+from patchworks_pipeline.partitions import IMAGE, NOT_BY_KEY, check_image_key
 from patchworks_pipeline.records import ImageFolder, TileFailure
 from patchworks_pipeline.resources.clusters import DaskCluster
 from patchworks_pipeline.resources.pools import DeployedCompute
 from patchworks_pipeline.resources.resources import ComputeBudget, GpuPool, LabelStore
+
+POOL = "gpu"
+"""Across runs: as many at once stage tiles as the pool's limit allows, one by default."""
 
 RESUMED = "dagster/is_resume_retry"
 """Tag of runs that re-execute another from its failure."""
@@ -82,6 +85,7 @@ class _Run:
     """A staging run, and what it works with."""
 
     context: dg.AssetExecutionContext | dg.OpExecutionContext
+    lineage: Lineage
     config: StagingConfig
     compute: DeployedCompute
     log: TileLog
@@ -120,7 +124,7 @@ class _Staged:
         if outcome.failure is None:
             if outcome.item.key in self.failed_before:
                 self.folder.clear_failure(outcome.item.key)
-            self.run.log.add(staged_tile(self.folder.key, outcome))
+            self.run.log.add(staged_tile(self.run.lineage, self.folder.key, outcome))
             return True
         failure = TileFailure.of(outcome, self.axes)
         self.failures.append(failure)
@@ -136,27 +140,33 @@ class _Staged:
         return False
 
 
-@dg.multi_asset(
-    name=STAGED_LABELS,
-    specs=[
-        dg.AssetSpec(
-            STAGED_LABELS,
-            deps=[dg.AssetDep(image_statistics, partition_mapping=NOT_BY_KEY)],
-            description="Labels of each tile with ids of its own, and its strips along the seams.",
-            group_name="tiles",
-            kinds={"zarr", "scikitlearn"},
-            owners=OWNERS,
-            code_version="1",
-            skippable=True,
-        )
-    ],
-    partitions_def=tiles,
-    backfill_policy=dg.BackfillPolicy.single_run(),
-    # Across runs: as many runs at once stage tiles as the pool's limit allows, one by default.
-    pool="gpu",
-)
+def define_staged_labels(
+    lineage: Lineage, backfill_policy: dg.BackfillPolicy
+) -> dg.AssetsDefinition:
+    """Define the asset `staged_labels`."""
+    measured = dg.AssetDep(lineage.key("image_statistics"), partition_mapping=NOT_BY_KEY)
+    spec = dg.AssetSpec(
+        lineage.key("staged_labels"),
+        deps=[measured],
+        description="Labels of each tile with ids of its own, and its strips along the seams.",
+        group_name="tiles",
+        kinds={"zarr", "scikitlearn"},
+        owners=OWNERS,
+        code_version="1",
+        skippable=True,
+    )
+    return dg.multi_asset(
+        name=lineage.name("staged_labels"),
+        specs=[spec],
+        partitions_def=lineage.tiles,
+        backfill_policy=backfill_policy,
+        pool=POOL,
+    )(lineage.bound(staged_labels))
+
+
 def staged_labels(
     context: dg.AssetExecutionContext,
+    lineage: Lineage,
     config: StagingConfig,
     store: LabelStore,
     budget: ComputeBudget,
@@ -169,18 +179,24 @@ def staged_labels(
         image, _, block = key.rpartition("/")
         blocks_of.setdefault(image, []).append(block)
     compute = DeployedCompute(budget, gpus, cluster)
-    _stage_images(context, config, compute, store, blocks_of)
+    _stage_images(context, lineage, config, compute, store, blocks_of)
     # Tiles were logged as they finished; returning would materialize the whole range once more.
     yield from ()
 
 
-@dg.op(
-    pool="gpu",
-    out=dg.Out(dg.Nothing),
-    description="Stages the failed and missing tiles of one image, wherever they lie.",
-)
+def define_stage_missing_tiles(lineage: Lineage) -> dg.OpDefinition:
+    """Define the op `stage_missing_tiles`."""
+    return dg.op(
+        name=lineage.name("stage_missing_tiles"),
+        pool=POOL,
+        out=dg.Out(dg.Nothing),
+        description="Stages the failed and missing tiles of one image, wherever they lie.",
+    )(lineage.bound(stage_missing_tiles))
+
+
 def stage_missing_tiles(
     context: dg.OpExecutionContext,
+    lineage: Lineage,
     config: RepairConfig,
     store: LabelStore,
     budget: ComputeBudget,
@@ -188,12 +204,13 @@ def stage_missing_tiles(
     cluster: DaskCluster,
 ) -> None:
     """Stage what an image lacks; every tile that finishes is a materialization of its own."""
-    folder = store.folder(check_image_key(config.image))
+    folder = store.folder(check_image_key(config.image), lineage.segmentation)
     context.instance.add_run_tags(context.run_id, {IMAGE: folder.key})
     blocks = blocks_to_repair(folder, only_transient=config.only_transient)
     context.log.info(f"{folder.key}: {len(blocks)} tiles to repair")
     compute = DeployedCompute(budget, gpus, cluster)
-    _stage_images(context, StagingConfig(skip_staged=True), compute, store, {folder.key: blocks})
+    again = StagingConfig(skip_staged=True)
+    _stage_images(context, lineage, again, compute, store, {folder.key: blocks})
 
 
 def blocks_to_repair(folder: ImageFolder, *, only_transient: bool) -> list[str]:
@@ -207,6 +224,7 @@ def blocks_to_repair(folder: ImageFolder, *, only_transient: bool) -> list[str]:
 
 def _stage_images(
     context: dg.AssetExecutionContext | dg.OpExecutionContext,
+    lineage: Lineage,
     config: StagingConfig,
     compute: DeployedCompute,
     store: LabelStore,
@@ -214,12 +232,13 @@ def _stage_images(
 ) -> None:
     """Stage tile blocks of images, and fail in the end if any of them failed."""
     with TileLog(context) as log:
-        run = _Run(context, config, compute, log)
+        run = _Run(context, lineage, config, compute, log)
         staged: dict[str, _Staged] = {}
         faults = ImageFaults(context.log.error)
         for image, blocks in blocks_of.items():
             with faults.about(image):
-                staged[image] = _stage_image(run, store.folder(check_image_key(image)), blocks)
+                folder = store.folder(check_image_key(image), lineage.segmentation)
+                staged[image] = _stage_image(run, folder, blocks)
     stopped = {image: result.stopped for image, result in staged.items() if result.stopped}
     fail_if_any(
         {image: result.failures for image, result in staged.items()},
@@ -268,12 +287,13 @@ def _missing(run: _Run, folder: ImageFolder, stage: Stage, keys: Sequence[str]) 
     stage.clean()
     missing = set(stage.missing_blocks())
     there = [key for key in keys if key not in missing]
-    unheard = set(not_logged(run.context.instance, folder.key, there))
+    unheard = set(not_logged(run.context.instance, run.lineage, folder.key, there))
     counts = stage.counts()
     for key in there:
         indices = [tile.index for tile in stage.grid.block_of_key(key).tiles]
         n_labels = sum(int(counts[index]) for index in indices)
-        run.log.add(skipped_tile(folder.key, key, n_labels, is_new=key in unheard))
+        tile = skipped_tile(run.lineage, folder.key, key, n_labels, is_new=key in unheard)
+        run.log.add(tile)
     return [key for key in keys if key in missing]
 
 

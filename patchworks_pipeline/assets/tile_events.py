@@ -15,6 +15,7 @@ from patchworks_core.tiles.grid import TileBlock
 from patchworks_pipeline.assets.metadata import picture
 from patchworks_pipeline.assets.throughput import Work
 from patchworks_pipeline.instance.tile_log import TileLog
+from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.progress import report_progress
 from patchworks_pipeline.records import ImageFolder, TileFailure
 
@@ -27,15 +28,15 @@ SHOWN_FAILURES = 20
 SHOWN_PICTURES = 3
 """Failed tiles whose input is shown."""
 
-STAGED_LABELS = "staged_labels"
 
-
-def staged_tile(image: str, outcome: Outcome[TileBlock, StagedBlock]) -> dg.AssetMaterialization:
+def staged_tile(
+    lineage: Lineage, image: str, outcome: Outcome[TileBlock, StagedBlock]
+) -> dg.AssetMaterialization:
     """Return what is logged of a tile that was staged."""
     staged = outcome.value
     assert staged is not None
     return dg.AssetMaterialization(
-        asset_key=STAGED_LABELS,
+        asset_key=lineage.key("staged_labels"),
         partition=f"{image}/{staged.key}",
         metadata={
             "n_labels": staged.n_labels,
@@ -50,13 +51,15 @@ def staged_tile(image: str, outcome: Outcome[TileBlock, StagedBlock]) -> dg.Asse
     )
 
 
-def skipped_tile(image: str, block: str, n_labels: int, *, is_new: bool) -> dg.AssetMaterialization:
+def skipped_tile(
+    lineage: Lineage, image: str, block: str, n_labels: int, *, is_new: bool
+) -> dg.AssetMaterialization:
     """Return what is logged of a tile that is staged already.
 
     It `is_new` where a run staged it that could not log it any more.
     """
     return dg.AssetMaterialization(
-        asset_key=STAGED_LABELS,
+        asset_key=lineage.key("staged_labels"),
         partition=f"{image}/{block}",
         description="Staged by a run that was ended before it had logged this tile."
         if is_new
@@ -65,23 +68,28 @@ def skipped_tile(image: str, block: str, n_labels: int, *, is_new: bool) -> dg.A
     )
 
 
-def not_logged(instance: dg.DagsterInstance, image: str, blocks: Iterable[str]) -> list[str]:
+def not_logged(
+    instance: dg.DagsterInstance, lineage: Lineage, image: str, blocks: Iterable[str]
+) -> list[str]:
     """Return the tile blocks of an image that were never logged as materialized."""
     blocks = list(blocks)
-    logged = instance.get_materialized_partitions(dg.AssetKey(STAGED_LABELS)) if blocks else set()
+    staged = lineage.key("staged_labels")
+    logged = instance.get_materialized_partitions(staged) if blocks else set()
     return [block for block in blocks if f"{image}/{block}" not in logged]
 
 
-def log_tiles_again(context: dg.AssetExecutionContext, folder: ImageFolder) -> None:
+def log_tiles_again(
+    context: dg.AssetExecutionContext, lineage: Lineage, folder: ImageFolder
+) -> None:
     """Log the tiles that the stage of an image has, where it is taken up after it was retired."""
     stage = folder.stage()
     missing = set(stage.missing_blocks())
     staged = [key for key in stage.grid.block_keys() if key not in missing]
     with TileLog(context) as log:
-        for key in not_logged(context.instance, folder.key, staged):
+        for key in not_logged(context.instance, lineage, folder.key, staged):
             log.add(
                 dg.AssetMaterialization(
-                    asset_key=STAGED_LABELS,
+                    asset_key=lineage.key("staged_labels"),
                     partition=f"{folder.key}/{key}",
                     description="Was staged before the image was retired, and is here again.",
                 )

@@ -13,29 +13,55 @@ from patchworks_pipeline.automation.alerts import (
 )
 from patchworks_pipeline.automation.events import images_of_run, why_failed
 from patchworks_pipeline.image_faults import ImageFaults
+from patchworks_pipeline.lineage import Mount
 from patchworks_pipeline.resources.resources import LabelStore
 
-STAGING_STEPS = {"staged_labels", "stage_missing_tiles"}
+STAGING_STEPS = ("staged_labels", "stage_missing_tiles")
 """Steps that fail by tiles."""
 
 
-@dg.run_failure_sensor(
-    minimum_interval_seconds=30,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Tells why a run failed, once per image and cause.",
-)
+def define_alert_sensors(mount: Mount) -> list[dg.SensorDefinition]:
+    """Return the sensors that tell people of what is wrong in a deployment."""
+    lineage = mount.shared
+    return [
+        dg.run_failure_sensor(
+            name=lineage.name("run_failure_alerts"),
+            minimum_interval_seconds=30,
+            default_status=dg.DefaultSensorStatus.RUNNING,
+            description="Tells why a run failed, once per image and cause.",
+        )(lineage.bound(run_failure_alerts, mount=mount)),
+        dg.run_status_sensor(
+            name=lineage.name("check_failure_alerts"),
+            run_status=dg.DagsterRunStatus.SUCCESS,
+            minimum_interval_seconds=30,
+            default_status=dg.DefaultSensorStatus.RUNNING,
+            description="Tells of checks that failed in a run that did not, once per image and "
+            "cause.",
+        )(lineage.bound(check_failure_alerts, mount=mount)),
+        dg.sensor(
+            name=lineage.name("missed_alerts"),
+            minimum_interval_seconds=60,
+            default_status=dg.DefaultSensorStatus.RUNNING,
+            description="Tells again what a mail server or a webhook missed.",
+        )(lineage.bound(missed_alerts)),
+    ]
+
+
 def run_failure_alerts(
-    context: dg.RunFailureSensorContext, store: LabelStore, alerts: Alerts
+    context: dg.RunFailureSensorContext, mount: Mount, store: LabelStore, alerts: Alerts
 ) -> None:
     """Send one alert per image and cause of a run that failed."""
     run = context.dagster_run
-    keys = images_of_run(context.instance, run)
+    lineage = mount.lineage_of(run)
+    if lineage is None:
+        return
+    keys = images_of_run(context.instance, lineage, run)
     checks = failed_checks(context.instance, run, keys)
-    is_staging = any(step in STAGING_STEPS for step in _failed_steps(context))
+    is_staging = not set(map(lineage.name, STAGING_STEPS)).isdisjoint(_failed_steps(context))
     faults = ImageFaults(context.log.warning)
     for key in keys if is_staging else ():
         with faults.about(key):
-            checks += alerts_of_tiles(store.folder(key))
+            checks += alerts_of_tiles(lineage, store.folder(key, lineage.segmentation))
     for key, why in faults.found.items():
         cause = f"its failed tiles cannot be read: {why}"
         checks.append(Alert(key, cause, link_to_run(run.run_id)))
@@ -45,26 +71,18 @@ def run_failure_alerts(
     alerts.send(checks, memory=store.path() / MEMORY, log=context.log)
 
 
-@dg.run_status_sensor(
-    run_status=dg.DagsterRunStatus.SUCCESS,
-    minimum_interval_seconds=30,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Tells of checks that failed in a run that did not, once per image and cause.",
-)
 def check_failure_alerts(
-    context: dg.RunStatusSensorContext, store: LabelStore, alerts: Alerts
+    context: dg.RunStatusSensorContext, mount: Mount, store: LabelStore, alerts: Alerts
 ) -> None:
     """Send one alert per image and failed check."""
     run = context.dagster_run
-    checks = failed_checks(context.instance, run, images_of_run(context.instance, run))
+    lineage = mount.lineage_of(run)
+    if lineage is None:
+        return
+    checks = failed_checks(context.instance, run, images_of_run(context.instance, lineage, run))
     alerts.send(checks, memory=store.path() / MEMORY, log=context.log)
 
 
-@dg.sensor(
-    minimum_interval_seconds=60,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Tells again what a mail server or a webhook missed.",
-)
 def missed_alerts(
     context: dg.SensorEvaluationContext, store: LabelStore, alerts: Alerts
 ) -> dg.SkipReason:

@@ -23,6 +23,7 @@ from patchworks_core.files.storage import write_text
 from patchworks_pipeline.automation.outbox import KEPT_SECONDS, Letter, Outbox
 from patchworks_pipeline.automation.sinks import MailSink, Message, WebhookSink, tell
 from patchworks_pipeline.image_faults import ImageFaults
+from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.partitions import tile_keys
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.resources import LabelStore
@@ -92,11 +93,12 @@ def without_numbers(cause: str) -> str:
     return _VARYING.sub("#", cause.strip().split("\n", 1)[0])
 
 
-def link_to_failed_tiles(folder: ImageFolder) -> str:
+def link_to_failed_tiles(lineage: Lineage, folder: ImageFolder) -> str:
     """Return where the UI lists the failed tiles of an image."""
     keys = tile_keys(folder.key, folder.plan().grid.block_keys())
     tiles = quote(keys[0] if len(keys) == 1 else f"[{keys[0]}...{keys[-1]}]")
-    return f"/assets/staged_labels?view=partitions&status=FAILED&default_range={tiles}"
+    asset = lineage.link("staged_labels")
+    return f"{asset}?view=partitions&status=FAILED&default_range={tiles}"
 
 
 def link_to_run(run_id: str) -> str:
@@ -104,7 +106,7 @@ def link_to_run(run_id: str) -> str:
     return f"/runs/{run_id}"
 
 
-def alerts_of_tiles(folder: ImageFolder) -> list[Alert]:
+def alerts_of_tiles(lineage: Lineage, folder: ImageFolder) -> list[Alert]:
     """Return one alert per cause of the failed tiles of an image, the most frequent first."""
     if not folder.has("plan.json"):
         return []
@@ -114,7 +116,7 @@ def alerts_of_tiles(folder: ImageFolder) -> list[Alert]:
         by_kind.setdefault(without_numbers(cause), []).append(cause)
     if not by_kind:
         return []
-    link = link_to_failed_tiles(folder)
+    link = link_to_failed_tiles(lineage, folder)
     groups = sorted(by_kind.values(), key=len, reverse=True)
     alerts = [Alert(folder.key, causes[0], link, len(causes)) for causes in groups[:MAX_CAUSES]]
     if len(groups) > MAX_CAUSES:
@@ -254,7 +256,12 @@ MEMORY = ".alerts.json"
 
 
 def tell_of_lasting(
-    faults: ImageFaults, before: object, alerts: Alerts, store: LabelStore, log: Logger
+    faults: ImageFaults,
+    before: object,
+    lineage: Lineage,
+    alerts: Alerts,
+    store: LabelStore,
+    log: Logger,
 ) -> None:
     """Tell of what is wrong with single images and was wrong so at the last look already.
 
@@ -263,7 +270,7 @@ def tell_of_lasting(
     earlier = before if isinstance(before, dict) else {}
     lasting = [name for name, why in faults.found.items() if earlier.get(name) == why]
     if lasting:
-        alarms = [Alert(name, faults.found[name], "/assets/image") for name in lasting]
+        alarms = [Alert(name, faults.found[name], lineage.link("image")) for name in lasting]
         alerts.send(alarms, memory=store.path() / MEMORY, log=log)
 
 

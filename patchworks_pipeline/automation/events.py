@@ -14,7 +14,8 @@ import dagster as dg
 
 from patchworks_pipeline.automation.jobs import image_to_repair
 from patchworks_pipeline.image_faults import error_of_step
-from patchworks_pipeline.partitions import split_tile_key, tiles
+from patchworks_pipeline.lineage import ASSET_JOB, Lineage
+from patchworks_pipeline.partitions import split_tile_key
 
 RANGE_START = "dagster/asset_partition_range_start"
 RANGE_END = "dagster/asset_partition_range_end"
@@ -27,9 +28,6 @@ IN_PROGRESS = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
-
-BACKFILL_JOB = "__ASSET_JOB"
-"""Job of the runs that the UI starts for a selection of assets."""
 
 EVERY_ROUND = 1
 """Seconds between ticks: less than the daemon's round of 5 s, or every other round is missed."""
@@ -65,7 +63,7 @@ class EventCursor:
 
 
 def new_partitions(
-    instance: dg.DagsterInstance, asset: str, cursor: EventCursor, *, limit: int
+    instance: dg.DagsterInstance, asset: dg.AssetKey, cursor: EventCursor, *, limit: int
 ) -> tuple[list[str], EventCursor]:
     """Return the partitions of an asset that were materialized since, each once, and a new cursor.
 
@@ -77,7 +75,7 @@ def new_partitions(
     earlier, n_new, page = set(ids), 0, None
     while n_new < limit:
         result = instance.fetch_materializations(
-            dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), after_storage_id=start),
+            dg.AssetRecordsFilter(asset_key=asset, after_storage_id=start),
             limit=min(1000, limit + len(earlier)),
             cursor=page,
             ascending=True,
@@ -96,17 +94,17 @@ def new_partitions(
     return list(partitions), EventCursor(ids[-1] if ids else cursor.after, tuple(ids))
 
 
-def latest_event(instance: dg.DagsterInstance, asset: str, partition: str) -> int:
+def latest_event(instance: dg.DagsterInstance, asset: dg.AssetKey, partition: str) -> int:
     """Return the storage id of the latest materialization of a partition; 0 where there is none."""
     records = instance.fetch_materializations(
-        dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[partition]), limit=1
+        dg.AssetRecordsFilter(asset_key=asset, asset_partitions=[partition]), limit=1
     ).records
     return records[0].storage_id if records else 0
 
 
-def images_of_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> list[str]:
-    """Return the images that a run is about, in order."""
-    tags, image = run.tags, image_to_repair(run)
+def images_of_run(instance: dg.DagsterInstance, lineage: Lineage, run: dg.DagsterRun) -> list[str]:
+    """Return the images that a run of a segmentation is about, in order."""
+    tags, image = run.tags, image_to_repair(lineage, run)
     if image is not None:
         return [image]
     if PARTITION in tags:
@@ -116,18 +114,21 @@ def images_of_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> list[str]
     start, end = tags[RANGE_START], tags[RANGE_END]
     if image_of(start) == image_of(end):
         return [image_of(start)]
-    keys = list(instance.get_dynamic_partitions(str(tiles.name)))
+    keys = list(instance.get_dynamic_partitions(str(lineage.tiles.name)))
     if "/" not in start or start not in keys or end not in keys:
         return [image_of(start), image_of(end)]
     return unique(map(image_of, keys[keys.index(start) : keys.index(end) + 1]))
 
 
-def busy_images(instance: dg.DagsterInstance, jobs: Iterable[str]) -> frozenset[str]:
+def busy_images(
+    instance: dg.DagsterInstance, lineage: Lineage, jobs: Iterable[str]
+) -> frozenset[str]:
     """Return the images that a run of one of these jobs, or of a backfill, is at or will be at."""
     busy: set[str] = set()
-    for job in (*jobs, BACKFILL_JOB):
+    for job in (*map(lineage.name, jobs), ASSET_JOB):
         for run in instance.get_runs(dg.RunsFilter(job_name=job, statuses=IN_PROGRESS)):
-            busy.update(images_of_run(instance, run))
+            if lineage.has_run(run):
+                busy.update(images_of_run(instance, lineage, run))
     return frozenset(busy)
 
 

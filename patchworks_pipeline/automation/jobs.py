@@ -3,63 +3,89 @@
 from typing import Any
 
 import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from patchworks_pipeline.assets import (
-    boundary_pairs,
-    global_lut,
-    image,
-    image_statistics,
-    merged_labels,
-    object_table,
-    quality_report,
-    staged_labels,
-)
-from patchworks_pipeline.assets.staging import stage_missing_tiles
+from patchworks_pipeline.assets.staging import define_stage_missing_tiles
+from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.partitions import IMAGE
 
-plan_image = dg.define_asset_job(
-    "plan_image",
-    selection=[image, image_statistics],
-    description="Open an acquisition, cut it into tiles, and measure its histogram.",
-)
+MERGED = ("boundary_pairs", "global_lut", "merged_labels", "object_table", "quality_report")
+"""Assets that a merge makes."""
 
-stage_tiles = dg.define_asset_job(
-    "stage_tiles",
-    selection=[staged_labels],
-    description="Run the segmentation function on a range of tiles.",
-)
+Job = dg.JobDefinition | UnresolvedAssetJobDefinition
 
 
-@dg.job(description="Stage the failed and missing tiles of one image in one run.")
-def repair_image() -> None:
-    """Stage what an image lacks, as the config says; the merge follows by itself."""
-    stage_missing_tiles()
+def define_jobs(lineage: Lineage) -> list[Job]:
+    """Return the jobs of one segmentation."""
+    return [
+        _asset_job(
+            lineage,
+            "plan_image",
+            ("image", "image_statistics"),
+            "Open an acquisition, cut it into tiles, and measure its histogram.",
+        ),
+        _asset_job(
+            lineage,
+            "stage_tiles",
+            ("staged_labels",),
+            "Run the segmentation function on a range of tiles.",
+        ),
+        _repair_job(lineage),
+        _asset_job(
+            lineage,
+            "merge_image",
+            MERGED,
+            "Make one label image of an image whose tiles are all staged.",
+        ),
+    ]
 
 
-merge_image = dg.define_asset_job(
-    "merge_image",
-    selection=[boundary_pairs, global_lut, merged_labels, object_table, quality_report],
-    description="Make one label image of an image whose tiles are all staged.",
-)
-
-
-def repair_run(image: str, *, run_key: str, only_transient: bool) -> dg.RunRequest:
-    """Return the run that stages what an image lacks."""
-    config = {"image": image, "only_transient": only_transient}
-    return dg.RunRequest(
-        run_key=run_key,
-        job_name=repair_image.name,
-        tags={IMAGE: image},
-        run_config={"ops": {stage_missing_tiles.name: {"config": config}}},
+def _asset_job(
+    lineage: Lineage, name: str, assets: tuple[str, ...], description: str
+) -> UnresolvedAssetJobDefinition:
+    return dg.define_asset_job(
+        lineage.name(name),
+        selection=[lineage.key(asset) for asset in assets],
+        description=description,
+        # Steps are few and short, and staging fans out by itself: a process per step costs seconds.
+        executor_def=dg.in_process_executor,
     )
 
 
-def image_to_repair(run: dg.DagsterRun) -> str | None:
+def _repair_job(lineage: Lineage) -> dg.JobDefinition:
+    """Define the job that stages what an image lacks, as its config says."""
+    stage_missing_tiles = define_stage_missing_tiles(lineage)
+
+    @dg.job(
+        name=lineage.name("repair_image"),
+        description="Stage the failed and missing tiles of one image in one run.",
+        executor_def=dg.in_process_executor,
+    )
+    def repair_image() -> None:
+        stage_missing_tiles()
+
+    return repair_image
+
+
+def repair_run(
+    lineage: Lineage, image: str, *, run_key: str, only_transient: bool
+) -> dg.RunRequest:
+    """Return the run that stages what an image lacks; the merge follows by itself."""
+    config = {"image": image, "only_transient": only_transient}
+    return dg.RunRequest(
+        run_key=run_key,
+        job_name=lineage.name("repair_image"),
+        tags={IMAGE: image},
+        run_config={"ops": {lineage.name("stage_missing_tiles"): {"config": config}}},
+    )
+
+
+def image_to_repair(lineage: Lineage, run: dg.DagsterRun) -> str | None:
     """Return the image that a run repairs, as its config says; None where it is another job."""
-    if run.job_name != repair_image.name:
+    if run.job_name != lineage.name("repair_image"):
         return None
     try:
         config: Any = run.run_config
-        return str(config["ops"][stage_missing_tiles.name]["config"]["image"])
+        return str(config["ops"][lineage.name("stage_missing_tiles")]["config"]["image"])
     except (KeyError, TypeError):
         return None

@@ -21,7 +21,6 @@ from patchworks_pipeline.automation.events import (
     last,
     unique,
 )
-from patchworks_pipeline.automation.jobs import plan_image
 from patchworks_pipeline.automation.taking import VERSION, State, Taking, taking_of
 from patchworks_pipeline.image_faults import ImageFaults
 from patchworks_pipeline.landing.arrivals import (
@@ -38,19 +37,26 @@ from patchworks_pipeline.landing.arrivals import (
 )
 from patchworks_pipeline.landing.candidates import find_candidates
 from patchworks_pipeline.landing.opening import with_setting
-from patchworks_pipeline.partitions import IMAGE, images
+from patchworks_pipeline.lineage import Lineage
+from patchworks_pipeline.partitions import IMAGE
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.resources import AcquisitionSource, Automation, LabelStore
 
 
-@dg.sensor(
-    job=plan_image,
-    minimum_interval_seconds=EVERY_ROUND,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Takes up acquisitions that landed: complete ones, each version once.",
-)
+def define_landing_sensor(lineage: Lineage) -> dg.SensorDefinition:
+    """Define the sensor that takes up acquisitions."""
+    return dg.sensor(
+        name=lineage.name("landing_sensor"),
+        job_name=lineage.name("plan_image"),
+        minimum_interval_seconds=EVERY_ROUND,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Takes up acquisitions that landed: complete ones, each version once.",
+    )(lineage.bound(landing_sensor))
+
+
 def landing_sensor(
     context: dg.SensorEvaluationContext,
+    lineage: Lineage,
     store: LabelStore,
     source: AcquisitionSource,
     automation: Automation,
@@ -69,7 +75,7 @@ def landing_sensor(
     faults_before = record.get("faults")
     faults = ImageFaults(context.log.warning, faults_before)
     candidates = find_candidates(source.layout(), taken=ledger.taken, faults=faults)
-    decisions = _Decisions(context.instance, store, ledger, quarantine)
+    decisions = _Decisions(context.instance, lineage, store, ledger, quarantine)
     for url, version in record.get("asked", {}).items():
         with faults.about(str(url)):
             decisions.look_after(url, *version)
@@ -94,11 +100,11 @@ def landing_sensor(
     if ledger.taken != before or ledger.damage:
         ledger.write()
     alerts.send(
-        [Alert(refusal.key, refusal.reason, "/assets/image") for refusal in decisions.refused],
+        [Alert(r.key, r.reason, lineage.link("image")) for r in decisions.refused],
         memory=store.path() / ".alerts.json",
         log=context.log,
     )
-    tell_of_lasting(faults, faults_before, alerts, store, context.log)
+    tell_of_lasting(faults, faults_before, lineage, alerts, store, context.log)
     cursor = {
         "seen": looks_to_json(arrivals.looks),
         "asked": decisions.pending,
@@ -126,6 +132,7 @@ class _Decisions:
     """What a tick of the landing sensor does about what arrived, and about what it asked for."""
 
     instance: dg.DagsterInstance
+    lineage: Lineage
     store: LabelStore
     ledger: Ledger
     quarantine: Quarantine
@@ -165,7 +172,8 @@ class _Decisions:
             self.refused.append(_Refusal(name, url, key, reason))
 
     def _taking(self, key: str, name: str, signature: str) -> Taking:
-        filters = dg.RunsFilter(tags={IMAGE: key, VERSION: signature})
+        tags = {IMAGE: key, VERSION: signature}
+        filters = dg.RunsFilter(job_name=self.lineage.name("plan_image"), tags=tags)
         return taking_of(self.instance, name, filters, now=events.now())
 
     def take(self, arrival: Arrival) -> None:
@@ -198,10 +206,12 @@ class _Decisions:
         return dg.SensorResult(
             run_requests=self.requests,
             skip_reason=None if self.requests else otherwise,
-            dynamic_partitions_requests=[images.build_add_request(keys)] if keys else [],
+            dynamic_partitions_requests=[self.lineage.images.build_add_request(keys)]
+            if keys
+            else [],
             asset_events=[
                 dg.AssetObservation(
-                    "image",
+                    self.lineage.key("image"),
                     description=f"{refusal.name} was refused: {refusal.reason}",
                     metadata={"acquisition": refusal.url, "reason": refusal.reason},
                 )

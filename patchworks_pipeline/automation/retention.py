@@ -19,7 +19,6 @@ import dagster as dg
 from pydantic import Field
 
 from patchworks_core.files.storage import discard
-from patchworks_pipeline.assets.tile_events import STAGED_LABELS
 from patchworks_pipeline.automation.alerts import MEMORY, Alert, Alerts
 from patchworks_pipeline.automation.events import IN_PROGRESS, images_of_run
 from patchworks_pipeline.automation.sensors import merged_content
@@ -29,7 +28,7 @@ from patchworks_pipeline.instance.tile_partitions import (
     purge_tile_events,
     remove_tile_keys,
 )
-from patchworks_pipeline.partitions import images
+from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.resources import LabelStore
 from patchworks_pipeline.resources.settings import Deployed, setting
@@ -90,6 +89,7 @@ class _Retiring:
     """One run of retention: what there is, and what was done."""
 
     context: dg.OpExecutionContext
+    lineage: Lineage
     store: LabelStore
     faults: ImageFaults
     live: dict[str, list[str]]
@@ -113,12 +113,13 @@ class _Retiring:
             if image in self.why_not:
                 continue
             with self.faults.about(image):
-                folder = self.store.folder(image)
+                folder = self.store.folder(image, self.lineage.segmentation)
                 if image not in self.live and not folder.has("stage.zarr/plan.json"):
                     continue  # nothing of it is left to retire
                 why = _why_unfinished(folder)
                 if why is None:
-                    finished.append(Finished(folder, _merged_when(self.context.instance, image)))
+                    merged = _merged_when(self.context.instance, self.lineage, image)
+                    finished.append(Finished(folder, merged))
                 else:
                     self.why_not[image] = why
         return sorted(finished, key=lambda image: (image.merged, image.folder.key))
@@ -127,7 +128,8 @@ class _Retiring:
         """Retire an image; one that is at fault is named, and the others are served."""
         keys = self.live.get(folder.key, [])
         with self.faults.about(folder.key):
-            is_purged = retire(self.context.instance, folder, keys, keeps_stage=keeps_stage)
+            instance, lineage = self.context.instance, self.lineage
+            is_purged = retire(instance, lineage, folder, keys, keeps_stage=keeps_stage)
             self.live.pop(folder.key, None)
             self.n_images, self.n_tiles = self.n_images + 1, self.n_tiles + len(keys)
             what = "tile partitions" if keeps_stage else "tile partitions and the stage"
@@ -135,9 +137,9 @@ class _Retiring:
             self.context.log.info(f"{folder.key}: {len(keys)} {what} retired{left}")
 
 
-@dg.op
 def retire_old_stages(
     context: dg.OpExecutionContext,
+    lineage: Lineage,
     config: RetentionConfig,
     store: LabelStore,
     retention: Retention,
@@ -145,16 +147,16 @@ def retire_old_stages(
 ) -> None:
     """Retire the images that were finished first, or long enough ago."""
     instance = context.instance
-    at_work = dict.fromkeys(images_at_work(instance), "in work")
+    at_work = dict.fromkeys(images_at_work(instance, lineage), "in work")
     faults = ImageFaults(context.log.warning)
-    run = _Retiring(context, store, faults, live_tile_keys(instance), at_work)
+    live = live_tile_keys(instance, lineage)
+    run = _Retiring(context, lineage, store, faults, live, at_work)
     days = retention.days if config.days is None else config.days
     before = now() - days * SECONDS_PER_DAY
     candidates = list(run.live)
     if config.all_images:
-        candidates += [
-            key for key in instance.get_dynamic_partitions(str(images.name)) if key not in run.live
-        ]
+        partitions = instance.get_dynamic_partitions(str(lineage.images.name))
+        candidates += [key for key in partitions if key not in run.live]
     for image in run.finished(candidates):
         is_old = image.merged < before
         is_begun = image.folder.key in run.live and image.folder.is_retired
@@ -169,18 +171,32 @@ def retire_old_stages(
     )
     if run.n_live > retention.max_live_keys:
         why_not = {**run.why_not, **dict.fromkeys(faults.found, "with a damaged record")}
-        alert = over_budget(run.live, why_not, retention.max_live_keys)
+        alert = over_budget(lineage, run.live, why_not, retention.max_live_keys)
         alerts.send([alert], memory=store.path() / MEMORY, log=context.log)
 
 
-@dg.job(description="Remove tile partitions and stages of images that were finished long ago.")
-def retire_images() -> None:
-    """Retire images; their labels stay."""
-    retire_old_stages()
+def define_retire_images(lineage: Lineage) -> dg.JobDefinition:
+    """Define the job that retires images; their labels stay."""
+    retire_stages = dg.op(name=lineage.name("retire_old_stages"))(lineage.bound(retire_old_stages))
+
+    @dg.job(
+        name=lineage.name("retire_images"),
+        description="Remove tile partitions and stages of images that were finished long ago.",
+        executor_def=dg.in_process_executor,
+    )
+    def retire_images() -> None:
+        retire_stages()
+
+    return retire_images
 
 
 def retire(
-    instance: dg.DagsterInstance, folder: ImageFolder, keys: Sequence[str], *, keeps_stage: bool
+    instance: dg.DagsterInstance,
+    lineage: Lineage,
+    folder: ImageFolder,
+    keys: Sequence[str],
+    *,
+    keeps_stage: bool,
 ) -> bool:
     """Remove the tile partitions of an image, and its stage; if cut short, call it again.
 
@@ -194,8 +210,8 @@ def retire(
     # The partitions go last: they are how an image is found that was not retired to the end.
     if not keeps_stage:
         discard(folder.path / "stage.zarr")
-    n_events = purge_tile_events(instance, dg.AssetKey(STAGED_LABELS), keys)
-    remove_tile_keys(instance, keys)
+    n_events = purge_tile_events(instance, lineage.key("staged_labels"), keys)
+    remove_tile_keys(instance, lineage, keys)
     return n_events is not None
 
 
@@ -204,14 +220,18 @@ def is_retired(folder: ImageFolder) -> bool:
     return folder.is_retired
 
 
-def images_at_work(instance: dg.DagsterInstance) -> frozenset[str]:
+def images_at_work(instance: dg.DagsterInstance, lineage: Lineage) -> frozenset[str]:
     """Return the images that a run is at, or will be."""
     runs = instance.get_runs(dg.RunsFilter(statuses=IN_PROGRESS))
-    return frozenset(image for run in runs for image in images_of_run(instance, run))
+    own = [run for run in runs if lineage.has_run(run) or lineage.shared.has_run(run)]
+    return frozenset(image for run in own for image in images_of_run(instance, lineage, run))
 
 
 def over_budget(
-    live: Mapping[str, Sequence[str]], why_not: Mapping[str, str], max_live_keys: int
+    lineage: Lineage,
+    live: Mapping[str, Sequence[str]],
+    why_not: Mapping[str, str],
+    max_live_keys: int,
 ) -> Alert:
     """Return the alert that there are too many tile partitions and no image may be retired."""
     n_live = sum(map(len, live.values()))
@@ -227,7 +247,7 @@ def over_budget(
         f"images: {images_by_reason}; the largest: {named}. Repair or merge them, or raise the "
         f"limit; the UI slows down, and Dagster advises {DAGSTERS_ADVICE} at most"
     )
-    return Alert("", cause, "/assets/staged_labels?view=partitions")
+    return Alert("", cause, f"{lineage.link('staged_labels')}?view=partitions")
 
 
 def _why_unfinished(folder: ImageFolder) -> str | None:
@@ -244,10 +264,10 @@ def _why_unfinished(folder: ImageFolder) -> str | None:
     return None if merged_content(folder) == stage.content() else "not merged"
 
 
-def _merged_when(instance: dg.DagsterInstance, image: str) -> float:
+def _merged_when(instance: dg.DagsterInstance, lineage: Lineage, image: str) -> float:
     """Return when an image was merged; just now where the instance does not know."""
     records = instance.fetch_materializations(
-        dg.AssetRecordsFilter(asset_key=dg.AssetKey("merged_labels"), asset_partitions=[image]),
+        dg.AssetRecordsFilter(asset_key=lineage.key("merged_labels"), asset_partitions=[image]),
         limit=1,
     ).records
     return records[0].timestamp if records else now()

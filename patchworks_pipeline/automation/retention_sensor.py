@@ -20,8 +20,6 @@ from patchworks_pipeline.automation.retention import (
     SECONDS_PER_DAY,
     Retention,
     images_at_work,
-    retire_images,
-    retire_old_stages,
 )
 from patchworks_pipeline.image_faults import ImageFaults
 from patchworks_pipeline.instance.tile_partitions import (
@@ -29,7 +27,8 @@ from patchworks_pipeline.instance.tile_partitions import (
     remove_tile_keys,
     replace_tile_keys,
 )
-from patchworks_pipeline.partitions import images, tile_keys
+from patchworks_pipeline.lineage import Lineage
+from patchworks_pipeline.partitions import tile_keys
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.resources import Automation, LabelStore
 
@@ -40,15 +39,21 @@ SECONDS_TO_ASK_AGAIN = 3600
 """Between two runs that retire, where the first left as many partitions as there are."""
 
 
-@dg.sensor(
-    job_name=retire_images.name,
-    minimum_interval_seconds=300,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Keeps tile partitions in line with the store, and retires images that are "
-    "finished: the oldest, once there are too many.",
-)
+def define_retention_sensor(lineage: Lineage) -> dg.SensorDefinition:
+    """Define the sensor that looks after the tile partitions."""
+    return dg.sensor(
+        name=lineage.name("retention_sensor"),
+        job_name=lineage.name("retire_images"),
+        minimum_interval_seconds=300,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Keeps tile partitions in line with the store, and retires images that are "
+        "finished: the oldest, once there are too many.",
+    )(lineage.bound(retention_sensor))
+
+
 def retention_sensor(
     context: dg.SensorEvaluationContext,
+    lineage: Lineage,
     store: LabelStore,
     automation: Automation,
     retention: Retention,
@@ -62,14 +67,15 @@ def retention_sensor(
     faults_before = record.get("faults")
     look = _Look(
         context,
+        lineage,
         store,
         ImageFaults(context.log.warning, faults_before),
-        live_tile_keys(context.instance),
-        images_at_work(context.instance),
+        live_tile_keys(context.instance, lineage),
+        images_at_work(context.instance, lineage),
     )
     gone = look.remove_gone(record.get("gone", []))
     turn = look.register_lacking(int(record.get("turn", 0)))
-    tell_of_lasting(look.faults, faults_before, alerts, store, context.log)
+    tell_of_lasting(look.faults, faults_before, lineage, alerts, store, context.log)
     n_live, now = sum(map(len, look.live.values())), events.now()
     cursor = {
         "gone": gone,
@@ -82,7 +88,7 @@ def retention_sensor(
     n_before, when = cursor["asked"]
     is_new = n_live != n_before or not 0 <= now - when < SECONDS_TO_ASK_AGAIN
     is_due = is_daily or (n_live > retention.max_live_keys and is_new)
-    if not retention.enabled or not is_due or _goes_on(context.instance):
+    if not retention.enabled or not is_due or _goes_on(context.instance, lineage):
         return dg.SensorResult(
             skip_reason=f"nothing to retire: {n_live} tile partitions of at most "
             f"{retention.max_live_keys}"
@@ -95,7 +101,7 @@ def retention_sensor(
     config = {"all_images": is_daily}
     request = dg.RunRequest(
         run_key=f"retire:{now}",
-        run_config={"ops": {retire_old_stages.name: {"config": config}}},
+        run_config={"ops": {lineage.name("retire_old_stages"): {"config": config}}},
     )
     return dg.SensorResult(run_requests=[request], cursor=json.dumps(cursor))
 
@@ -105,17 +111,21 @@ class _Look:
     """What a tick does about tile partitions that are not as the store is."""
 
     context: dg.SensorEvaluationContext
+    lineage: Lineage
     store: LabelStore
     faults: ImageFaults
     live: dict[str, list[str]]
     at_work: frozenset[str]
+
+    def _folder(self, image: str) -> ImageFolder:
+        return self.store.folder(image, self.lineage.segmentation)
 
     def remove_gone(self, before: Sequence[str]) -> list[str]:
         """Remove the tiles of images whose folder is gone; return those to look at again."""
         gone, n_here = [], 0
         for image in self.live:
             with self.faults.about(image):
-                if self.store.folder(image).path.exists():
+                if self._folder(image).path.exists():
                     n_here += 1
                 elif image not in self.at_work:
                     gone.append(image)
@@ -127,7 +137,7 @@ class _Look:
             return []
         for image in set(gone) & set(before):
             keys = self.live.pop(image)
-            remove_tile_keys(self.context.instance, keys)
+            remove_tile_keys(self.context.instance, self.lineage, keys)
             self.context.log.warning(
                 f"image {image!r} has no folder any more: {len(keys)} tile partitions removed"
             )
@@ -135,14 +145,14 @@ class _Look:
 
     def register_lacking(self, turn: int) -> int:
         """Make partitions of tiles that a stage has and the instance has not; return whose turn."""
-        partitions = self.context.instance.get_dynamic_partitions(str(images.name))
+        partitions = self.context.instance.get_dynamic_partitions(str(self.lineage.images.name))
         every = list(dict.fromkeys([*self.live, *partitions]))
         n = min(IMAGES_PER_LOOK, len(every))
         for image in (every[(turn + i) % len(every)] for i in range(n)):
             if image in self.at_work:
                 continue
             with self.faults.about(image):
-                self._register(self.store.folder(image))
+                self._register(self._folder(image))
         return (turn + n) % max(1, len(every))
 
     def _register(self, folder: ImageFolder) -> None:
@@ -153,7 +163,7 @@ class _Look:
         if len(before) == grid.n_blocks:
             return
         keys = tile_keys(folder.key, grid.block_keys())
-        replace_tile_keys(self.context.instance, before, keys)
+        replace_tile_keys(self.context.instance, self.lineage, before, keys)
         self.live[folder.key] = keys
         self.context.log.warning(
             f"image {folder.key!r} has {len(keys)} tiles, of which {len(before)} were partitions: "
@@ -161,7 +171,7 @@ class _Look:
         )
 
 
-def _goes_on(instance: dg.DagsterInstance) -> bool:
+def _goes_on(instance: dg.DagsterInstance, lineage: Lineage) -> bool:
     """Tell whether a run that retires is under way."""
-    filters = dg.RunsFilter(job_name=retire_images.name, statuses=IN_PROGRESS)
+    filters = dg.RunsFilter(job_name=lineage.name("retire_images"), statuses=IN_PROGRESS)
     return bool(instance.get_runs(filters, limit=1))

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable, Iterator
 
 import dagster as dg
 
-from patchworks_pipeline.assets import merged_labels
+from patchworks_pipeline.assets.merging import CODE_VERSION as MERGE_CODE_VERSION
 from patchworks_pipeline.assets.staging import blocks_to_repair
-from patchworks_pipeline.automation.jobs import merge_image, plan_image, repair_image, repair_run
-from patchworks_pipeline.automation.retention import is_retired, retire_images
+from patchworks_pipeline.automation.jobs import repair_run
+from patchworks_pipeline.automation.retention import is_retired
 from patchworks_pipeline.image_faults import ImageFaults
-from patchworks_pipeline.partitions import IMAGE, images
+from patchworks_pipeline.lineage import Lineage
+from patchworks_pipeline.partitions import IMAGE
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.resources import Automation, LabelStore, SegmentationDefaults
 
@@ -23,36 +24,43 @@ CODE_VERSION = "dagster/code_version"
 EVERY_SUNDAY, EVERY_NIGHT, EVERY_MORNING = "0 1 * * 0", "0 2 * * *", "0 5 * * *"
 
 
-def make_schedules(timezone: str = "UTC") -> list[dg.ScheduleDefinition]:
+def make_schedules(
+    timezone: str = "UTC", lineage: Lineage | None = None
+) -> list[dg.ScheduleDefinition]:
     """Return the schedules, their hours in a timezone such as ``Europe/Berlin``."""
+    lineage = lineage or Lineage()
     return [
         dg.schedule(
-            cron_schedule=hours, job=job, execution_timezone=timezone, description=description
-        )(function)
+            name=lineage.name(function.__name__),
+            cron_schedule=hours,
+            job_name=lineage.name(job),
+            execution_timezone=timezone,
+            description=description,
+        )(lineage.bound(function))
         for function, job, hours, description in (
             (
                 reprocess_outdated,
-                plan_image,
+                "plan_image",
                 EVERY_SUNDAY,
                 "Plans images again that were segmented by another function, version or tiling "
                 "than they would be now; staging and merging follow.",
             ),
             (
                 remerge_outdated,
-                merge_image,
+                "merge_image",
                 EVERY_SUNDAY,
                 "Merges images again whose labels were merged by an older code version.",
             ),
             (
                 retry_transient,
-                repair_image,
+                "repair_image",
                 EVERY_NIGHT,
                 "Stages tiles again that failed of something that passes: memory, I/O, a killed "
                 "worker.",
             ),
             (
                 retire_finished,
-                retire_images,
+                "retire_images",
                 EVERY_MORNING,
                 "Removes stages and tile partitions of images that were merged long ago.",
             ),
@@ -65,6 +73,7 @@ Requests = Iterator[dg.RunRequest | dg.SkipReason]
 
 def reprocess_outdated(
     context: dg.ScheduleEvaluationContext,
+    lineage: Lineage,
     store: LabelStore,
     segmentation: SegmentationDefaults,
     automation: Automation,
@@ -72,41 +81,49 @@ def reprocess_outdated(
     """Ask for a new plan of every image whose plan would be another now."""
 
     def requests(key: str) -> Iterator[dg.RunRequest]:
-        fingerprint = outdated_by(store.folder(key), segmentation)
+        fingerprint = outdated_by(store.folder(key, lineage.segmentation), segmentation)
         if fingerprint is not None:
             yield dg.RunRequest(
                 run_key=f"{key}:{fingerprint}", partition_key=key, tags={IMAGE: key}
             )
 
-    return _of_all_images(context, automation, requests)
+    return _of_all_images(context, lineage, automation, requests)
 
 
 def remerge_outdated(
-    context: dg.ScheduleEvaluationContext, store: LabelStore, automation: Automation
+    context: dg.ScheduleEvaluationContext,
+    lineage: Lineage,
+    store: LabelStore,
+    automation: Automation,
 ) -> Requests:
     """Ask for a merge of every image that was merged by older code."""
 
     def requests(key: str) -> Iterator[dg.RunRequest]:
-        if not is_retired(store.folder(key)) and has_older_code(context.instance, key):
+        if not is_retired(store.folder(key, lineage.segmentation)) and has_older_code(
+            context.instance, lineage, key
+        ):
             yield dg.RunRequest(partition_key=key, tags={IMAGE: key})
 
-    return _of_all_images(context, automation, requests)
+    return _of_all_images(context, lineage, automation, requests)
 
 
 def retry_transient(
-    context: dg.ScheduleEvaluationContext, store: LabelStore, automation: Automation
+    context: dg.ScheduleEvaluationContext,
+    lineage: Lineage,
+    store: LabelStore,
+    automation: Automation,
 ) -> Requests:
     """Ask for the tiles that failed by chance, once a night."""
     night = context.scheduled_execution_time.date().isoformat()
 
     def requests(key: str) -> Iterator[dg.RunRequest]:
-        folder = store.folder(key)
+        folder = store.folder(key, lineage.segmentation)
         if not folder.has("plan.json") or is_retired(folder):
             return
         if blocks_to_repair(folder, only_transient=True):
-            yield repair_run(key, run_key=f"{key}:{night}", only_transient=True)
+            yield repair_run(lineage, key, run_key=f"{key}:{night}", only_transient=True)
 
-    return _of_all_images(context, automation, requests)
+    return _of_all_images(context, lineage, automation, requests)
 
 
 def retire_finished(
@@ -121,6 +138,7 @@ def retire_finished(
 
 def _of_all_images(
     context: dg.ScheduleEvaluationContext,
+    lineage: Lineage,
     automation: Automation,
     requests: Callable[[str], Iterable[dg.RunRequest]],
 ) -> Requests:
@@ -130,7 +148,7 @@ def _of_all_images(
         yield dg.SkipReason(off)
         return
     faults = ImageFaults(context.log.warning)
-    for key in context.instance.get_dynamic_partitions(str(images.name)):
+    for key in context.instance.get_dynamic_partitions(str(lineage.images.name)):
         of_image: list[dg.RunRequest] = []
         with faults.about(key):
             of_image = list(requests(key))
@@ -152,10 +170,11 @@ def outdated_by(folder: ImageFolder, segmentation: SegmentationDefaults) -> str 
     return None if plan.fingerprint == recorded.fingerprint else plan.fingerprint
 
 
-def has_older_code(instance: dg.DagsterInstance, image: str) -> bool:
+def has_older_code(instance: dg.DagsterInstance, lineage: Lineage, image: str) -> bool:
     """Tell whether the merged labels of an image were made by another code version than is here."""
     records = instance.fetch_materializations(
-        dg.AssetRecordsFilter(asset_key=merged_labels.key, asset_partitions=[image]), limit=1
+        dg.AssetRecordsFilter(asset_key=lineage.key("merged_labels"), asset_partitions=[image]),
+        limit=1,
     ).records
     if not records or records[0].asset_materialization is None:
         return False
@@ -163,9 +182,5 @@ def has_older_code(instance: dg.DagsterInstance, image: str) -> bool:
     return made_by is not None and made_by != _merge_code_version()
 
 
-def _merge_code_version() -> str | None:
-    return merged_labels.get_asset_spec().code_version
-
-
-SCHEDULES = make_schedules()
-"""With their hours in UTC."""
+def _merge_code_version() -> str:
+    return MERGE_CODE_VERSION

@@ -26,10 +26,10 @@ from patchworks_pipeline.automation.events import (
     new_partitions,
     unique,
 )
-from patchworks_pipeline.automation.jobs import merge_image, repair_image, stage_tiles
 from patchworks_pipeline.automation.taking import State, taking_of
 from patchworks_pipeline.image_faults import ImageFaults
-from patchworks_pipeline.partitions import IMAGE, images, tile_keys, tiles
+from patchworks_pipeline.lineage import Lineage
+from patchworks_pipeline.partitions import IMAGE, tile_keys
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.resources import Automation, LabelStore
 
@@ -43,14 +43,20 @@ SECONDS_TO_LOOK_AGAIN = 60
 """Between two looks at an image that is not complete and of which nothing is heard."""
 
 
-@dg.sensor(
-    job=stage_tiles,
-    minimum_interval_seconds=EVERY_ROUND,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Stages the missing tiles of every image that was planned and measured.",
-)
+def define_staging_sensor(lineage: Lineage) -> dg.SensorDefinition:
+    """Define the sensor that starts staging."""
+    return dg.sensor(
+        name=lineage.name("staging_sensor"),
+        job_name=lineage.name("stage_tiles"),
+        minimum_interval_seconds=EVERY_ROUND,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Stages the missing tiles of every image that was planned and measured.",
+    )(lineage.bound(staging_sensor))
+
+
 def staging_sensor(
     context: dg.SensorEvaluationContext,
+    lineage: Lineage,
     store: LabelStore,
     automation: Automation,
     alerts: Alerts,
@@ -62,15 +68,15 @@ def staging_sensor(
     record: dict[str, Any] = cursor_record(context.cursor)
     measured, cursor = new_partitions(
         context.instance,
-        "image_statistics",
+        lineage.key("image_statistics"),
         EventCursor.from_json(record.get("measured")),
         limit=IMAGES_PER_TICK,
     )
-    partitions = set(context.instance.get_dynamic_partitions(str(images.name)))
+    partitions = set(context.instance.get_dynamic_partitions(str(lineage.images.name)))
     deferred = [key for key in record.get("waiting", []) if key not in measured]
     candidates = [key for key in [*deferred, *measured] if key in partitions]
     busy = (
-        busy_images(context.instance, [stage_tiles.name, repair_image.name])
+        busy_images(context.instance, lineage, ["stage_tiles", "repair_image"])
         if candidates
         else frozenset()
     )
@@ -82,15 +88,15 @@ def staging_sensor(
             waiting.append(key)
             continue
         with faults.about(key):
-            folder = store.folder(key)
+            folder = store.folder(key, lineage.segmentation)
             request, is_waiting = _staging_request(
-                context.instance, folder, is_deferred=key in deferred
+                context.instance, lineage, folder, is_deferred=key in deferred
             )
             if request is not None:
                 requests.append(request)
             if is_waiting:
                 waiting.append(key)
-    tell_of_lasting(faults, faults_before, alerts, store, context.log)
+    tell_of_lasting(faults, faults_before, lineage, alerts, store, context.log)
     # Also where an image is being planned anew, or retired, at this moment.
     waiting = [key for key in candidates if key in faults.found or key in waiting]
     return dg.SensorResult(
@@ -107,7 +113,7 @@ def staging_sensor(
 
 
 def _staging_request(
-    instance: dg.DagsterInstance, folder: ImageFolder, *, is_deferred: bool
+    instance: dg.DagsterInstance, lineage: Lineage, folder: ImageFolder, *, is_deferred: bool
 ) -> tuple[dg.RunRequest | None, bool]:
     """Return the run that stages what is missing, if one should; and whether to look again."""
     if not _has_stage(folder):
@@ -123,22 +129,21 @@ def _staging_request(
         return None, False
     keys = tile_keys(folder.key, missing)
     ends = keys[0], keys[-1]
-    if not all(instance.has_dynamic_partition(str(tiles.name), key) for key in ends):
+    tiles = str(lineage.tiles.name)
+    if not all(instance.has_dynamic_partition(tiles, key) for key in ends):
         return None, False  # they were retired meanwhile
-    event = latest_event(instance, "image_statistics", folder.key)
-    run_key, is_waiting = _next_run_key(
-        instance, stage_tiles.name, folder.key, f"{folder.key}:{plan.fingerprint}:{event}"
-    )
+    event = latest_event(instance, lineage.key("image_statistics"), folder.key)
+    job, name = lineage.name("stage_tiles"), f"{folder.key}:{plan.fingerprint}:{event}"
+    run_key, is_waiting = _next_run_key(instance, job, folder.key, name)
     if run_key is None:
         return None, is_waiting
     if failures and "~" in run_key:  # the run before was stopped by tiles that fail
         return None, False
+    config = {"skip_staged": True, "skip_failed": True}
     request = dg.RunRequest(
         run_key=run_key,
         tags={RANGE_START: ends[0], RANGE_END: ends[1], IMAGE: folder.key},
-        run_config={
-            "ops": {"staged_labels": {"config": {"skip_staged": True, "skip_failed": True}}}
-        },
+        run_config={"ops": {lineage.name("staged_labels"): {"config": config}}},
     )
     return request, True
 
@@ -154,14 +159,21 @@ def _next_run_key(
     return None, taking.state in (State.GOES_ON, State.WAITS)
 
 
-@dg.sensor(
-    job=merge_image,
-    minimum_interval_seconds=EVERY_ROUND,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Merges every image whose tiles are all staged, also when one was staged again.",
-)
+def define_merging_sensor(lineage: Lineage) -> dg.SensorDefinition:
+    """Define the sensor that starts merging."""
+    return dg.sensor(
+        name=lineage.name("merging_sensor"),
+        job_name=lineage.name("merge_image"),
+        minimum_interval_seconds=EVERY_ROUND,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Merges every image whose tiles are all staged, also when one was staged "
+        "again.",
+    )(lineage.bound(merging_sensor))
+
+
 def merging_sensor(
     context: dg.SensorEvaluationContext,
+    lineage: Lineage,
     store: LabelStore,
     automation: Automation,
     alerts: Alerts,
@@ -172,12 +184,13 @@ def merging_sensor(
         return dg.SkipReason(off)
     record: dict[str, Any] = cursor_record(context.cursor)
     instance, since = context.instance, EventCursor.from_json(record.get("staged"))
-    staged, of_tiles = new_partitions(instance, "staged_labels", since, limit=EVENTS_PER_TICK)
+    tiles, measured_images = lineage.key("staged_labels"), lineage.key("image_statistics")
+    staged, of_tiles = new_partitions(instance, tiles, since, limit=EVENTS_PER_TICK)
     # An image that is planned again and has all its tiles goes straight to here.
     since = EventCursor.from_json(record.get("measured"))
-    measured, of_images = new_partitions(instance, "image_statistics", since, limit=IMAGES_PER_TICK)
+    measured, of_images = new_partitions(instance, measured_images, since, limit=IMAGES_PER_TICK)
     heard_of = unique([*map(image_of, staged), *measured])
-    partitions = set(context.instance.get_dynamic_partitions(str(images.name)))
+    partitions = set(context.instance.get_dynamic_partitions(str(lineage.images.name)))
     due = {key: when for key, when in record.get("waiting", {}).items() if key in partitions}
     faults_before = record.get("faults")
     faults = ImageFaults(context.log.warning, faults_before)
@@ -188,8 +201,8 @@ def merging_sensor(
     candidates += [
         key for key, when in due.items() if not time_now < when <= latest and key not in heard_of
     ]
-    jobs = [stage_tiles.name, repair_image.name, merge_image.name]
-    busy = busy_images(context.instance, jobs) if candidates else frozenset()
+    jobs = ["stage_tiles", "repair_image", "merge_image"]
+    busy = busy_images(context.instance, lineage, jobs) if candidates else frozenset()
     requests = []
     for key in candidates:
         due.pop(key, None)
@@ -198,12 +211,14 @@ def merging_sensor(
             continue
         request, is_waiting = None, True
         with faults.about(key):
-            request, is_waiting = _merge_request(context.instance, store.folder(key))
+            request, is_waiting = _merge_request(
+                context.instance, lineage, store.folder(key, lineage.segmentation)
+            )
         if request is not None:
             requests.append(request)
         if is_waiting:
             due[key] = time_now + SECONDS_TO_LOOK_AGAIN
-    tell_of_lasting(faults, faults_before, alerts, store, context.log)
+    tell_of_lasting(faults, faults_before, lineage, alerts, store, context.log)
     return dg.SensorResult(
         run_requests=requests,
         skip_reason=None if requests else f"no image to merge; {len(due)} are not complete",
@@ -219,7 +234,7 @@ def merging_sensor(
 
 
 def _merge_request(
-    instance: dg.DagsterInstance, folder: ImageFolder
+    instance: dg.DagsterInstance, lineage: Lineage, folder: ImageFolder
 ) -> tuple[dg.RunRequest | None, bool]:
     """Return the run that merges an image, if it should be; and whether it is worth waiting."""
     if not _has_stage(folder):
@@ -232,10 +247,9 @@ def _merge_request(
     if merged_content(folder) == content:
         return None, False
     # The last merge is part of the name, so that tiles that change and change back are merged.
-    event = latest_event(instance, "merged_labels", folder.key)
-    run_key, is_waiting = _next_run_key(
-        instance, merge_image.name, folder.key, f"{folder.key}:{content}:{event}"
-    )
+    event = latest_event(instance, lineage.key("merged_labels"), folder.key)
+    job, name = lineage.name("merge_image"), f"{folder.key}:{content}:{event}"
+    run_key, is_waiting = _next_run_key(instance, job, folder.key, name)
     if run_key is None:
         return None, is_waiting
     tags = {IMAGE: folder.key}

@@ -31,6 +31,7 @@ from patchworks_pipeline.instance.heartbeats import beating
 from patchworks_pipeline.instance.home import home_environment, prepare_home
 from patchworks_pipeline.instance.run_processes import open_instance, tags_of_process
 from patchworks_pipeline.instance.slots import NoSlotError, only_call, take_pool_slot
+from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.partitions import IMAGE, images, tile_keys
 from patchworks_pipeline.records import Acquisition, ImageFolder, TileFailure
 from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore, SegmentationDefaults
@@ -169,7 +170,7 @@ def _run_missing(
         say(note, on=errors)
     blocks = folder.stage(plan).missing_blocks()
     # What was staged by a run that was ended before it had logged it is staged no second time.
-    blocks = blocks or not_logged(instance, folder.key, plan.grid.block_keys())
+    blocks = blocks or not_logged(instance, Lineage(), folder.key, plan.grid.block_keys())
     if blocks:
         steps.append("stage_tiles")
         keys = tile_keys(folder.key, blocks)

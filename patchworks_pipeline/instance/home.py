@@ -30,9 +30,9 @@ BATCH_VARIABLE = "DAGSTER_EVENT_BATCH_SIZE"
 EVENTS_TOGETHER = "1000"
 
 
-def home_folder() -> Path:
-    """Return the home of this process."""
-    return Path(os.environ.get(HOME_VARIABLE) or DEFAULT_HOME).absolute()
+def home_folder(below: str = "") -> Path:
+    """Return the home of this process, or that of a deployment of its own in a folder below."""
+    return Path(os.environ.get(HOME_VARIABLE) or DEFAULT_HOME).absolute() / below
 
 
 def prepare_home(home: Path) -> Path:

@@ -10,49 +10,49 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from patchworks_pipeline.partitions import tiles
+from patchworks_pipeline.lineage import Lineage
 
 if TYPE_CHECKING:
     from patchworks_pipeline.event_storage import EventsTogether
 
 
-def live_tile_keys(instance: dg.DagsterInstance) -> dict[str, list[str]]:
+def live_tile_keys(instance: dg.DagsterInstance, lineage: Lineage) -> dict[str, list[str]]:
     """Return the keys of all tiles that are partitions now, by image."""
     keys: dict[str, list[str]] = {}
-    for key in instance.get_dynamic_partitions(str(tiles.name)):
+    for key in instance.get_dynamic_partitions(str(lineage.tiles.name)):
         keys.setdefault(key.rpartition("/")[0], []).append(key)
     return keys
 
 
-def tile_keys_of(instance: dg.DagsterInstance, image: str) -> list[str]:
+def tile_keys_of(instance: dg.DagsterInstance, lineage: Lineage, image: str) -> list[str]:
     """Return the keys of the tiles of one image that are partitions now."""
     storage = _own_storage(instance)
     start = f"{image}/"
     if storage is None:
-        keys = instance.get_dynamic_partitions(str(tiles.name))
+        keys = instance.get_dynamic_partitions(str(lineage.tiles.name))
         return [key for key in keys if key.startswith(start)]
-    return storage.dynamic_partitions_that_start_with(str(tiles.name), start)
+    return storage.dynamic_partitions_that_start_with(str(lineage.tiles.name), start)
 
 
 def replace_tile_keys(
-    instance: dg.DagsterInstance, before: Sequence[str], keys: Sequence[str]
+    instance: dg.DagsterInstance, lineage: Lineage, before: Sequence[str], keys: Sequence[str]
 ) -> None:
     """Put other keys in the place of some.
 
     All are added anew in one call, so that the tiles of an image stay one contiguous range.
     """
-    remove_tile_keys(instance, before)
-    instance.add_dynamic_partitions(str(tiles.name), list(keys))
+    remove_tile_keys(instance, lineage, before)
+    instance.add_dynamic_partitions(str(lineage.tiles.name), list(keys))
 
 
-def remove_tile_keys(instance: dg.DagsterInstance, keys: Iterable[str]) -> None:
+def remove_tile_keys(instance: dg.DagsterInstance, lineage: Lineage, keys: Iterable[str]) -> None:
     """Remove keys of tiles; in one call where the storage can."""
     storage = _own_storage(instance)
     if storage is not None:
-        storage.delete_dynamic_partitions(str(tiles.name), list(keys))
+        storage.delete_dynamic_partitions(str(lineage.tiles.name), list(keys))
         return
     for key in keys:
-        instance.delete_dynamic_partition(str(tiles.name), key)
+        instance.delete_dynamic_partition(str(lineage.tiles.name), key)
 
 
 def purge_tile_events(

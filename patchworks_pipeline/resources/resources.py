@@ -58,11 +58,12 @@ class LabelStore(Deployed):
 
     def path(self) -> UPath:
         """Return where the folders of images lie."""
-        return as_path(self.root or home_folder() / "store")
+        return as_path(self.root or home_folder(self.home) / "store")
 
-    def folder(self, image: str) -> ImageFolder:
-        """Return the folder of an image."""
-        return ImageFolder(self.path() / check_image_key(image), image)
+    def folder(self, image: str, segmentation: str = "") -> ImageFolder:
+        """Return the folder of an image, or of one of its segmentations."""
+        path = self.path() / check_image_key(image)
+        return ImageFolder(path / segmentation if segmentation else path, image)
 
 
 class AcquisitionSource(Deployed):
@@ -114,7 +115,7 @@ class AcquisitionSource(Deployed):
 
     def layout(self) -> LandingLayout:
         """Return how the landing folder is laid out."""
-        landing = self.landing or str(home_folder() / "landing")
+        landing = self.landing or str(home_folder(self.home) / "landing")
         openings = tuple(Opening.of(entry) for entry in self.open)
         return LandingLayout(landing, tuple(self.patterns), self.template, self.marker, openings)
 

@@ -74,6 +74,12 @@ class Deployed(dg.ConfigurableResource):
     section: ClassVar[str] = ""
     """Name of its section in the file."""
 
+    home: str = setting(
+        "",
+        description="Folder of the settings, below $PATCHWORKS_HOME or absolute, where a code "
+        "location has several deployments; empty: $PATCHWORKS_HOME itself.",
+    )
+
     def __init__(self, **values: Any) -> None:
         try:
             super().__init__(**values)
@@ -96,7 +102,7 @@ class Deployed(dg.ConfigurableResource):
             If the file is not one of settings, has a field that the resource has not, or a value
             that it cannot take.
         """
-        section = read_section(home_folder() / SETTINGS, self.section)
+        section = read_section(home_folder(self.home) / SETTINGS, self.section)
         self._check(section)
         displaced = self.displaced()
         beneath = {name: value for name, value in section.values.items() if name not in displaced}
@@ -112,7 +118,7 @@ class Deployed(dg.ConfigurableResource):
 
     def _check(self, section: Section) -> None:
         """Raise, with file and line, where the file sets what cannot be, used or not."""
-        fields = sorted(type(self).model_fields)
+        fields = self.file_fields()
         for name in section.values:
             if name not in fields:
                 raise PlanError(
@@ -130,13 +136,18 @@ class Deployed(dg.ConfigurableResource):
             raise PlanError(f"{where}: {error}") from None
 
     @classmethod
+    def file_fields(cls) -> list[str]:
+        """Return the fields that a file may set: all but where it lies."""
+        return sorted(set(cls.model_fields) - {"home"})
+
+    @classmethod
     def _refused(cls, error: ValidationError) -> _RefusedError:
         """Say the first thing that is wrong."""
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else ""
         field = ".".join(map(str, (cls.section, *first["loc"])))
         if first["type"] == "extra_forbidden":
-            rule = f"is not a field; the fields are {sorted(cls.model_fields)!r}"
+            rule = f"is not a field; the fields are {cls.file_fields()!r}"
             return _RefusedError(field, rule, repr(first["input"]))
         declared = cls.model_fields.get(name)
         extra = declared.json_schema_extra if declared is not None else None

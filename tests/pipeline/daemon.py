@@ -9,8 +9,6 @@ from typing import Any
 import dagster as dg
 
 from patchworks_pipeline.automation.alerts import Alerts
-from patchworks_pipeline.automation.landing_sensor import landing_sensor
-from patchworks_pipeline.automation.sensors import merging_sensor, staging_sensor
 from patchworks_pipeline.definitions import defs
 from patchworks_pipeline.resources.resources import AcquisitionSource, Automation, LabelStore
 
@@ -20,6 +18,12 @@ DEFAULTS = {
     "automation": Automation(),
     "alerts": Alerts(),
 }
+
+SENSORS = {sensor.name: sensor for sensor in defs.sensors or ()}
+
+landing_sensor, staging_sensor, merging_sensor = (
+    SENSORS[name] for name in ("landing_sensor", "staging_sensor", "merging_sensor")
+)
 
 CHAIN = (landing_sensor, staging_sensor, merging_sensor)
 
@@ -33,13 +37,32 @@ class Daemon:
     cursors: dict[str, str | None] = field(default_factory=dict)
     runs: list[tuple[str, dg.RunRequest]] = field(default_factory=list)
     """Runs that were started, with their job."""
+    location: dg.Definitions = defs
+    prefix: str = ""
+    """Of the deployment, where it is one of several in the code location."""
+
+    def chain(self) -> tuple[dg.SensorDefinition, ...]:
+        """Return the sensors from landing to merge."""
+        if not self.prefix:
+            return CHAIN
+        sensors = {sensor.name: sensor for sensor in self.location.sensors or ()}
+        return tuple(sensors[f"{self.prefix}__{sensor.name}"] for sensor in CHAIN)
+
+    def round(self) -> None:
+        """Tick the chain once."""
+        for sensor in self.chain():
+            self.tick(sensor)
+
+    def resources_of(self, sensor: dg.SensorDefinition) -> dict[str, Any]:
+        resources = {**DEFAULTS, **self.resources}
+        return {key: resources[key] for key in sensor.required_resource_keys}
 
     def evaluate(self, sensor: dg.SensorDefinition) -> dg.SensorResult:
         """Evaluate a tick, and keep nothing of it."""
         with dg.build_sensor_context(
             instance=self.instance,
             cursor=self.cursors.get(sensor.name),
-            resources={**DEFAULTS, **self.resources},
+            resources=self.resources_of(sensor),
         ) as context:
             result = sensor(context)
         return dg.SensorResult(skip_reason=result) if isinstance(result, dg.SkipReason) else result
@@ -54,7 +77,9 @@ class Daemon:
         started = [r for r in data.run_requests or [] if not self.was_run(r.run_key)]
         for request in started:
             if request.partition_key is not None:  # a daemon refuses the whole tick otherwise
-                assert self.instance.has_dynamic_partition("images", request.partition_key)
+                assert self.instance.has_dynamic_partition(
+                    "/".join(filter(None, (self.prefix, "images"))), request.partition_key
+                )
             job = request.job_name or sensor.job_name
             self.runs.append((job, request))
             if run:
@@ -69,7 +94,7 @@ class Daemon:
 
     def execute(self, job: str, request: dg.RunRequest) -> dg.ExecuteInProcessResult:
         tags = {**request.tags, "dagster/run_key": str(request.run_key)}
-        return defs.resolve_job_def(job).execute_in_process(
+        return self.location.resolve_job_def(job).execute_in_process(
             instance=self.instance,
             partition_key=request.partition_key,
             tags=tags,
@@ -82,8 +107,7 @@ class Daemon:
         before, quiet = len(self.runs), 0
         while quiet < 2:
             n = len(self.runs)
-            for sensor in CHAIN:
-                self.tick(sensor)
+            self.round()
             quiet = quiet + 1 if len(self.runs) == n else 0
             after_each_round()
         return [job for job, _ in self.runs[before:]]

@@ -19,9 +19,7 @@ from upath import UPath
 
 from patchworks_core.files.storage import as_path
 from patchworks_pipeline.automation.alert_sensors import (
-    check_failure_alerts,
     failed_checks,
-    run_failure_alerts,
 )
 from patchworks_pipeline.automation.alerts import (
     MAX_CAUSES,
@@ -31,10 +29,12 @@ from patchworks_pipeline.automation.alerts import (
     link_to_failed_tiles,
     without_numbers,
 )
+from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.partitions import images
 from patchworks_pipeline.records import TileFailure
 from patchworks_pipeline.resources.resources import LabelStore
 from tests.pipeline.conftest import Pipeline
+from tests.pipeline.daemon import SENSORS
 from tests.tissue import marked_tissue, tissue, write_tiff
 
 LOG = logging.getLogger("alerts")
@@ -223,7 +223,7 @@ def folder(pipeline: Pipeline, tmp_path):
 def test_many_tiles_of_one_cause_are_one_alert(folder):
     for n, block in enumerate(folder.plan().grid.block_keys()):
         folder.write_failure(TileFailure(block, "ValueError", f"{n} pixels missing", ""))
-    (alert,) = alerts_of_tiles(folder)
+    (alert,) = alerts_of_tiles(Lineage(), folder)
     assert alert.n_tiles == folder.plan().grid.n_blocks
     assert alert.cause == "ValueError: 0 pixels missing"
 
@@ -231,19 +231,19 @@ def test_many_tiles_of_one_cause_are_one_alert(folder):
 def test_many_causes_are_counted(folder):
     for block, letter in zip(folder.plan().grid.block_keys(), "abcdefgh", strict=False):
         folder.write_failure(TileFailure(block, "ValueError", letter, ""))
-    alerts = alerts_of_tiles(folder)
+    alerts = alerts_of_tiles(Lineage(), folder)
     assert len(alerts) == MAX_CAUSES + 1
     assert sum(alert.n_tiles for alert in alerts) == 8
 
 
 def test_the_link_shows_the_failed_tiles_of_the_image(folder):
-    link = link_to_failed_tiles(folder)
+    link = link_to_failed_tiles(Lineage(), folder)
     assert link.startswith("/assets/staged_labels?view=partitions&status=FAILED&default_range=")
     assert unquote(link).endswith("[a/y000x000...a/y002x003]")
 
 
 def test_an_image_that_was_never_planned_has_no_alerts(home):
-    assert alerts_of_tiles(LabelStore().folder("a")) == []
+    assert alerts_of_tiles(Lineage(), LabelStore().folder("a")) == []
 
 
 # Of runs
@@ -257,7 +257,7 @@ def alert_of_run(pipeline: Pipeline, result: dg.ExecuteInProcessResult, alerts: 
         dagster_event=result.get_run_failure_event(),
         resources={"store": LabelStore(), "alerts": alerts},
     ).for_run_failure()
-    run_failure_alerts(context)
+    SENSORS["run_failure_alerts"](context)
 
 
 def test_a_staging_run_that_failed_is_told_with_cause_count_and_link(
@@ -288,8 +288,10 @@ def test_a_merge_that_failed_is_told_with_the_run(pipeline, webhook, folder):
 
 @pytest.mark.parametrize("passes", [True, False])
 def test_a_check_that_failed_is_told(instance, webhook, home, passes):
-    @dg.asset(partitions_def=images, check_specs=[dg.AssetCheckSpec("is_good", asset="labels")])
-    def labels() -> dg.MaterializeResult:
+    @dg.asset(
+        partitions_def=images, check_specs=[dg.AssetCheckSpec("is_good", asset="merged_labels")]
+    )
+    def merged_labels() -> dg.MaterializeResult:
         found = dg.AssetCheckResult(
             check_name="is_good",
             passed=passes,
@@ -299,7 +301,9 @@ def test_a_check_that_failed_is_told(instance, webhook, home, passes):
         return dg.MaterializeResult(check_results=[found])
 
     instance.add_dynamic_partitions("images", ["a"])
-    result = dg.materialize([labels], instance=instance, partition_key="a")
+    job = dg.define_asset_job("merge_image", [merged_labels])
+    job = dg.Definitions(assets=[merged_labels], jobs=[job]).resolve_job_def("merge_image")
+    result = job.execute_in_process(instance=instance, partition_key="a")
     context = dg.build_run_status_sensor_context(
         sensor_name="check_failure_alerts",
         dagster_instance=instance,
@@ -307,9 +311,9 @@ def test_a_check_that_failed_is_told(instance, webhook, home, passes):
         dagster_event=result.get_run_success_event(),
         resources={"store": LabelStore(), "alerts": Alerts(**to_webhook(webhook))},
     )
-    check_failure_alerts(context)
+    SENSORS["check_failure_alerts"](context)
     assert len(webhook.messages) == (0 if passes else 1)
     if not passes:
         (alert,) = failed_checks(instance, result.dagster_run, ["a"])
-        assert alert.cause == "check 'is_good' of labels failed: 3 objects are too large"
+        assert alert.cause == "check 'is_good' of merged_labels failed: 3 objects are too large"
         assert webhook.messages[0]["text"] == alert.text("http://127.0.0.1:3000")

@@ -15,11 +15,9 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from patchworks_pipeline.automation import schedules
-from patchworks_pipeline.automation.alert_sensors import run_failure_alerts
 from patchworks_pipeline.automation.alerts import Alerts
-from patchworks_pipeline.automation.landing_sensor import landing_sensor
-from patchworks_pipeline.automation.retention import Retention, retire_images
-from patchworks_pipeline.automation.sensors import merging_sensor, staging_sensor
+from patchworks_pipeline.automation.retention import Retention
+from patchworks_pipeline.definitions import defs
 from patchworks_pipeline.landing import arrivals
 from patchworks_pipeline.landing import candidates as found_in_landing
 from patchworks_pipeline.partitions import images, tiles
@@ -30,7 +28,7 @@ from patchworks_pipeline.resources.resources import (
     SegmentationDefaults,
 )
 from tests.pipeline.conftest import Pipeline, call_command_line
-from tests.pipeline.daemon import Daemon
+from tests.pipeline.daemon import SENSORS, Daemon, landing_sensor, merging_sensor, staging_sensor
 from tests.tissue import FUNCTIONS, environment_of_functions, tissue, write_tiff
 
 NIGHT = datetime.datetime(2026, 5, 4, 2, tzinfo=datetime.UTC)
@@ -121,7 +119,7 @@ def fail_all_tiles(folder: ImageFolder) -> None:
 
 def tick(instance: dg.DagsterInstance, name: str) -> set[str]:
     """Return the images that a schedule asks for."""
-    (schedule,) = [each for each in schedules.SCHEDULES if each.name == name]
+    (schedule,) = [each for each in defs.schedules if each.name == name]
     resources = {"store": LabelStore(), "segmentation": SegmentationDefaults()}
     needed = {k: v for k, v in resources.items() if k in schedule.required_resource_keys}
     resources = {**needed, "automation": schedules.Automation()}
@@ -320,7 +318,7 @@ def test_retrying_serves_the_others(instance, three):
 
 
 def test_merging_again_serves_the_others(instance, three, monkeypatch):
-    monkeypatch.setattr(schedules, "has_older_code", lambda instance, key: True)
+    monkeypatch.setattr(schedules, "has_older_code", lambda *_: True)
     is_retired = schedules.is_retired
 
     def refusing(folder: ImageFolder) -> bool:
@@ -339,7 +337,7 @@ def test_retention_serves_the_others(instance, pipeline, three):
     instance.add_dynamic_partitions(str(tiles.name), [f"{ILLEGAL}/y000x000", "no tile", "/x"])
     path = Path(str(three[1].labels(three[1].plan()).path)) / "provenance.json"
     with damaged(path, _cut):
-        result = retire_images.execute_in_process(
+        result = defs.resolve_job_def("retire_images").execute_in_process(
             instance=instance,
             resources={"store": LabelStore(), "retention": Retention(), "alerts": Alerts()},
             run_config={"ops": {"retire_old_stages": {"config": {"days": 0}}}},
@@ -369,7 +367,7 @@ def test_an_alert_names_the_image_whose_records_are_damaged(instance, pipeline, 
             dagster_run=failed.dagster_run,
             resources={"store": LabelStore(), "alerts": Alerts()},
         ).for_run_failure()
-        run_failure_alerts(context)
+        SENSORS["run_failure_alerts"](context)
     assert three[0].failures() == [], "it was staged beside the damaged one"
     assert {line.partition(":")[0] for line in sent} == {"b", "c"}
     assert any(names(line, "b: ", "plan.json") for line in sent)

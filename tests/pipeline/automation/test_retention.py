@@ -13,15 +13,17 @@ import pytest
 from patchworks_core.stage.plan import Plan
 from patchworks_pipeline.automation import retention, retention_sensor
 from patchworks_pipeline.automation.alerts import Alerts
-from patchworks_pipeline.automation.retention import Retention, retire_images
+from patchworks_pipeline.automation.retention import Retention
 from patchworks_pipeline.cli.runs import open_home
+from patchworks_pipeline.definitions import defs
 from patchworks_pipeline.event_storage import SqliteEvents, together
 from patchworks_pipeline.instance.home import BATCH_VARIABLE
 from patchworks_pipeline.instance.tile_partitions import live_tile_keys, tile_keys_of
+from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.records import RETIRED, ImageFolder, TileFailure
 from patchworks_pipeline.resources.resources import Automation, LabelStore, SegmentationDefaults
 from tests.pipeline.conftest import Pipeline
-from tests.pipeline.daemon import Daemon
+from tests.pipeline.daemon import SENSORS, Daemon
 from tests.tissue import tissue, write_tiff
 
 SHAPE = (64, 64)
@@ -90,7 +92,7 @@ def retire(instance: dg.DagsterInstance, alerts: list[str] | None = None, **limi
             alerts.extend(f"{alert.image}: {alert.cause}" for alert in told)
             return len(told)
 
-    result = retire_images.execute_in_process(
+    result = defs.resolve_job_def("retire_images").execute_in_process(
         instance=instance,
         resources={
             "store": LabelStore(),
@@ -102,13 +104,13 @@ def retire(instance: dg.DagsterInstance, alerts: list[str] | None = None, **limi
 
 
 def n_live(instance: dg.DagsterInstance) -> dict[str, int]:
-    return {image: len(keys) for image, keys in live_tile_keys(instance).items()}
+    return {image: len(keys) for image, keys in live_tile_keys(instance, Lineage()).items()}
 
 
 def tick(instance: dg.DagsterInstance, daemon: Daemon | None = None, **limits) -> Daemon:
     daemon = daemon or Daemon(instance, {})
     daemon.resources = {"retention": Retention(**limits)}
-    daemon.tick(retention_sensor.retention_sensor, run=False)
+    daemon.tick(SENSORS["retention_sensor"], run=False)
     return daemon
 
 
@@ -192,7 +194,7 @@ def test_a_retired_image_that_is_taken_up_has_its_tiles_from_its_stage(
     assert n_live(instance) == {"a": N_TILES}
     assert not folder.is_retired
     staged = instance.get_materialized_partitions(dg.AssetKey("staged_labels"))
-    assert set(tile_keys_of(instance, "a")) <= staged
+    assert set(tile_keys_of(instance, Lineage(), "a")) <= staged
     assert Daemon(instance, {}).until_quiet() == []
 
 
@@ -215,7 +217,9 @@ def _with_failures(instance, folder):
 
 def _in_work(instance, folder):
     instance.create_run_for_job(
-        retire_images, tags={"dagster/partition": folder.key}, status=dg.DagsterRunStatus.STARTED
+        defs.resolve_job_def("retire_images"),
+        tags={"dagster/partition": folder.key},
+        status=dg.DagsterRunStatus.STARTED,
     )
     return "1 in work"
 
@@ -293,7 +297,7 @@ def test_switched_off_nothing_is_retired(instance, finished):
     assert tick(instance, max_live_keys=1, enabled=False).runs == []
     daemon = Daemon(instance, {"retention": Retention(max_live_keys=1)})
     daemon.resources["automation"] = Automation(enabled=False)
-    daemon.tick(retention_sensor.retention_sensor, run=False)
+    daemon.tick(SENSORS["retention_sensor"], run=False)
     assert daemon.runs == []
 
 
@@ -310,28 +314,28 @@ def test_a_store_that_is_not_mounted_costs_no_partition(instance, finished, tmp_
     shutil.move(str(LabelStore().path()), str(away))
     daemon = Daemon(instance, {"retention": Retention()})
     for _ in range(3):
-        daemon.evaluate(retention_sensor.retention_sensor)
+        daemon.evaluate(SENSORS["retention_sensor"])
         tick(instance, daemon)
     assert n_live(instance) == {"a": N_TILES, "b": N_TILES}
 
 
 def test_tiles_that_the_instance_lacks_are_registered_in_one_range(instance, finished):
     first, second = finished
-    before = tile_keys_of(instance, first.key)
+    before = tile_keys_of(instance, Lineage(), first.key)
     instance.delete_dynamic_partition("tiles", before[1])
-    for key in tile_keys_of(instance, second.key):
+    for key in tile_keys_of(instance, Lineage(), second.key):
         instance.delete_dynamic_partition("tiles", key)
     _in_work(instance, second)
     tick(instance)
-    assert tile_keys_of(instance, first.key) == before
-    assert tile_keys_of(instance, second.key) == []  # a run is at it
+    assert tile_keys_of(instance, Lineage(), first.key) == before
+    assert tile_keys_of(instance, Lineage(), second.key) == []  # a run is at it
     keys = list(instance.get_dynamic_partitions("tiles"))
     assert keys == before
 
 
 def test_one_bad_image_keeps_no_other_from_being_registered(instance, finished):
     for folder in finished:
-        instance.delete_dynamic_partition("tiles", tile_keys_of(instance, folder.key)[0])
+        instance.delete_dynamic_partition("tiles", tile_keys_of(instance, Lineage(), folder.key)[0])
     _damaged(instance, finished[0])
     tick(instance)
     assert n_live(instance) == {"a": N_TILES - 1, "b": N_TILES}
@@ -345,7 +349,7 @@ def test_many_keys_go_in_one_transaction(instance, monkeypatch):
     others = list(instance.get_dynamic_partitions("tiles"))
     keys = [f"A/{n}" for n in range(1200)]
     instance.add_dynamic_partitions("tiles", [*keys, "Ab/0"])
-    assert tile_keys_of(instance, "A") == keys  # and not those of 'a'
+    assert tile_keys_of(instance, Lineage(), "A") == keys  # and not those of 'a'
     begun = []
     transaction = SqliteEvents.index_transaction
 

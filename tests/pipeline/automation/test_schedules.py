@@ -12,14 +12,17 @@ import pytest
 
 from patchworks_pipeline.automation import retention, schedules
 from patchworks_pipeline.automation.alerts import Alerts
-from patchworks_pipeline.automation.retention import Retention, is_retired, retire_images
-from patchworks_pipeline.automation.schedules import SCHEDULES, make_schedules
+from patchworks_pipeline.automation.retention import Retention, is_retired
+from patchworks_pipeline.automation.schedules import make_schedules
+from patchworks_pipeline.definitions import defs
 from patchworks_pipeline.partitions import tiles
 from patchworks_pipeline.records import ImageFolder, TileFailure
 from patchworks_pipeline.resources.resources import Automation, LabelStore, SegmentationDefaults
 from tests.pipeline.conftest import Pipeline
 from tests.pipeline.daemon import Daemon
 from tests.tissue import tissue, write_tiff
+
+SCHEDULES = defs.schedules or ()
 
 NIGHT = datetime.datetime(2026, 5, 4, 2, tzinfo=datetime.UTC)
 
@@ -162,7 +165,7 @@ def test_tiles_that_are_staged_by_now_are_not_tried_again(instance, pipeline, fo
 
 
 def retire(instance: dg.DagsterInstance, days: float) -> dg.ExecuteInProcessResult:
-    return retire_images.execute_in_process(
+    return defs.resolve_job_def("retire_images").execute_in_process(
         instance=instance,
         resources={"store": LabelStore(), "retention": Retention(), "alerts": Alerts()},
         run_config={"ops": {"retire_old_stages": {"config": {"days": days}}}},
@@ -220,7 +223,9 @@ def test_an_image_whose_tiles_changed_since_its_merge_is_not_retired(
 def test_an_image_that_a_run_is_at_is_not_retired(instance, pipeline, folder, monkeypatch):
     pipeline.run_all(folder)
     instance.create_run_for_job(
-        retire_images, tags={"dagster/partition": "a"}, status=dg.DagsterRunStatus.STARTED
+        defs.resolve_job_def("retire_images"),
+        tags={"dagster/partition": "a"},
+        status=dg.DagsterRunStatus.STARTED,
     )
     later(monkeypatch, days=300)
     retire(instance, days=1)

@@ -28,20 +28,21 @@ from patchworks_pipeline.automation.events import (
     images_of_run,
     new_partitions,
 )
-from patchworks_pipeline.automation.landing_sensor import landing_sensor
-from patchworks_pipeline.automation.sensors import merging_sensor, staging_sensor
 from patchworks_pipeline.cli.status import refusals
 from patchworks_pipeline.definitions import defs
 from patchworks_pipeline.landing.arrivals import Ledger, Quarantine
+from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.partitions import tile_keys, tiles
 from patchworks_pipeline.records import Acquisition, TileFailure
 from patchworks_pipeline.resources.resources import AcquisitionSource, Automation, LabelStore
 from tests.core.staging import block_file, change_array
 from tests.pipeline.conftest import Pipeline
-from tests.pipeline.daemon import CHAIN, Daemon
+from tests.pipeline.daemon import CHAIN, Daemon, landing_sensor, merging_sensor, staging_sensor
 from tests.tissue import HALO, MARKED_KEY, TILE, marked_tissue, tissue, write_tiff
 
 SETTLE = 10
+
+STAGED = dg.AssetKey("staged_labels")
 
 
 class Clock:
@@ -550,7 +551,7 @@ def test_events_are_read_once_in_pages(instance):
     report(instance, *keys)
     cursor, found = EventCursor(), []
     for expected in (20, 20, 5, 0):
-        page, cursor = new_partitions(instance, "staged_labels", cursor, limit=20)
+        page, cursor = new_partitions(instance, STAGED, cursor, limit=20)
         cursor = EventCursor.from_json(json.loads(json.dumps(cursor.to_json())))
         assert len(page) == expected
         found += page
@@ -559,15 +560,15 @@ def test_events_are_read_once_in_pages(instance):
 
 def test_more_events_than_a_page_of_the_database_are_read_in_one_tick(instance):
     report(instance, *(f"a/{n}" for n in range(1100)))
-    page, cursor = new_partitions(instance, "staged_labels", EventCursor(), limit=10_000)
+    page, cursor = new_partitions(instance, STAGED, EventCursor(), limit=10_000)
     assert len(page) == 1100
-    assert new_partitions(instance, "staged_labels", cursor, limit=10_000)[0] == []
+    assert new_partitions(instance, STAGED, cursor, limit=10_000)[0] == []
 
 
 def test_an_event_that_shows_late_is_read(instance):
     report(instance, "a/0", "a/1", "a/2")
     late = EventCursor(after=3, recent=(1, 3))
-    assert new_partitions(instance, "staged_labels", late, limit=10)[0] == ["a/1"]
+    assert new_partitions(instance, STAGED, late, limit=10)[0] == ["a/1"]
 
 
 def test_a_run_over_tiles_of_several_images_is_at_all_of_them(instance):
@@ -575,7 +576,8 @@ def test_a_run_over_tiles_of_several_images_is_at_all_of_them(instance):
 
     def images(tags: dict[str, str], job: str = "stage_tiles", **config: object) -> list[str]:
         ops = {"ops": {"stage_missing_tiles": {"config": config}}}
-        return images_of_run(instance, dg.DagsterRun(job, tags=tags, run_config=ops))
+        run = dg.DagsterRun(job, tags=tags, run_config=ops)
+        return images_of_run(instance, Lineage(), run)
 
     assert images({RANGE_START: "a/1", RANGE_END: "c/0"}) == ["a", "b", "c"]
     assert images({"dagster/partition": "a/1"}) == ["a"]
@@ -590,9 +592,9 @@ def test_a_run_that_ended_keeps_no_image_busy(instance):
         tags={"dagster/partition": "a"},
         status=dg.DagsterRunStatus.STARTED,
     )
-    assert busy_images(instance, ["merge_image"]) == {"a"}
+    assert busy_images(instance, Lineage(), ["merge_image"]) == {"a"}
     instance.report_run_failed(run)
-    assert busy_images(instance, ["merge_image"]) == frozenset()
+    assert busy_images(instance, Lineage(), ["merge_image"]) == frozenset()
 
 
 # A request is no result
@@ -742,7 +744,7 @@ def test_a_clock_that_is_set_back_a_year_keeps_nothing_waiting(daemon, clock, la
 def moved_past_events(daemon: Daemon) -> str:
     """Return the cursor of the merging sensor as if it had read every event."""
     record = json.loads(str(daemon.cursors["merging_sensor"]))
-    _, cursor = new_partitions(daemon.instance, "staged_labels", EventCursor(), limit=1000)
+    _, cursor = new_partitions(daemon.instance, STAGED, EventCursor(), limit=1000)
     return json.dumps({**record, "staged": cursor.to_json()})
 
 

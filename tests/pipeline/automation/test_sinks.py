@@ -19,9 +19,7 @@ import pytest
 
 from patchworks_core.files.storage import as_path
 from patchworks_pipeline.automation import events, sinks
-from patchworks_pipeline.automation.alert_sensors import missed_alerts
 from patchworks_pipeline.automation.alerts import MEMORY, MISSED, Alert, Alerts
-from patchworks_pipeline.automation.landing_sensor import landing_sensor
 from patchworks_pipeline.automation.outbox import KEPT_SECONDS, LONGEST_WAIT, Letter, Outbox
 from patchworks_pipeline.automation.sinks import Message, WebhookSink, tell
 from patchworks_pipeline.resources.resources import AcquisitionSource, Automation, LabelStore
@@ -34,6 +32,7 @@ from tests.pipeline.automation.test_alerts import (  # the fixtures are found by
     to_webhook,
     webhook,
 )
+from tests.pipeline.daemon import SENSORS, landing_sensor
 
 __all__ = ["mail", "memory", "webhook"]
 
@@ -314,6 +313,6 @@ def test_a_sensor_of_its_own_tells_what_was_missed(home, instance, webhook, capl
         Alerts(**sink_at("webhook", port)).send([ALERT], memory=memory, log=logging.getLogger())
     resources = {"store": store, "alerts": Alerts(**to_webhook(webhook))}
     with dg.build_sensor_context(instance, resources=resources) as context:
-        found = missed_alerts(context)
+        found = SENSORS["missed_alerts"](context)
     assert found.skip_message == "told of 1 alerts that were missed"
     assert len(webhook.messages) == 1

@@ -21,7 +21,6 @@ from dagster._core.remote_origin import (
 from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._core.utils import make_new_run_id
 
-from patchworks_pipeline.automation.dead_runs import dead_runs
 from patchworks_pipeline.cli.runs import open_home
 from patchworks_pipeline.instance import heartbeats, run_processes, slots
 from patchworks_pipeline.instance.heartbeats import Heartbeats, beating
@@ -37,6 +36,7 @@ from patchworks_pipeline.instance.run_processes import (
 from patchworks_pipeline.instance.slots import NoSlotError, only_call, take_pool_slot
 from patchworks_pipeline.launcher import WatchedRunLauncher
 from patchworks_pipeline.partitions import IMAGE
+from tests.pipeline.daemon import SENSORS
 from tests.tissue import python_command, tissue, write_tiff
 
 STARTED_RUN = dg.DagsterRunStatus.STARTED
@@ -195,8 +195,8 @@ def test_four_dead_runs_are_ended_at_once_by_the_daemon_and_their_slot_is_freed(
     odd = enter(books, process="it is no number")
     take_pool_slot(books, "gpu", runs[0], "staged_labels", say=print)
     with dg.build_sensor_context(instance=books) as context:
-        assert "4 runs had no process" in str(dead_runs(context))
-        assert "0 runs had no process" in str(dead_runs(context))
+        assert "4 runs had no process" in str(SENSORS["dead_runs"](context))
+        assert "0 runs had no process" in str(SENSORS["dead_runs"](context))
     assert {status_of(books, run) for run in runs} == {dg.DagsterRunStatus.FAILURE}
     assert status_of(books, odd) is STARTED_RUN
     assert books.event_log_storage.get_concurrency_info("gpu").claimed_slots == []
