@@ -90,6 +90,23 @@ def test_a_tile_staged_with_a_shift_fails_the_check_with_a_warning_that_names_it
     assert metadata_of(done, "merged_labels")["n_seam_faults"] == 1
 
 
+def test_a_check_that_passes_for_one_image_does_not_hide_that_it_failed_for_another(
+    pipeline, instance, image, tmp_path
+):
+    bad = pipeline.register(image, "bad")
+    sound = pipeline.register(write_tiff(tmp_path / "sound.ome.tif", tissue((64, 64))), "sound")
+    for folder in (bad, sound):
+        assert pipeline.plan(folder).success
+        assert pipeline.stage(folder).success
+    plant_fault(bad)
+    evaluations = [check_of(pipeline.merge(folder)) for folder in (bad, sound)]
+    assert [(e.partition, e.passed) for e in evaluations] == [("bad", False), ("sound", True)]
+    check = evaluations[0].asset_check_key
+    info = instance.event_log_storage.get_asset_check_partition_info([check])
+    statuses = {i.partition_key: i.latest_execution_status.value for i in info}
+    assert statuses == {"bad": "FAILED", "sound": "SUCCEEDED"}
+
+
 def test_an_image_without_objects_passes_the_check(pipeline, tmp_path):
     blank = write_tiff(tmp_path / "blank.ome.tif", tissue((64, 64)) * 0)
     done = pipeline.run_all(pipeline.register(blank, "blank"))["merge"]
