@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from patchworks_pipeline.automation.jobs import repair_image, repair_run
+from patchworks_pipeline.automation.jobs import repair_run
 from patchworks_pipeline.cli.runs import open_home
 from patchworks_pipeline.cli.terminal import TILES_FAILED
 from patchworks_pipeline.instance.home import prepare_home
+from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.resources import LabelStore
 from tests.functions import bad_functions as bad
@@ -89,7 +90,7 @@ def test_a_daemon_goes_on_and_a_repair_takes_the_bad_tiles_alone(bad_home):
         assert "stage_tiles" in daemon.until_quiet()
         folder = LabelStore().folder("tissue")
         check(folder)
-        request = repair_run("tissue", run_key="by hand", only_transient=False)
-        result = daemon.execute(repair_image.name, request)
+        request = repair_run(Lineage(), "tissue", run_key="by hand", only_transient=False)
+        result = daemon.execute("repair_image", request)
     assert "5 of 5 tiles failed" in error_of(result)
     check(folder)
