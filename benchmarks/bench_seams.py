@@ -2,10 +2,12 @@
 
     python benchmarks/bench_seams.py [--seeds 5] [--sets tissue,discs] [--halos ¼,½,1]
                                      [--peer-python PYTHON] [--processes 1] [--write]
+                                     [--measured FILE]
 
 Images are made from seeds (`seam_sets`); what a tile sees of one is the truth with errors of the
 tile's own (`tissue.TileView`), mild or hard. Seeds 0 and on report; thresholds were chosen on
-others. ``--peer-python`` is the interpreter of an environment with `patchworks` 3.3.0
+others. What was measured is kept in a file, a line per image, and not measured again: a run that was
+ended goes on. ``--peer-python`` is the interpreter of an environment with `patchworks` 3.3.0
 (``pip install patchworks==3.3.0``); without one the peer is left out. ``--write`` puts the table
 into docs/seams.md.
 """
@@ -13,9 +15,12 @@ into docs/seams.md.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +62,9 @@ FIGURES = {
     "straight": "straight",
 }
 
+Job = tuple[str, str, str, int]
+"""Set, disagreement, halo, seed."""
+
 Key = tuple[str, str, str, str]
 """Set, disagreement, halo, what merged."""
 
@@ -71,22 +79,24 @@ def main() -> None:
     parser.add_argument("--peer-python", type=Path)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--measured", type=Path, default=Path("build/bench/seams.jsonl"))
     args = parser.parse_args()
     names = [*args.sets.split(","), *(n for n in SETS if "3-D" in n and args.volumes)]
-    jobs = [
-        (name, how, halo, seed)
-        for name in names
-        for how in ("mild", "hard")
-        for halo in args.halos.split(",")
-        for seed in range(args.seeds)
-    ]
+    cases = list(product(names, ("mild", "hard"), args.halos.split(",")))
+    jobs = [(*case, seed) for seed in range(args.seeds) for case in cases]
+    args.measured.parent.mkdir(parents=True, exist_ok=True)
+    rows = measured_rows(args.measured)
+    missing = [job for job in jobs if job not in rows]
+    with ProcessPoolExecutor(args.processes) as executor, args.measured.open("a") as file:
+        measured = executor.map(partial(measure, args.peer_python), missing)
+        for job, figures_of in zip(missing, measured, strict=True):
+            rows[job] = figures_of
+            print(json.dumps([job, figures_of]), file=file, flush=True)
     results: dict[Key, list[dict[str, float]]] = {}
-    with ProcessPoolExecutor(args.processes) as executor:
-        for job, rows in zip(
-            jobs, executor.map(partial(measure, args.peer_python), jobs), strict=True
-        ):
-            for what, figures in rows.items():
-                results.setdefault((*job[:3], what), []).append(figures)
+    for case in cases:
+        for seed in range(args.seeds):
+            for what, of_rule in rows[*case, seed].items():
+                results.setdefault((*case, what), []).append(of_rule)
     text = table(results)
     print(text)
     if args.write:
@@ -95,9 +105,17 @@ def main() -> None:
         write_between(PAGE, "bench", text)
 
 
-def measure(
-    peer_python: Path | None, job: tuple[str, str, str, int]
-) -> dict[str, dict[str, float]]:
+def measured_rows(path: Path) -> dict[Job, dict[str, dict[str, float]]]:
+    """Return what a file says was measured; a line that was cut off is none."""
+    rows = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with suppress(ValueError):
+            job, figures_of = json.loads(line)
+            rows[tuple(job)] = figures_of
+    return rows
+
+
+def measure(peer_python: Path | None, job: Job) -> dict[str, dict[str, float]]:
     """Return the figures of every rule in one image."""
     name, how, halo, seed = job
     chosen = SETS[name]
