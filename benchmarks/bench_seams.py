@@ -6,8 +6,8 @@
 
 Images are made from seeds (`seam_sets`); what a tile sees of one is the truth with errors of the
 tile's own (`tissue.TileView`), mild or hard. Seeds 0 and on report; thresholds were chosen on
-others. What was measured is kept in a file, a line per image, and not measured again: a run that was
-ended goes on. ``--peer-python`` is the interpreter of an environment with `patchworks` 3.3.0
+others. What was measured is kept in a file, a line per image, and not measured again: a run that
+was ended goes on. ``--peer-python`` is the interpreter of an environment with `patchworks` 3.3.0
 (``pip install patchworks==3.3.0``); without one the peer is left out. ``--write`` puts the table
 into docs/seams.md.
 """

@@ -104,6 +104,53 @@ class BlockSummary:
         )
 
 
+def pack_summaries(keys: Sequence[str], summaries: Sequence[BlockSummary], marks: Array) -> bytes:
+    """Return a file of what the headers of blocks say.
+
+    Parameters
+    ----------
+    keys : sequence of str
+        Of the blocks.
+    summaries : sequence of BlockSummary
+        One per key.
+    marks : ndarray of int64, shape (n, any)
+        What is to be kept beside each.
+    """
+    plans = sorted({summary.plan for summary in summaries})
+    whole = [(plans.index(s.plan), s.n_bytes, len(s.counts)) for s in summaries]
+    arrays = {
+        "keys": np.frombuffer("\n".join(keys).encode(), dtype=np.uint8),
+        "marks": marks,
+        "whole": np.array(whole, dtype=np.int64),
+        "digests": np.array([(s.digest, s.strips) for s in summaries], dtype=np.uint64),
+        "counts": np.array([n for s in summaries for n in s.counts], dtype=np.int64),
+        "pixels": np.array([n for s in summaries for n in s.pixels], dtype=np.uint64),
+    }
+    return pack({"plans": plans}, arrays)
+
+
+def unpack_summaries(packed: PackedFile) -> tuple[list[str], list[BlockSummary], Array]:
+    """Return keys, summaries and marks as `pack_summaries` was given them.
+
+    Raises
+    ------
+    DamagedError
+        If they are not what was written.
+    """
+    arrays = packed.load(packed.arrays)
+    keys = arrays["keys"].tobytes().decode().split("\n")
+    plans = packed.header["plans"]
+    counts, pixels = arrays["counts"].tolist(), arrays["pixels"].tolist()
+    summaries, first = [], 0
+    for (plan, n_bytes, n), (digest, strips) in zip(
+        arrays["whole"].tolist(), arrays["digests"].tolist(), strict=True
+    ):
+        of_tiles = tuple(counts[first : first + n]), tuple(pixels[first : first + n])
+        summaries.append(BlockSummary(plans[plan], *of_tiles, digest, strips, n_bytes))
+        first += n
+    return keys, summaries, arrays["marks"]
+
+
 def encode_block(
     grid: TileGrid, block: TileBlock, tiles: Sequence[StagedTile], *, plan: str
 ) -> bytes:

@@ -1,7 +1,8 @@
 """Which tile blocks of a stage have a file, and what the header of each says.
 
 A header is read once, and again when its file is another: of a thousand tiles that are there, a
-question costs a listing.
+question costs a listing. Of many thousand, what the headers say is kept beside the files for the
+next process (`_HEADERS`), which believes it of every file that is still the same.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
+import numpy as np
 from upath import UPath
 
 from patchworks_core.files.packed import open_packed
-from patchworks_core.files.storage import is_local
+from patchworks_core.files.storage import is_local, write_bytes
 from patchworks_core.files.tables import DamagedError
-from patchworks_core.stage.block_files import BlockSummary
+from patchworks_core.stage.block_files import BlockSummary, pack_summaries, unpack_summaries
 
 log = logging.getLogger("patchworks_core")
 
@@ -25,6 +28,12 @@ SUFFIX = ".tiles"
 
 _REQUESTS_AT_ONCE = 16
 """To an object store, for the headers of blocks."""
+
+_HEADERS = "headers"
+"""File of what the headers of all blocks said."""
+
+_MANY = 4096
+"""Headers that are read before they are kept."""
 
 _NEVER: tuple[Any, None] = (None, None)
 
@@ -39,6 +48,8 @@ class BlockListing:
 
     def read(self) -> dict[str, BlockSummary]:
         """Return what the header of each file says, by block; a damaged one is logged, and none."""
+        if not self._summaries:
+            self._summaries = self._kept()
         before = self._summaries
         listed = dict(_list_files(self.folder))
         new = [key for key, mark in listed.items() if before.get(key, _NEVER)[0] != mark]
@@ -49,7 +60,31 @@ class BlockListing:
                 summaries = list(threads.map(self._read_summary, new))
         read = {key: (listed[key], value) for key, value in zip(new, summaries, strict=True)}
         self._summaries = {key: read.get(key) or before[key] for key in listed}
+        if len(new) >= _MANY and is_local(self.folder):
+            self._keep()
         return {key: value for key, (_, value) in self._summaries.items() if value is not None}
+
+    def _keep(self) -> None:
+        """Keep what the headers say, where the folder may be written to."""
+        kept = {key: both for key, both in self._summaries.items() if both[1] is not None}
+        marks = np.array([mark for mark, _ in kept.values()], dtype=np.int64)
+        content = pack_summaries(list(kept), [of for _, of in kept.values() if of], marks)
+        with suppress(OSError):
+            write_bytes(self.folder / _HEADERS, content)
+
+    def _kept(self) -> dict[str, tuple[Any, BlockSummary | None]]:
+        """Return what an earlier process kept; nothing where that is damaged."""
+        if not is_local(self.folder):
+            return {}
+        try:
+            with open_packed(self.folder / _HEADERS) as packed:
+                keys, summaries, marks = unpack_summaries(packed)
+        except (DamagedError, OSError):
+            return {}
+        return {
+            key: (tuple(mark), summary)
+            for key, summary, mark in zip(keys, summaries, marks.tolist(), strict=True)
+        }
 
     def _read_summary(self, key: str) -> BlockSummary | None:
         """Return what the header of a file says; None where it is damaged, or gone meanwhile."""
