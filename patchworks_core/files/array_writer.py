@@ -73,6 +73,21 @@ class ArrayWriter:
             for chunk in region.pieces(self.chunks):
                 self._write_chunk(chunk, values[chunk.relative_to(region.start).slices])
 
+    def erase(self, region: Region) -> None:
+        """Make `region` background.
+
+        Raises
+        ------
+        StorageError
+            If that cannot be written where the array is.
+        """
+        if self.level is None or not self._is_whole(region):
+            self.write(region, np.zeros(region.shape, dtype=self.dtype))
+            return
+        with storing(self.path):
+            for chunk in region.pieces(self.chunks):
+                self._chunk_path(chunk).unlink(missing_ok=True)
+
     def digest(self, region: Region) -> bytes:
         """Return a digest of what is stored of `region`, as it is stored; empty where Zarr writes.
 

@@ -76,13 +76,21 @@ def pack(header: Mapping[str, Any], arrays: Mapping[str, Array]) -> bytes:
     places: dict[str, list[Any]] = {}
     start = 0
     for name, array in arrays.items():
-        whole = np.ascontiguousarray(array)
-        piece = bytes(zstd.compress(whole, _LEVEL)) if whole.any() else b""
-        places[name] = [whole.dtype.str, list(whole.shape), start, len(piece), _digest(piece)]
+        piece = (
+            b"" if _is_empty(array) else bytes(zstd.compress(np.ascontiguousarray(array), _LEVEL))
+        )
+        places[name] = [array.dtype.str, list(array.shape), start, len(piece), _digest(piece)]
         pieces.append(piece)
         start += len(piece)
     text = json.dumps({"header": header, "arrays": places}, separators=(",", ":")).encode()
     return b"".join([_FIRST_LINE % (len(text), _digest(text).encode()), text, *pieces])
+
+
+def _is_empty(array: Array) -> bool:
+    """Tell whether all elements are 0; of one that is broadcast from a number, by that alone."""
+    if array.size and not any(array.strides):
+        array = array[(slice(1),) * array.ndim]
+    return not array.any()
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,10 @@ class _ApplyTask:
         if item.was_written:
             # Killed between the pixels and their record, the old one must not vouch for them.
             self._record(block, NOT_WRITTEN)
-        self.labels.write(block.core, merged)
+        if merged is None:
+            self.labels.erase(block.core)
+        else:
+            self.labels.write(block.core, merged)
         self._record(block, _record(item.made_from, self.labels.digest(block.core)))
         return block.key
 
@@ -73,15 +76,15 @@ class _ApplyTask:
         place = Region(block.index, tuple(i + 1 for i in block.index))
         self.records.write(place, np.full(place.shape, record))
 
-    def _merged(self, item: _BlockToApply, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-        """Return the merged labels of a block's core."""
+    def _merged(self, item: _BlockToApply, dtype: np.dtype[Any]) -> np.ndarray[Any, Any] | None:
+        """Return the merged labels of a block's core; None where there are none."""
         block = item.block
         if item.outlines is not None:
             drawn = draw_block(self.stage, block, item.outlines)
             return take_ids(item.outlines.ids.astype(dtype, copy=False), drawn)
         # A block without labels may be one that is not staged.
         if all(len(lut) == 1 for lut in item.luts):
-            return np.zeros(block.core.shape, dtype=dtype)
+            return None
         staged = self.stage.labels(block)
         if len(item.luts) == 1:
             return take_ids(item.luts[0].astype(dtype, copy=False), staged)

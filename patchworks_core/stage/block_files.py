@@ -186,16 +186,24 @@ def encode_block(
 
 def _labels_of(block: TileBlock, tiles: Sequence[StagedTile]) -> Array:
     """Return the labels of a block's core."""
+    filled = [staged for staged in tiles if staged.labels.n_core]
+    if not filled:
+        return _background(block.core.shape)
     cores = [
         staged.labels.pixels[staged.tile.core.relative_to(staged.tile.read.start).slices]
-        for staged in tiles
+        for staged in filled
     ]
-    if len(cores) == 1:
+    if len(tiles) == 1:
         return cores[0]
     labels = np.zeros(block.core.shape, dtype=np.result_type(*cores))
-    for staged, core in zip(tiles, cores, strict=True):
+    for staged, core in zip(filled, cores, strict=True):
         labels[staged.tile.core.relative_to(block.core.start).slices] = core
     return labels
+
+
+def _background(shape: tuple[int, ...]) -> Array:
+    """Return labels of background, which take no memory."""
+    return np.broadcast_to(np.zeros((), dtype=np.uint16), shape)
 
 
 def _strips_of(
@@ -203,12 +211,15 @@ def _strips_of(
 ) -> Array:
     """Return the strips of a block's tiles across one axis, side by side."""
     slot, first = slot_shape(grid, axis), block.tiles[0].index
+    sizes = [last - f + 1 for f, last in zip(first, block.tiles[-1].index, strict=True)]
+    shape = tuple(n * s for n, s in zip(sizes, slot, strict=True))
+    filled = [staged for staged in tiles if staged.labels.n_seen]
+    if not filled:
+        return _background(shape)
     if len(tiles) == 1:
         return cut_strip(grid, tiles[0].tile, tiles[0].labels.pixels, axis, side)
-    sizes = [last - f + 1 for f, last in zip(first, block.tiles[-1].index, strict=True)]
-    dtype = np.result_type(*(staged.labels.pixels.dtype for staged in tiles))
-    strips = np.zeros([n * s for n, s in zip(sizes, slot, strict=True)], dtype=dtype)
-    for staged in tiles:
+    strips = np.zeros(shape, dtype=np.result_type(*(s.labels.pixels.dtype for s in filled)))
+    for staged in filled:
         place = slot_slices(staged.tile.index, first, slot)
         strips[place] = cut_strip(grid, staged.tile, staged.labels.pixels, axis, side)
     return strips

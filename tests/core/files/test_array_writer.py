@@ -58,6 +58,9 @@ def test_the_files_are_those_that_zarr_writes(options, region, dtype, tmp_path):
         array = zarr.open_array(str(tmp_path / "zarr"), mode="r+")
         array[region.slices] = pixels[region.slices].astype(dtype)
         assert files(tmp_path / "ours") == files(tmp_path / "zarr")
+    writer.write(region, PIXELS[region.slices])
+    writer.erase(region)
+    assert files(tmp_path / "ours") == files(tmp_path / "zarr")  # of background, as it was
 
 
 def test_only_plain_arrays_are_written_without_zarr(tmp_path):

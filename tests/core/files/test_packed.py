@@ -77,6 +77,14 @@ def test_nothing_is_stored_of_what_is_all_0():
     assert len(header_only) < 300
 
 
+@pytest.mark.parametrize("value", [0, 3])
+def test_one_number_for_all_pixels_is_an_array_of_them(value):
+    broadcast = np.broadcast_to(np.uint16(value), (4, 5))
+    content = pack({}, {"labels": broadcast})
+    packed = PackedFile.of(lambda start, stop: content[start:stop])
+    np.testing.assert_array_equal(packed.load(["labels"])["labels"], broadcast)
+
+
 def test_a_header_longer_than_what_is_read_at_once():
     header = {"counts": list(range(5000))}
     assert unpacked(pack(header, ARRAYS))[0] == header
