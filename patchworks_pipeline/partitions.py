@@ -5,7 +5,9 @@ image added in one call so that they are one contiguous range.
 """
 
 import re
+import unicodedata
 from collections.abc import Iterable
+from hashlib import blake2b
 
 import dagster as dg
 
@@ -26,6 +28,9 @@ decided by the stage's own counts. Custom mappings would be ignored by the daemo
 
 IMAGE = "patchworks/image"
 """Tag of a run for one image."""
+
+MAX_KEY_LENGTH = 150
+"""Characters of a name that are kept in its key; a folder's name, with endings, has 255 bytes."""
 
 _LEGAL = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -55,10 +60,15 @@ SUFFIXES = (
 def image_key(location: str) -> str:
     """Return the partition key of an acquisition: its file name, made legal.
 
+    Letters that ASCII has not are written as those they are made of, or left out, and a digest of
+    the name keeps it apart from others. The same is done where a name is too long for a folder.
+
     Examples
     --------
     >>> image_key("landing/plate 1/B03.ome.tif"), image_key("a.lif#2")
     ('B03', 'a_2')
+    >>> image_key("Gewebe_ä.tif"), image_key("Gewebe_â.tif"), image_key("細胞 7.tif")
+    ('Gewebe_a-d8c170e4', 'Gewebe_a-7f1e5124', '7-59057345')
     """
     name = location.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
     file, mark, scene = name.rpartition("#")
@@ -66,11 +76,33 @@ def image_key(location: str) -> str:
         stem = f"{file.removesuffix(suffix_of(file))}_{scene}"
     else:
         stem = name.removesuffix(suffix_of(name))
+    stem = unicodedata.normalize("NFC", stem)  # file systems differ in how they write 'ä'
+    plain = unicodedata.normalize("NFKD", stem)
     # Dagster reserves '...' for ranges of keys, and '/' parts image and tile here.
-    key = re.sub(r"\.{2,}", ".", _LEGAL.sub("_", stem)).strip("._-")
+    key = re.sub(r"\.{2,}", ".", _LEGAL.sub("_", _without_accents(plain))).strip("._-")
+    if len(key) > MAX_KEY_LENGTH or not stem.isascii():
+        digest = blake2b(stem.encode(errors="surrogatepass"), digest_size=4).hexdigest()
+        key = f"{key[:MAX_KEY_LENGTH]}-{digest}".lstrip("-")
     if not key:
         raise PlanError(f"no partition key can be made of the name {name!r}; rename the file")
     return key
+
+
+def former_image_key(location: str) -> str:
+    """Return the key that version 0.1.0 gave an acquisition whose name is not in ASCII.
+
+    Examples
+    --------
+    >>> former_image_key("Gewebe_ä_1.tif")
+    'Gewebe___1'
+    """
+    return image_key("".join(letter if letter.isascii() else " " for letter in location))
+
+
+def _without_accents(text: str) -> str:
+    """Return a decomposed text without the marks of its letters, and what is no ASCII as blank."""
+    letters = (letter for letter in text if not unicodedata.combining(letter))
+    return "".join(letter if letter.isascii() else " " for letter in letters).strip()
 
 
 def suffix_of(name: str) -> str:

@@ -6,7 +6,8 @@ nothing twice.
 """
 
 import json
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import dagster as dg
@@ -35,10 +36,10 @@ from patchworks_pipeline.landing.arrivals import (
     looks_to_json,
     why_unreadable,
 )
-from patchworks_pipeline.landing.candidates import find_candidates
+from patchworks_pipeline.landing.candidates import Candidate, find_candidates
 from patchworks_pipeline.landing.opening import with_setting
 from patchworks_pipeline.lineage import Lineage
-from patchworks_pipeline.partitions import IMAGE
+from patchworks_pipeline.partitions import IMAGE, former_image_key
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.resources import AcquisitionSource, Automation, LabelStore
 
@@ -74,7 +75,7 @@ def landing_sensor(
     quarantine = Quarantine(store.path() / ".quarantine")
     faults_before = record.get("faults")
     faults = ImageFaults(context.log.warning, faults_before)
-    candidates = find_candidates(source.layout(), taken=ledger.taken, faults=faults)
+    candidates = _candidates(source, store, ledger, faults)
     decisions = _Decisions(context.instance, lineage, store, ledger, quarantine)
     for url, version in record.get("asked", {}).items():
         with faults.about(str(url)):
@@ -219,6 +220,28 @@ class _Decisions:
             ],
             cursor=cursor,
         )
+
+
+def _candidates(
+    source: AcquisitionSource, store: LabelStore, ledger: Ledger, faults: ImageFaults
+) -> list[Candidate]:
+    """Return what lies in the landing folder, under the keys that it has."""
+    candidates = find_candidates(source.layout(), taken=ledger.taken, faults=faults)
+    return [_as_before(candidate, store, faults) for candidate in candidates]
+
+
+def _as_before(candidate: Candidate, store: LabelStore, faults: ImageFaults) -> Candidate:
+    """Return a candidate with the key that it was planned under by version 0.1.0, if it was."""
+    if candidate.name.isascii() or not candidate.key:
+        return candidate
+    former = candidate.key
+    with suppress(PlanError):
+        former = former_image_key(candidate.name.replace("/", "_"))
+    with faults.about(candidate.name):
+        folder = store.folder(former)
+        if folder.has("acquisition.json") and folder.acquisition().url == candidate.url:
+            return replace(candidate, key=folder.key)
+    return candidate
 
 
 def _why_refused(arrival: Arrival, folder: ImageFolder | None) -> str | None:

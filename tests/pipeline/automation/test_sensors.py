@@ -304,6 +304,23 @@ def test_of_two_with_the_same_key_the_second_is_told_whose_it_is(daemon, clock, 
     assert "give it another name" in reason
 
 
+def test_names_in_any_script_are_taken_and_kept_apart(daemon, clock, landing):
+    for name in ("細胞.npy", "細菌.npy", "ä.npy", "â.npy"):
+        np.save(landing / name, tissue((8, 8)))
+    requests = land(daemon, clock)
+    assert len({request.partition_key for request in requests}) == 4
+    urls = {LabelStore().folder(str(r.partition_key)).acquisition().url for r in requests}
+    assert len(urls) == 4
+
+
+def test_an_image_that_was_planned_under_its_former_key_keeps_it(daemon, clock, landing):
+    choose("Gewebe___1", write_tiff(landing / "Gewebe_ä_1.tif", tissue()))
+    write_tiff(landing / "Gewebe_ö_1.tif", tissue())
+    keys = {request.partition_key for request in land(daemon, clock)}
+    assert "Gewebe___1" in keys
+    assert len(keys) == 2
+
+
 def test_a_name_of_which_no_key_can_be_made_is_told_of(daemon, clock, landing):
     write_tiff(landing / "___.tif", tissue())
     assert land(daemon, clock) == []
