@@ -14,6 +14,7 @@ from patchworks_core.errors import PlanError
 from patchworks_pipeline.assets import define_assets
 from patchworks_pipeline.automation.alert_sensors import define_alert_sensors
 from patchworks_pipeline.automation.alerts import Alerts
+from patchworks_pipeline.automation.batches import define_process_images
 from patchworks_pipeline.automation.dead_runs import define_dead_runs
 from patchworks_pipeline.automation.jobs import define_jobs
 from patchworks_pipeline.automation.landing_sensor import define_landing_sensor
@@ -91,23 +92,27 @@ def definitions(
     policy = (backfills or Backfills()).policy()
     assets: list[dg.AssetsDefinition] = []
     jobs: list[Any] = []
-    sensors = [define_landing_sensor(mount.shared)]
+    made = _resources(mount, resources or {})
+    sensors: list[dg.SensorDefinition] = []
     schedules: list[dg.ScheduleDefinition] = []
     for lineage in mount.lineages:
         assets += define_assets(lineage, policy)
-        jobs += [*define_jobs(lineage), define_retire_images(lineage)]
+        chain, batch = define_jobs(lineage), define_process_images(lineage, made)
+        jobs += [*chain, batch, define_retire_images(lineage)]
         sensors += [
             define_staging_sensor(lineage),
             define_merging_sensor(lineage),
             define_retention_sensor(lineage),
         ]
+        if lineage == mount.lineages[0]:  # one plans an image for all segmentations
+            sensors.append(define_landing_sensor(mount.shared, [chain[0], batch]))
         schedules += make_schedules(timezone, lineage)
     return dg.Definitions(
         assets=assets,
         jobs=jobs,
         sensors=[*sensors, *define_alert_sensors(mount), define_dead_runs(mount.shared)],
         schedules=schedules,
-        resources=_resources(mount, resources or {}),
+        resources=made,
         # Of what the UI starts of a selection of assets; beside others it is theirs to choose.
         executor=None if mount.prefix else dg.in_process_executor,
     )

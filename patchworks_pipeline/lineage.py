@@ -24,7 +24,10 @@ ASSET_JOB = "__ASSET_JOB"
 OF_SEGMENTATION = "segmentation"
 """The resource that each segmentation has of its own; the others are the deployment's."""
 
-JOBS = ("plan_image", "stage_tiles", "repair_image", "merge_image", "retire_images")
+BATCH_JOB = "process_images"
+"""Job of the runs that take many small images."""
+
+JOBS = ("plan_image", "stage_tiles", "repair_image", "merge_image", "retire_images", BATCH_JOB)
 """Jobs of a segmentation."""
 
 ASSETS = (

@@ -95,6 +95,9 @@ class Acquisition:
     pilot: dict[str, Any] | None = None
     """Report of the pilot that chose overlap and rule, where one did."""
 
+    priority: int = 0
+    """Its runs go before those of images of a lower one. Not recorded where nobody chose one."""
+
     def open(self) -> Image:
         """Open the image."""
         return open_image(
@@ -110,6 +113,8 @@ class Acquisition:
         record = asdict(self)
         if is_default(self.channel):
             del record["channel"]
+        if not self.priority:
+            del record["priority"]
         return json.dumps(sealed(record), indent=2) + "\n"
 
     @classmethod

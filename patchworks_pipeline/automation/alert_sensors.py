@@ -1,6 +1,6 @@
 """Sensors that tell people: a run failed, or a check of what a run made did."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import dagster as dg
 
@@ -13,11 +13,14 @@ from patchworks_pipeline.automation.alerts import (
 )
 from patchworks_pipeline.automation.events import images_of_run, why_failed
 from patchworks_pipeline.image_faults import ImageFaults
-from patchworks_pipeline.lineage import Mount
+from patchworks_pipeline.lineage import BATCH_JOB, Mount
 from patchworks_pipeline.resources.resources import LabelStore
 
 STAGING_STEPS = ("staged_labels", "stage_missing_tiles")
 """Steps that fail by tiles."""
+
+SHOWN_IMAGES = 3
+"""Images of a batch that an alert names."""
 
 
 def define_alert_sensors(mount: Mount) -> list[dg.SensorDefinition]:
@@ -65,7 +68,11 @@ def run_failure_alerts(
     for key, why in faults.found.items():
         cause = f"its failed tiles cannot be read: {why}"
         checks.append(Alert(key, cause, link_to_run(run.run_id)))
-    if not checks:
+    if run.job_name == lineage.name(BATCH_JOB):
+        checks = [_of_batch(run, keys, why_failed(context.instance, run))]
+        if _has_told(context):  # of each image that failed, while it went on
+            checks = []
+    elif not checks:
         cause = why_failed(context.instance, run)
         checks = [Alert(key, cause, link_to_run(run.run_id)) for key in keys or [""]]
     alerts.send(checks, memory=store.path() / MEMORY, log=context.log)
@@ -107,6 +114,21 @@ def failed_checks(
         link = f"/assets/{asset}?view=checks&checkDetail={event.check_name}"
         checks += [Alert(key, cause, link) for key in list(images) or [""]]
     return checks
+
+
+def _of_batch(run: dg.DagsterRun, images: Sequence[str], cause: str) -> Alert:
+    """Return one alert for all images of a batch whose run ended before its time."""
+    first, others = ", ".join(images[:SHOWN_IMAGES]), len(images) - SHOWN_IMAGES
+    named = first + (f" and {others} others" if others > 0 else "")
+    return Alert(
+        named, f"a run of {len(images)} images has ended: {cause}", link_to_run(run.run_id)
+    )
+
+
+def _has_told(context: dg.RunFailureSensorContext) -> bool:
+    """Tell whether a run ended with a failure in words of its own, and by no other error."""
+    events = context.get_step_failure_events()
+    return any(event.step_failure_data.user_failure_data is not None for event in events)
 
 
 def _failed_steps(context: dg.RunFailureSensorContext) -> list[str]:

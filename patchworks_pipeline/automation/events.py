@@ -14,7 +14,7 @@ import dagster as dg
 
 from patchworks_pipeline.automation.jobs import image_to_repair
 from patchworks_pipeline.image_faults import error_of_step
-from patchworks_pipeline.lineage import ASSET_JOB, Lineage
+from patchworks_pipeline.lineage import ASSET_JOB, BATCH_JOB, Lineage
 from patchworks_pipeline.partitions import split_tile_key
 
 RANGE_START = "dagster/asset_partition_range_start"
@@ -28,6 +28,9 @@ IN_PROGRESS = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
+
+BATCH_OP, IMAGES_OF_BATCH = "take_batch", "images"
+"""Step of the runs that take many small images, and the field of its config."""
 
 EVERY_ROUND = 1
 """Seconds between ticks: less than the daemon's round of 5 s, or every other round is missed."""
@@ -107,6 +110,8 @@ def images_of_run(instance: dg.DagsterInstance, lineage: Lineage, run: dg.Dagste
     tags, image = run.tags, image_to_repair(lineage, run)
     if image is not None:
         return [image]
+    if run.job_name == lineage.name(BATCH_JOB):
+        return images_of_batch(lineage, run)
     if PARTITION in tags:
         return [image_of(tags[PARTITION])]
     if RANGE_START not in tags:
@@ -118,6 +123,16 @@ def images_of_run(instance: dg.DagsterInstance, lineage: Lineage, run: dg.Dagste
     if "/" not in start or start not in keys or end not in keys:
         return [image_of(start), image_of(end)]
     return unique(map(image_of, keys[keys.index(start) : keys.index(end) + 1]))
+
+
+def images_of_batch(lineage: Lineage, run: dg.DagsterRun) -> list[str]:
+    """Return the images that a run takes in a batch, as its config says."""
+    try:
+        config: Any = run.run_config
+        items = config["ops"][lineage.name(BATCH_OP)]["config"][IMAGES_OF_BATCH]
+        return [str(item["image"]) for item in items]
+    except (KeyError, TypeError):
+        return []
 
 
 def busy_images(

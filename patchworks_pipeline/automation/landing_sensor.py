@@ -6,8 +6,10 @@ nothing twice.
 """
 
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 import dagster as dg
@@ -15,6 +17,7 @@ import dagster as dg
 from patchworks_core.errors import PlanError
 from patchworks_pipeline.automation import events
 from patchworks_pipeline.automation.alerts import Alert, Alerts, tell_of_lasting
+from patchworks_pipeline.automation.batches import BATCH, SmallImage, batch_run
 from patchworks_pipeline.automation.events import (
     EVERY_ROUND,
     MAX_WAITING,
@@ -22,7 +25,9 @@ from patchworks_pipeline.automation.events import (
     last,
     unique,
 )
-from patchworks_pipeline.automation.taking import VERSION, State, Taking, taking_of
+from patchworks_pipeline.automation.jobs import Job
+from patchworks_pipeline.automation.priorities import Step, priority_tags
+from patchworks_pipeline.automation.taking import VERSION, State, Taking, is_planned, taking_of
 from patchworks_pipeline.image_faults import ImageFaults
 from patchworks_pipeline.landing.arrivals import (
     LOOKED_AGAIN,
@@ -38,17 +43,27 @@ from patchworks_pipeline.landing.arrivals import (
 )
 from patchworks_pipeline.landing.candidates import Candidate, find_candidates
 from patchworks_pipeline.landing.opening import with_setting
-from patchworks_pipeline.lineage import Lineage
+from patchworks_pipeline.lineage import BATCH_JOB, Lineage
 from patchworks_pipeline.partitions import IMAGE, former_image_key
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.resources import AcquisitionSource, Automation, LabelStore
 
+MANY = 10
+"""Small acquisitions at once that are taken in batches; fewer have runs of their own."""
 
-def define_landing_sensor(lineage: Lineage) -> dg.SensorDefinition:
-    """Define the sensor that takes up acquisitions."""
+
+def define_landing_sensor(lineage: Lineage, jobs: Sequence[Job]) -> dg.SensorDefinition:
+    """Define the sensor that takes up acquisitions.
+
+    Parameters
+    ----------
+    lineage : Lineage
+    jobs : sequence of jobs
+        Those that plan an image, and that take a batch.
+    """
     return dg.sensor(
         name=lineage.name("landing_sensor"),
-        job_name=lineage.name("plan_image"),
+        jobs=jobs,
         minimum_interval_seconds=EVERY_ROUND,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description="Takes up acquisitions that landed: complete ones, each version once.",
@@ -76,7 +91,7 @@ def landing_sensor(
     faults_before = record.get("faults")
     faults = ImageFaults(context.log.warning, faults_before)
     candidates = _candidates(source, store, ledger, faults)
-    decisions = _Decisions(context.instance, lineage, store, ledger, quarantine)
+    decisions = _Decisions(context.instance, lineage, store, source, automation, ledger, quarantine)
     for url, version in record.get("asked", {}).items():
         with faults.about(str(url)):
             decisions.look_after(url, *version)
@@ -98,6 +113,7 @@ def landing_sensor(
     for arrival in arrivals.arrivals:
         with faults.about(arrival.candidate.name):  # it is tried again
             decisions.take(arrival)
+    decisions.gather()
     if ledger.taken != before or ledger.damage:
         ledger.write()
     alerts.send(
@@ -135,23 +151,37 @@ class _Decisions:
     instance: dg.DagsterInstance
     lineage: Lineage
     store: LabelStore
+    source: AcquisitionSource
+    automation: Automation
     ledger: Ledger
     quarantine: Quarantine
+
+    keys: list[str] = field(default_factory=list)
+    """Images that runs are requested for."""
+
+    small: list[Arrival] = field(default_factory=list)
+    """Small ones that are to be taken, of which there was no run before."""
 
     requests: list[dg.RunRequest] = field(default_factory=list)
 
     refused: list[_Refusal] = field(default_factory=list)
 
     pending: dict[str, list[str]] = field(default_factory=dict)
-    """Name, signature and glance of the version that runs are at, or will be, by URL."""
+    """Name, signature and glance of the version that runs are at, or will be, by URL.
+
+    Where that is a run that takes a batch, also which.
+    """
+
+    _at_work: dict[str, bool] = field(default_factory=dict)
 
     def under_way(self) -> dict[str, Version]:
         """Return the versions that runs are at, by URL."""
         return {
-            url: Version(signature, glance) for url, (_, signature, glance) in self.pending.items()
+            url: Version(signature, glance)
+            for url, (_, signature, glance, *_) in self.pending.items()
         }
 
-    def look_after(self, url: str, name: str, signature: str, glance: str) -> None:
+    def look_after(self, url: str, name: str, signature: str, glance: str, batch: str = "") -> None:
         """See what came of a request: taken, under way, due again, or given up.
 
         A daemon may die between a tick and its runs. What has no run, and what is due again, is
@@ -162,15 +192,26 @@ class _Decisions:
         version = Version(signature, glance)
         if taking.state is State.DONE:
             self.ledger.taken[url] = version
-        elif taking.state in (State.GOES_ON, State.WAITS):
-            self.pending[url] = [name, signature, glance]
+        elif taking.state in (State.GOES_ON, State.WAITS) or self._is_batch_at_work(batch):
+            self.pending[url] = [name, signature, glance, batch]
         elif taking.state is State.GIVEN_UP:
-            if _is_planned(self.store.folder(key)):  # by hand, since
+            if is_planned(self.store.folder(key)):  # by hand, since
                 self.ledger.taken[url] = version
                 return
             reason = f"{taking.reason}; {self.quarantine.release(name)}"
             self.quarantine.record(name, taking.reason, url, key, signature)
             self.refused.append(_Refusal(name, url, key, reason))
+
+    def _is_batch_at_work(self, batch: str) -> bool:
+        """Tell whether a batch goes on, and may come to an image that it has not begun."""
+        if batch and batch not in self._at_work:
+            filters = dg.RunsFilter(
+                job_name=self.lineage.name(BATCH_JOB),
+                tags={BATCH: batch},
+                statuses=events.IN_PROGRESS,
+            )
+            self._at_work[batch] = bool(self.instance.get_runs(filters, limit=1))
+        return self._at_work.get(batch, False)
 
     def _taking(self, key: str, name: str, signature: str) -> Taking:
         tags = {IMAGE: key, VERSION: signature}
@@ -186,7 +227,7 @@ class _Decisions:
             self.quarantine.refuse(arrival, why or "")
             self.refused.append(_Refusal(candidate.name, candidate.url, candidate.key, why or ""))
             return
-        if candidate.url not in self.ledger.taken and _is_planned(folder):
+        if candidate.url not in self.ledger.taken and is_planned(folder):
             # Planned by hand, or taken before the ledger was lost.
             self.ledger.taken[candidate.url] = version
             return
@@ -199,11 +240,57 @@ class _Decisions:
             return
         if not folder.has("acquisition.json"):
             folder.write_acquisition(candidate.acquisition())
-        self.requests.append(_plan_request(arrival, taking.run_key(arrival.name)))
+        self.keys.append(candidate.key)
+        if taking.state is State.NO_RUN and is_small(arrival, self.source):
+            self.small.append(arrival)
+        else:
+            self.requests.append(self._plan_request(arrival, taking.run_key(arrival.name)))
+
+    def gather(self) -> None:
+        """Request batches of small images: of those that are urgent, and of many at once."""
+        for is_urgent in (True, False):
+            small = [item for item in self.small if item.candidate.is_urgent == is_urgent]
+            if not is_urgent and len(small) < MANY:
+                self.requests += [self._plan_request(arrival, arrival.name) for arrival in small]
+                continue
+            n = self.source.images_per_run
+            for start in range(0, len(small), n):
+                self._request_batch(small[start : start + n], int(is_urgent))
+
+    def _request_batch(self, arrivals: list[Arrival], level: int) -> None:
+        request = batch_run(
+            self.lineage,
+            [
+                SmallImage(
+                    image=arrival.candidate.key,
+                    version=arrival.version.signature,
+                    run_key=arrival.name,
+                )
+                for arrival in arrivals
+            ],
+            priority_tags(level, Step.STAGE, self.automation),
+        )
+        self.requests.append(request)
+        for arrival in arrivals:
+            self.pending[arrival.candidate.url].append(request.tags[BATCH])
+
+    def _plan_request(self, arrival: Arrival, run_key: str) -> dg.RunRequest:
+        key = arrival.candidate.key
+        level = self.store.folder(key).acquisition().priority
+        return dg.RunRequest(
+            run_key=run_key,
+            job_name=self.lineage.name("plan_image"),
+            partition_key=key,
+            tags={
+                IMAGE: key,
+                VERSION: arrival.version.signature,
+                **priority_tags(level, Step.PLAN, self.automation),
+            },
+        )
 
     def result(self, cursor: str, *, otherwise: str) -> dg.SensorResult:
         """Return what the sensor answers; `otherwise` is why nothing is requested."""
-        keys = unique(str(request.partition_key) for request in self.requests)
+        keys = unique(self.keys)
         return dg.SensorResult(
             run_requests=self.requests,
             skip_reason=None if self.requests else otherwise,
@@ -264,24 +351,16 @@ def _why_refused(arrival: Arrival, folder: ImageFolder | None) -> str | None:
     return None if why is None else with_setting(why, name)
 
 
-def _is_planned(folder: ImageFolder) -> bool:
-    """Tell whether the image was planned and measured in the content it has now."""
-    if not (folder.has("plan.json") and folder.has("statistics.json")):
+def is_small(arrival: Arrival, source: AcquisitionSource) -> bool:
+    """Tell whether an acquisition may be taken together with others in one run."""
+    candidate = arrival.candidate
+    if source.images_per_run == 1 or candidate.others:
         return False
-    try:
-        planned = folder.plan().image.fingerprint
-    except PlanError:
-        return False
-    return planned == folder.acquisition().open().fingerprint
-
-
-def _plan_request(arrival: Arrival, run_key: str) -> dg.RunRequest:
-    key = arrival.candidate.key
-    return dg.RunRequest(
-        run_key=run_key,
-        partition_key=key,
-        tags={IMAGE: key, VERSION: arrival.version.signature},
-    )
+    n_bytes = candidate.n_bytes
+    if n_bytes is None:  # a folder, which was opened a moment ago
+        image = candidate.acquisition().open()
+        n_bytes = prod(image.shape) * image.dtype.itemsize
+    return n_bytes < source.small_megabytes * 1e6
 
 
 def _nothing_to_take(n_candidates: int, n_waiting: int) -> str:

@@ -26,9 +26,10 @@ from patchworks_pipeline.automation.events import (
     new_partitions,
     unique,
 )
+from patchworks_pipeline.automation.priorities import Step, priority_tags
 from patchworks_pipeline.automation.taking import State, taking_of
 from patchworks_pipeline.image_faults import ImageFaults
-from patchworks_pipeline.lineage import Lineage
+from patchworks_pipeline.lineage import BATCH_JOB, Lineage
 from patchworks_pipeline.partitions import IMAGE, tile_keys
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.resources import Automation, LabelStore
@@ -76,7 +77,7 @@ def staging_sensor(
     deferred = [key for key in record.get("waiting", []) if key not in measured]
     candidates = [key for key in [*deferred, *measured] if key in partitions]
     busy = (
-        busy_images(context.instance, lineage, ["stage_tiles", "repair_image"])
+        busy_images(context.instance, lineage, ["stage_tiles", "repair_image", BATCH_JOB])
         if candidates
         else frozenset()
     )
@@ -90,7 +91,7 @@ def staging_sensor(
         with faults.about(key):
             folder = store.folder(key, lineage.segmentation)
             request, is_waiting = _staging_request(
-                context.instance, lineage, folder, is_deferred=key in deferred
+                context.instance, lineage, folder, automation, is_deferred=key in deferred
             )
             if request is not None:
                 requests.append(request)
@@ -113,7 +114,12 @@ def staging_sensor(
 
 
 def _staging_request(
-    instance: dg.DagsterInstance, lineage: Lineage, folder: ImageFolder, *, is_deferred: bool
+    instance: dg.DagsterInstance,
+    lineage: Lineage,
+    folder: ImageFolder,
+    automation: Automation,
+    *,
+    is_deferred: bool,
 ) -> tuple[dg.RunRequest | None, bool]:
     """Return the run that stages what is missing, if one should; and whether to look again."""
     if not _has_stage(folder):
@@ -142,7 +148,12 @@ def _staging_request(
     config = {"skip_staged": True, "skip_failed": True}
     request = dg.RunRequest(
         run_key=run_key,
-        tags={RANGE_START: ends[0], RANGE_END: ends[1], IMAGE: folder.key},
+        tags={
+            RANGE_START: ends[0],
+            RANGE_END: ends[1],
+            IMAGE: folder.key,
+            **priority_tags(folder.acquisition().priority, Step.STAGE, automation),
+        },
         run_config={"ops": {lineage.name("staged_labels"): {"config": config}}},
     )
     return request, True
@@ -201,7 +212,7 @@ def merging_sensor(
     candidates += [
         key for key, when in due.items() if not time_now < when <= latest and key not in heard_of
     ]
-    jobs = ["stage_tiles", "repair_image", "merge_image"]
+    jobs = ["stage_tiles", "repair_image", "merge_image", BATCH_JOB]
     busy = busy_images(context.instance, lineage, jobs) if candidates else frozenset()
     requests = []
     for key in candidates:
@@ -212,7 +223,7 @@ def merging_sensor(
         request, is_waiting = None, True
         with faults.about(key):
             request, is_waiting = _merge_request(
-                context.instance, lineage, store.folder(key, lineage.segmentation)
+                context.instance, lineage, store.folder(key, lineage.segmentation), automation
             )
         if request is not None:
             requests.append(request)
@@ -234,7 +245,7 @@ def merging_sensor(
 
 
 def _merge_request(
-    instance: dg.DagsterInstance, lineage: Lineage, folder: ImageFolder
+    instance: dg.DagsterInstance, lineage: Lineage, folder: ImageFolder, automation: Automation
 ) -> tuple[dg.RunRequest | None, bool]:
     """Return the run that merges an image, if it should be; and whether it is worth waiting."""
     if not _has_stage(folder):
@@ -252,7 +263,8 @@ def _merge_request(
     run_key, is_waiting = _next_run_key(instance, job, folder.key, name)
     if run_key is None:
         return None, is_waiting
-    tags = {IMAGE: folder.key}
+    level = folder.acquisition().priority
+    tags = {IMAGE: folder.key, **priority_tags(level, Step.MERGE, automation)}
     return dg.RunRequest(run_key=run_key, partition_key=folder.key, tags=tags), True
 
 

@@ -10,7 +10,9 @@ from enum import Enum
 
 import dagster as dg
 
+from patchworks_core.errors import PlanError
 from patchworks_pipeline.automation.events import IN_PROGRESS, why_failed
+from patchworks_pipeline.records import ImageFolder
 
 RUN_KEY = "dagster/run_key"
 
@@ -47,6 +49,17 @@ class Taking:
     def run_key(self, name: str) -> str:
         """Return the key of the next run; a daemon starts none twice."""
         return name if self.n_runs == 0 else f"{name}~{self.n_runs + 1}"
+
+
+def is_planned(folder: ImageFolder) -> bool:
+    """Tell whether an image was planned and measured in the content it has now."""
+    if not (folder.has("plan.json") and folder.has("statistics.json")):
+        return False
+    try:
+        planned = folder.plan().image.fingerprint
+    except PlanError:
+        return False
+    return planned == folder.acquisition().open().fingerprint
 
 
 def taking_of(

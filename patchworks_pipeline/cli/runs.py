@@ -14,25 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from dagster._core.utils import make_new_run_id
 
 from patchworks_core.errors import PlanError, StageError
 from patchworks_core.images.image import open_image
-from patchworks_core.machine.interrupts import noting_signals, raise_for_signal
 from patchworks_core.stage.plan import Plan
 from patchworks_core.tiles.grid import SPATIAL_AXES
 from patchworks_pipeline.assets.planned import planned_function
 from patchworks_pipeline.assets.tile_events import not_logged
 from patchworks_pipeline.automation.events import RANGE_END, RANGE_START
+from patchworks_pipeline.automation.in_process import InProcess, JobError
 from patchworks_pipeline.cli.terminal import errors, say
 from patchworks_pipeline.definitions import defs
-from patchworks_pipeline.image_faults import error_of_step
-from patchworks_pipeline.instance.heartbeats import beating
 from patchworks_pipeline.instance.home import home_environment, prepare_home
-from patchworks_pipeline.instance.run_processes import open_instance, tags_of_process
-from patchworks_pipeline.instance.slots import NoSlotError, only_call, take_pool_slot
+from patchworks_pipeline.instance.run_processes import open_instance
+from patchworks_pipeline.instance.slots import NoSlotError, only_call
 from patchworks_pipeline.lineage import Lineage
-from patchworks_pipeline.partitions import IMAGE, images, tile_keys
+from patchworks_pipeline.partitions import images, tile_keys
 from patchworks_pipeline.records import Acquisition, ImageFolder, TileFailure
 from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore, SegmentationDefaults
 
@@ -262,15 +259,6 @@ def _merge(
 MERGE_ASSETS = ("boundary_pairs", "global_lut", "merged_labels", "object_table", "quality_report")
 
 
-@dataclass(frozen=True, slots=True)
-class _JobError:
-    """Why a job failed."""
-
-    message: str
-    is_of_tiles: bool = False
-    """True where the function failed on tiles, and the image's folder says on which."""
-
-
 def _run(
     instance: dg.DagsterInstance,
     job: str,
@@ -281,59 +269,18 @@ def _run(
     tags: dict[str, str] | None = None,
     ops: dict[str, Any] | None = None,
     assets: Sequence[str] | None = None,
-) -> _JobError | None:
+) -> JobError | None:
     """Run a job for an image and return why it failed, or None."""
-    run_id = make_new_run_id()
-    tags = {**(tags or {}), **tags_of_process(run_id), IMAGE: image}
-    definition = defs.resolve_job_def(job)
-    try:
-        for step, pool in _pools_of(definition).items():
-            run = dg.DagsterRun(job_name=job, run_id=run_id, tags=tags)
-            take_pool_slot(instance, pool, run, step, say=partial(say, on=errors))
-    except NoSlotError as none_free:
-        return _JobError(str(none_free))
-    with beating(instance, run_id), noting_signals() as last_signal:
-        result = definition.execute_in_process(
-            instance=instance,
-            run_id=run_id,
-            partition_key=partition_key,
-            tags=tags,
-            run_config={
-                "resources": resources,
-                "ops": ops or {},
-                # The instance keeps every event; the terminal shows progress bars instead.
-                "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
-            },
-            asset_selection=None if assets is None else [dg.AssetKey(name) for name in assets],
-            raise_on_error=False,
-        )
-        number = last_signal()
-    if number is not None:  # Dagster makes a failure of it, or goes on
-        raise_for_signal(number)
-    if result.success:
-        return None
-    failures = [e for e in result.all_events if e.is_step_failure]
-    if not failures:
-        return _JobError(f"job {job!r} failed; see run {result.run_id} in the UI")
-    data = failures[0].step_failure_data
-    if data.user_failure_data is not None and data.user_failure_data.description:
-        return _JobError(str(data.user_failure_data.description), is_of_tiles=True)
-    error = error_of_step(data)
-    if error is None:
-        return _JobError(f"job {job!r} failed")
-    # Dagster writes the class with its modules, which say nothing to a person.
-    name, separator, text = error.message.strip().partition(": ")
-    return _JobError(f"{name.rpartition('.')[2]}{separator}{text}")
-
-
-def _pools_of(job: dg.JobDefinition) -> dict[str, str]:
-    """Return the pool of each step of a job that asks for a slot of one."""
-    nodes = {node.name: node.definition for node in job.nodes}
-    return {
-        name: node.pool
-        for name, node in nodes.items()
-        if isinstance(node, dg.OpDefinition) and node.pool is not None
-    }
+    _, error = InProcess(instance, partial(say, on=errors)).run(
+        defs.resolve_job_def(job),
+        image,
+        resources=resources,
+        partition_key=partition_key,
+        tags=tags,
+        ops=ops,
+        assets=assets,
+    )
+    return error
 
 
 def _is_planned(folder: ImageFolder, plan: Plan) -> bool:

@@ -56,9 +56,15 @@ class Candidate:
     version: tuple[bytes, ...] = ()
     """What the listing says of a file: its size and time of change."""
 
+    n_bytes: int | None = None
+    """Size of the file; None for a folder."""
+
+    is_urgent: bool = False
+    """Whether it goes before others."""
+
     def acquisition(self) -> Acquisition:
         """Return its record, as the settings say."""
-        return self.opening.acquisition(self.url)
+        return replace(self.opening.acquisition(self.url), priority=int(self.is_urgent))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +86,9 @@ class LandingLayout:
     openings: tuple[Opening, ...] = ()
     """How images are opened: the first that fits the name counts."""
 
+    urgent: str = ""
+    """Folder below `landing`, laid out as that, of what goes before others; empty: none."""
+
     def __post_init__(self) -> None:
         if self.template and not _FIELD.search(self.template):
             raise PlanError(
@@ -96,7 +105,7 @@ class LandingLayout:
 def find_candidates(
     layout: LandingLayout, *, taken: Container[str] = (), faults: ImageFaults | None = None
 ) -> list[Candidate]:
-    """Return what lies in a landing folder, by path.
+    """Return what lies in a landing folder: what is urgent, and then the others, each by path.
 
     Parameters
     ----------
@@ -112,28 +121,9 @@ def find_candidates(
         Two may have the same key. A folder that does not exist holds none.
     """
     faults = faults or ImageFaults(lambda words: None)
-    folder = str(as_path(layout.landing))
-    fs, root = filesystem(folder)
-    # Object stores cache listings, and would never show what landed since.
-    fs.invalidate_cache()
-    patterns = [layout.template] if layout.template else layout.patterns
-    patterns = patterns or [f"*{suffix}" for suffix in SUFFIXES]
-    by_name: dict[str, Candidate] = {}
-    for parts in ([_regex(part) for part in pattern.split("/")] for pattern in patterns):
-        for path, entry, fields in _match(fs, root.rstrip("/"), parts, {}, faults):
-            is_folder = entry["type"] == "directory"
-            name = path[len(root.rstrip("/")) + 1 :]
-            if name in by_name or (is_folder and not name.endswith(_ZARR_SUFFIX)):
-                continue
-            url = f"{folder.rstrip('/')}/{name}"
-            key = _key("/".join(fields.values()) if layout.template else name)
-            marker = _marker(layout.marker, url)
-            version = () if is_folder else tuple(info_stamp(entry))
-            by_name[name] = Candidate(url, name, key, is_folder, marker, version=version)
-    if not is_remote(folder):
-        by_name = _with_sets(by_name)
+    by_name = _by_name(layout, faults)
     candidates: list[Candidate] = []
-    for name in sorted(by_name):
+    for name in sorted(by_name, key=lambda name: (not by_name[name].is_urgent, name)):
         whole = by_name[name]
         opening = _opening(layout, whole.name)
         if opening.series not in (None, ALL):
@@ -144,6 +134,43 @@ def find_candidates(
         else:
             candidates.append(replace(whole, opening=opening))
     return candidates
+
+
+def _by_name(layout: LandingLayout, faults: ImageFaults) -> dict[str, Candidate]:
+    """Return the files and folders that match, by path; of a set the first one."""
+    folder = str(as_path(layout.landing))
+    fs, root = filesystem(folder)
+    # Object stores cache listings, and would never show what landed since.
+    fs.invalidate_cache()
+    patterns = [layout.template] if layout.template else layout.patterns
+    patterns = patterns or [f"*{suffix}" for suffix in SUFFIXES]
+    by_name: dict[str, Candidate] = {}
+    urgent = f"{layout.urgent}/" if layout.urgent else ""
+    if urgent:
+        patterns = [*patterns, *(urgent + pattern for pattern in patterns)]
+    for parts in ([_regex(part) for part in pattern.split("/")] for pattern in patterns):
+        for path, entry, fields in _match(fs, root.rstrip("/"), parts, {}, faults):
+            is_folder = entry["type"] == "directory"
+            name = path[len(root.rstrip("/")) + 1 :]
+            if name in by_name or (is_folder and not name.endswith(_ZARR_SUFFIX)):
+                continue
+            url = f"{folder.rstrip('/')}/{name}"
+            is_urgent = bool(urgent) and name.startswith(urgent)
+            of_key = name.removeprefix(urgent) if is_urgent else name
+            key = _key("/".join(fields.values()) if layout.template else of_key)
+            marker = _marker(layout.marker, url)
+            version = () if is_folder else tuple(info_stamp(entry))
+            by_name[name] = Candidate(
+                url,
+                name,
+                key,
+                is_folder,
+                marker,
+                version=version,
+                n_bytes=None if is_folder else entry.get("size"),
+                is_urgent=is_urgent,
+            )
+    return by_name if is_remote(folder) else _with_sets(by_name)
 
 
 def _with_sets(candidates: dict[str, Candidate]) -> dict[str, Candidate]:

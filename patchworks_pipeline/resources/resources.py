@@ -93,6 +93,20 @@ class AcquisitionSource(Deployed):
     max_per_tick: int = setting(
         100, ge=1, description="Acquisitions taken by one tick of the landing sensor."
     )
+    urgent: str = setting(
+        "urgent",
+        description="Folder below the landing folder whose acquisitions go before all others; "
+        "empty: none.",
+    )
+    images_per_run: int = setting(
+        25,
+        ge=1,
+        description="Where many small acquisitions land at once, so many are planned, staged and "
+        "merged in one run; 1: each in runs of its own.",
+    )
+    small_megabytes: float = setting(
+        64.0, ge=0, description="An acquisition of less is a small one."
+    )
 
     open: list[dict[str, Any]] = setting(
         [],
@@ -117,7 +131,9 @@ class AcquisitionSource(Deployed):
         """Return how the landing folder is laid out."""
         landing = self.landing or str(home_folder(self.home) / "landing")
         openings = tuple(Opening.of(entry) for entry in self.open)
-        return LandingLayout(landing, tuple(self.patterns), self.template, self.marker, openings)
+        return LandingLayout(
+            landing, tuple(self.patterns), self.template, self.marker, openings, self.urgent
+        )
 
     def find(self, image: str) -> Acquisition:
         """Return the acquisition in the landing folder whose key is `image`.
@@ -146,6 +162,11 @@ class Automation(Deployed):
 
     enabled: bool = setting(
         True, description="False: no sensor and no schedule starts a run by itself."
+    )
+    finish_first: bool = setting(
+        True,
+        description="True: of runs that wait, those go first that are nearer to the labels, so "
+        "that an image is finished before the next is begun.",
     )
 
     def why_off(self) -> str | None:

@@ -26,7 +26,7 @@ from tests.tissue import tissue, write_tiff
         ("Gewebe_ä_1.tif", "Gewebe_a_1-cf1f9793"),
         ("äöü.tif", "aou-96846fc8"),
         ("細胞 7.ome.zarr", "7-59057345"),
-        ("α.tif", "a00c445a"),
+        ("ψ.tif", "d4ee5935"),
         ("C:\\\\scans\\\\B03.zarr\\\\", "B03"),
         ("x.y.z", "x.y.z"),
     ],

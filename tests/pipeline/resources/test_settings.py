@@ -100,6 +100,9 @@ OTHERS: dict[str, dict[str, Any]] = {
         "open": [{"match": "*.tif", "axes": "zyx", "channel": "DAPI", "series": 1}],
         "settle_seconds": 2.0,
         "max_per_tick": 3,
+        "urgent": "now",
+        "images_per_run": 5,
+        "small_megabytes": 2.0,
     },
     "store": {"root": "/data/labels"},
     "budget": {
@@ -112,7 +115,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     },
     "gpus": {"slots_per_device": 2, "min_free_bytes": 5},
     "cluster": {"config_file": "/data/dask.yaml", "seconds_to_wait": 5.0},
-    "automation": {"enabled": False},
+    "automation": {"enabled": False, "finish_first": False},
     "backfills": {"max_partitions_per_run": 5},
     "alerts": {
         "smtp_host": "mail.example.org",

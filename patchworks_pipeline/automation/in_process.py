@@ -1,0 +1,107 @@
+"""Runs of jobs in this process, each in the books as if it had been launched.
+
+The command line works so, and a run that takes a batch of small images: a process of its own costs
+seconds, more than a small image takes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+from dagster._core.utils import make_new_run_id
+
+from patchworks_core.machine.interrupts import noting_signals, raise_for_signal
+from patchworks_pipeline.image_faults import error_of_step
+from patchworks_pipeline.instance.heartbeats import beating
+from patchworks_pipeline.instance.run_processes import tags_of_process
+from patchworks_pipeline.instance.slots import NoSlotError, take_pool_slot
+from patchworks_pipeline.partitions import IMAGE
+
+
+@dataclass(frozen=True, slots=True)
+class JobError:
+    """Why a job failed."""
+
+    message: str
+    is_of_tiles: bool = False
+    """True where the function failed on tiles, and the image's folder says on which."""
+
+
+@dataclass(frozen=True, slots=True)
+class InProcess:
+    """What runs of jobs in this process have in common."""
+
+    instance: dg.DagsterInstance
+    say: Callable[[str], object]
+    """Is told of a wait for a slot of a pool."""
+
+    tags: Mapping[str, str] | None = None
+    """Of every run."""
+
+    def run(
+        self,
+        job: dg.JobDefinition,
+        image: str,
+        *,
+        resources: Mapping[str, Any] | None = None,
+        partition_key: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        ops: Mapping[str, Any] | None = None,
+        assets: Sequence[str] | None = None,
+    ) -> tuple[str, JobError | None]:
+        """Run a job for an image; return the id of the run, and why it failed or None."""
+        run_id = make_new_run_id()
+        every = {**(self.tags or {}), **(tags or {}), **tags_of_process(run_id), IMAGE: image}
+        try:
+            for step, pool in _pools_of(job).items():
+                run = dg.DagsterRun(job_name=job.name, run_id=run_id, tags=every)
+                take_pool_slot(self.instance, pool, run, step, say=self.say)
+        except NoSlotError as none_free:
+            return run_id, JobError(str(none_free))
+        with beating(self.instance, run_id), noting_signals() as last_signal:
+            result = job.execute_in_process(
+                instance=self.instance,
+                run_id=run_id,
+                partition_key=partition_key,
+                tags=every,
+                run_config={
+                    "resources": dict(resources or {}),
+                    "ops": dict(ops or {}),
+                    # The instance keeps every event; the terminal shows progress bars instead.
+                    "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+                },
+                asset_selection=None if assets is None else [dg.AssetKey(name) for name in assets],
+                raise_on_error=False,
+            )
+            number = last_signal()
+        if number is not None:  # Dagster makes a failure of it, or goes on
+            raise_for_signal(number)
+        return run_id, None if result.success else _error_of(result)
+
+
+def _error_of(result: dg.ExecuteInProcessResult) -> JobError:
+    """Return why a run failed."""
+    job = result.job_def.name
+    failures = [event for event in result.all_events if event.is_step_failure]
+    if not failures:
+        return JobError(f"job {job!r} failed; see run {result.run_id} in the UI")
+    data = failures[0].step_failure_data
+    if data.user_failure_data is not None and data.user_failure_data.description:
+        return JobError(str(data.user_failure_data.description), is_of_tiles=True)
+    error = error_of_step(data)
+    if error is None:
+        return JobError(f"job {job!r} failed")
+    # Dagster writes the class with its modules, which say nothing to a person.
+    name, separator, text = error.message.strip().partition(": ")
+    return JobError(f"{name.rpartition('.')[2]}{separator}{text}")
+
+
+def _pools_of(job: dg.JobDefinition) -> dict[str, str]:
+    """Return the pool of each step of a job that asks for a slot of one."""
+    nodes = {node.name: node.definition for node in job.nodes}
+    return {
+        name: node.pool
+        for name, node in nodes.items()
+        if isinstance(node, dg.OpDefinition) and node.pool is not None
+    }
