@@ -336,7 +336,10 @@ class Job:
         try:
             recorded = Plan.read(record)
         except PlanError:
-            if resume is True or self.stage_dir is not None:
+            doubts = self.segmentation.unknown or plan.versions.get(CHANGING)
+            if resume is True or (resume and not doubts and Stage.is_of(staged, plan)):
+                return self._taken_up(Stage.open(staged, plan))
+            if self.stage_dir is not None:
                 raise
             log.warning("the stage at %s cannot be read, and is begun anew", staged)
             return Stage.create(staged, plan)

@@ -162,7 +162,7 @@ def plan_tiles(
 
 def _of_one_tile(compute: Compute) -> Compute:
     """Return what one tile runs on, of what was asked for all."""
-    return Compute(1, compute.kind, limits=compute.limits, only_here=True, memory=compute.memory)
+    return compute.alone()
 
 
 def _silent(text: str) -> None:

@@ -176,12 +176,15 @@ def tile_process(
     tile_timeout : float, "auto" or None
         Seconds after which a tile fails and its worker process is ended. ``auto`` goes by the tiles
         that passed: 50 times the slowest, at least half an hour; six hours while none has passed.
-        None is no limit. With processes only.
+        None is no limit. With processes, and on Dask.
     worker_memory : int, str or None
         Bytes, or text such as ``"8GB"``, beyond which a worker process is ended and its tile fails.
-        ``auto`` is 95 % of the granted memory, None no limit. With processes only.
+        ``auto`` is 95 % of the granted memory, on Dask a thread's share of the worker's
+        ``memory_limit``; None is no limit. With processes, and on Dask.
     client : distributed.Client, optional
-        Dask client whose workers take the tiles; None is the active one, if there is one.
+        Dask client whose workers take the tiles; None is the active one, if there is one. With
+        ``workers="processes"`` or a limit, each thread of a worker has a process beneath it, which
+        is ended when its tile hangs, crashes or takes too much.
     compute : bool
         Return a NumPy array even when it was written.
     progress : bool or callable

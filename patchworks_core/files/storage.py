@@ -163,6 +163,11 @@ def is_durable() -> bool:
     return os.environ.get(DURABLE, "").lower() in ("1", "on", "true", "yes")
 
 
+def be_durable() -> None:
+    """Let this process, and those that it starts, wait until what they write is on the disk."""
+    os.environ[DURABLE] = "on"
+
+
 def sync(path: UPath | str) -> None:
     """Wait until a local file, or the names in a local folder, are on the disk."""
     descriptor = os.open(str(path), os.O_RDONLY)

@@ -17,7 +17,9 @@ import cloudpickle
 
 from patchworks_core.errors import ClusterError, PlanError
 from patchworks_core.machine.budget import granted_cores, granted_memory_bytes
+from patchworks_core.machine.dask_processes import InProcess
 from patchworks_core.machine.devices import VISIBLE_DEVICES, Gpus, devices_for
+from patchworks_core.machine.limits import WorkerLimits
 from patchworks_core.machine.sending import NOT_PICKLED, SMALL_BYTES, PickledTask
 from patchworks_core.machine.sizing import MEMORY_FRACTION
 from patchworks_core.tiles.numbers import whole_number
@@ -74,14 +76,27 @@ def refuse_in_process(client: Any) -> None:
 
 
 class ClusterExecutor(Executor):
-    """The workers of a Dask client."""
+    """The workers of a Dask client.
 
-    def __init__(self, client: Any) -> None:
+    Parameters
+    ----------
+    client : distributed.Client
+    limits : WorkerLimits, optional
+        Of each call, which then has a process of its own beneath the Dask worker; None makes calls
+        in the Dask workers themselves.
+    """
+
+    def __init__(self, client: Any, limits: WorkerLimits | None = None) -> None:
         self._client = client
+        self._limits = limits
         self._executor = client.get_executor(pure=False)
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Run a call on the cluster."""
+        if self._limits is not None:
+            return self._executor.submit(  # type: ignore[no-any-return]
+                InProcess(self._limits), fn, *args, **kwargs
+            )
         return self._executor.submit(fn, *args, **kwargs)  # type: ignore[no-any-return]
 
     @contextmanager
@@ -206,7 +221,13 @@ def make_local_cluster(
     }
     # A scheduler without a dashboard serves its health all the same: on any free port.
     address = dashboard_address or "localhost:0"
-    options = {"dashboard_address": address, "dashboard": dashboard_address is not None}
+    options: dict[str, Any] = {
+        "dashboard_address": address,
+        "dashboard": dashboard_address is not None,
+    }
+    # A tile whose worker died is blamed at once, and then tried alone; by itself Dask kills three
+    # more workers first.
+    options["allowed_failures"] = 0
     scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, **options}}
     cluster = SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.WARNING)
     try:

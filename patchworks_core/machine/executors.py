@@ -31,6 +31,11 @@ THREAD_VARIABLES = (
 """How libraries are told their number of threads; the list is that of joblib."""
 
 
+def one_thread() -> dict[str, str]:
+    """Return the variables that let a process compute with one thread, unless they are set."""
+    return {name: os.environ.get(name, "1") for name in THREAD_VARIABLES}
+
+
 class AbandonedError(BaseException):
     """What a thread is told that nobody waits for any more; no `Exception`, which tasks catch."""
 
@@ -194,8 +199,7 @@ class ProcessPool(ThreadPool):
 
     def _environ(self, number: int) -> dict[str, str]:
         """Return what the worker of a thread has in its environment."""
-        environ = {name: os.environ.get(name, "1") for name in THREAD_VARIABLES}
-        return environ | ({VISIBLE_DEVICES: self._slots[number]} if self._slots else {})
+        return one_thread() | ({VISIBLE_DEVICES: self._slots[number]} if self._slots else {})
 
     def abandon(self) -> None:
         """Give up what is running, and end the workers."""

@@ -3,7 +3,8 @@
 `Pool` is workers that are up, with how many tasks they get at once, which faults are tried again,
 and who is told of progress. What runs over tiles takes one. `Compute` opens one for a library call:
 
-1. A Dask client that was given, or is active, takes all tiles.
+1. A Dask client that was given, or is active, takes all tiles; with ``workers="processes"``, or
+   with limits, each of its threads has a process beneath it that can be ended.
 2. With ``use_gpu`` there is one worker process per GPU, and a dashboard.
 3. Otherwise the caller's number of workers, or as many as cores and memory allow, going by what the
    first tile was seen to take.
@@ -96,8 +97,17 @@ class Pool:
             yield cls(executor, WINDOW_PER_WORKER * workers.count, progress=progress or no_progress)
 
     @classmethod
-    def of_cluster(cls, client: Any, retry: RetryPolicy) -> Pool:
+    def of_cluster(
+        cls, client: Any, retry: RetryPolicy, limits: WorkerLimits | None = None
+    ) -> Pool:
         """Return the pool of a Dask client's workers.
+
+        Parameters
+        ----------
+        client : distributed.Client
+        retry : RetryPolicy
+        limits : WorkerLimits, optional
+            Of each task, in a process beneath the Dask worker; None is in the Dask worker itself.
 
         Raises
         ------
@@ -111,13 +121,14 @@ class Pool:
                 f"the Dask cluster at {address} has no workers; start some, or wait for them with "
                 "client.wait_for_workers(1)"
             )
+        own = "" if limits is None else ", a process beneath each"
         return cls(
-            ClusterExecutor(client),
+            ClusterExecutor(client, limits),
             WINDOW_PER_WORKER * n_threads,
             # Dask tries a tile on several workers before it blames it, but a tile that shared a
             # dying worker is blamed as well: `retry` tries it once more, alone.
             retry,
-            reason=f"Dask cluster at {address} with {n_threads} threads",
+            reason=f"Dask cluster at {address} with {n_threads} threads{own}",
             dashboard=client.dashboard_link,
         )
 
@@ -202,7 +213,7 @@ class Compute:
     """Dask client; None is the active one, if there is one."""
 
     limits: WorkerLimits = AUTO_LIMITS
-    """Of each tile, where workers are processes of this machine."""
+    """Of each tile, where workers are processes; on Dask, a tile then has one of its own too."""
 
     only_here: bool = False
     """True takes no Dask client, not even the active one."""
@@ -213,12 +224,10 @@ class Compute:
 
     def __post_init__(self) -> None:
         Workers(1 if self.max_workers is None else self.max_workers, self.kind)
-        if self.limits.is_asked_for and (self.kind == "threads" or self._is_on_dask):
+        if self.limits.is_asked_for and self.kind == "threads" and not self._is_on_dask:
             raise PlanError(
-                "tile_timeout and worker_memory are kept by ending a worker process of this call, "
-                f"and tiles run {'on Dask' if self._is_on_dask else 'in threads'}; pass "
-                "workers='processes' (--worker-kind processes) and neither client nor GPU; a Dask "
-                "worker has a memory_limit of its own"
+                "tile_timeout and worker_memory are kept by ending a worker process, and tiles run "
+                "in threads; pass workers='processes' (--worker-kind processes)"
             )
 
     @property
@@ -250,6 +259,12 @@ class Compute:
         """Return this with the granted memory looked at, once for the whole call."""
         return self if self.memory else replace(self, memory=granted_memory_bytes())
 
+    @property
+    def _limits_of_process(self) -> WorkerLimits | None:
+        """Limits of tiles; None where nobody asked for processes."""
+        is_asked_for = self.kind == "processes" or self.limits.is_asked_for
+        return self.limits if is_asked_for else None
+
     def _client(self) -> Any | None:
         """Return the client to use, which has its own number of workers."""
         if self.client is not None or self.only_here:
@@ -258,7 +273,8 @@ class Compute:
 
     def alone(self) -> Compute:
         """Return the one worker that shows what a tile takes."""
-        return replace(self, max_workers=1, use_gpu=False, gpus=None, client=None, only_here=True)
+        kind: WorkerKind = "threads" if self._limits_of_process is None else "processes"
+        return Compute(1, kind, limits=self.limits, only_here=True, memory=self.memory)
 
     @contextmanager
     def open(
@@ -281,7 +297,7 @@ class Compute:
         """
         client = self._client()
         if client is not None:
-            pool = Pool.of_cluster(checked_client(client), RETRY)
+            pool = Pool.of_cluster(checked_client(client), RETRY, self._limits_of_process)
             if self.max_workers is not None:
                 reason = f"{pool.reason}, whatever max_workers={self.max_workers} says"
                 pool = replace(pool, reason=reason)
@@ -289,7 +305,7 @@ class Compute:
             return
         if self._is_on_gpu:
             with make_local_cluster(True, self.max_workers, gpus=self.gpus) as local:
-                yield Pool.of_cluster(local, RETRY)
+                yield Pool.of_cluster(local, RETRY, self._limits_of_process)
             return
         certain = block_bytes(grid, dtype, function_bytes_per_pixel=0)
         limit = self.max_workers

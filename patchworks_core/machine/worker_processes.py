@@ -69,7 +69,14 @@ class WorkerProcess:
         with suppress(OSError):  # it is gone already: the first call says so
             self._connection.send(([os.path.abspath(path) for path in sys.path], sys.argv))
 
-    def call(self, call: bytes, *, deadline: Deadline, memory: int | None) -> Any:
+    def call(
+        self,
+        call: bytes,
+        *,
+        deadline: Deadline,
+        memory: int | None,
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> Any:
         """Run a pickled call, and return what it returns.
 
         Parameters
@@ -80,18 +87,21 @@ class WorkerProcess:
             Of calls; learns how long this one took.
         memory : int or None
             Bytes that the process may take.
+        is_wanted : callable
+            Tells whether somebody still waits for the call.
 
         Raises
         ------
         WorkerLostError
-            If the process died, or was ended for its time or memory; it is gone then.
+            If the process died, or was ended for its time or memory, or as nobody waited for the
+            call; it is gone then.
         """
         try:
             self._connection.send_bytes(call)
-            answer = self._answer(lambda: SECONDS_TO_START, memory)
+            answer = self._answer(lambda: SECONDS_TO_START, memory, is_wanted)
             start = time.monotonic()
             if answer == BEGUN:
-                answer = self._answer(lambda: deadline.seconds, memory)
+                answer = self._answer(lambda: deadline.seconds, memory, is_wanted)
         except WorkerLostError:
             self.end()
             raise
@@ -112,7 +122,9 @@ class WorkerProcess:
         """True while the process is there."""
         return self._process.poll() is None
 
-    def _answer(self, seconds: Callable[[], float], memory: int | None) -> bytes:
+    def _answer(
+        self, seconds: Callable[[], float], memory: int | None, is_wanted: Callable[[], bool]
+    ) -> bytes:
         """Wait for the next answer; `seconds` says how long, and may say more while it waits."""
         start = time.monotonic()
         while not wait([self._connection], SECONDS_BETWEEN_LOOKS):
@@ -122,6 +134,8 @@ class WorkerProcess:
                 raise WorkerMemoryError(over_memory(used, memory))
             if self._process.poll() is not None:
                 raise EOFError
+            if not is_wanted():
+                raise WorkerLostError("nobody waits for it any more, and its process was ended")
         return self._connection.recv_bytes()
 
     def _memory_bytes(self) -> int:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +36,8 @@ from patchworks_core.files.packed import PackedFile, open_packed
 from patchworks_core.files.storage import (
     Location,
     as_path,
+    be_durable,
+    is_durable,
     is_local,
     remove,
     remove_parts,
@@ -61,6 +64,8 @@ from patchworks_core.tiles.grid import TileBlock, TileGrid
 Array = npt.NDArray[Any]
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 BLOCKS = "blocks"
 """Folder of the files of tile blocks."""
@@ -95,7 +100,7 @@ class Stage:
         """What was wrong with blocks that were taken back, for whoever reads a neighbour next."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.path, self.plan.to_json(), self.generation)
+        return _reopen, (self.path, self.plan.to_json(), self.generation, is_durable())
 
     @property
     def _folder(self) -> UPath:
@@ -121,24 +126,38 @@ class Stage:
 
     @classmethod
     def open(cls, location: Location, plan: Plan) -> Stage:
-        """Open the stage of `plan`.
+        """Open the stage of `plan`; a damaged record of it is mended where all blocks vouch for it.
 
         Raises
         ------
-        StageError
-            If there is none, or it is the stage of another plan.
+        PlanError, StageError
+            If there is none, it is of another plan, or nobody can say of which.
         """
         path = as_path(location)
         record = path / "plan.json"
         if not record.exists():
             raise StageError(f"no stage at {path}; stage the tiles of the image first")
-        staged = Plan.read(record)
+        try:
+            staged = Plan.read(record)
+        except PlanError as error:
+            if not cls.is_of(path, plan):
+                raise
+            log.warning("%s; it is written again, as all tile blocks are of this plan", error)
+            write_text(record, plan.to_json())
+            staged = plan
         if staged.fingerprint != plan.fingerprint:
             raise StageError(
                 f"the stage at {path} was made by another plan ({plan.difference(staged)}); its "
                 "tiles cannot be mixed with this plan's: stage again, or restore the old plan"
             )
         return cls(path, plan)
+
+    @classmethod
+    def is_of(cls, location: Location, plan: Plan) -> bool:
+        """Tell whether there are tile blocks, and all that can be read vouch for `plan`."""
+        stage = cls(location, plan)
+        plans = {summary.plan for summary in stage._listing.read().values()}
+        return stage._first_layout is None and plans == {plan.fingerprint}
 
     @classmethod
     def open_or_create(cls, location: Location, plan: Plan) -> Stage:
@@ -470,11 +489,11 @@ def _read_generation(path: UPath) -> str:
 
 
 @lru_cache(maxsize=8)
-def _reopen(path: UPath, plan: str, generation: str) -> Stage:
+def _reopen(path: UPath, plan: str, generation: str, is_to_last: bool = False) -> Stage:
     """Open a stage once per worker process, not once per tile."""
+    if is_to_last:  # a worker of a cluster does not inherit the environment
+        be_durable()
     stage = Stage(path, Plan.from_json(plan))
     if stage.generation != generation:
-        raise StageError(
-            f"the stage at {path} was begun anew by another call since this one was started"
-        )
+        raise StageError(f"another call began the stage at {path} anew since this one was started")
     return stage

@@ -71,7 +71,9 @@ class DeployedCompute:
         """
         with self.cluster.open() as client:
             if client is not None:
-                yield Pool.of_cluster(client, RETRY)
+                kind = self.budget.kind_for(self.declared)
+                limits = self.budget.limits() if kind == "processes" else None
+                yield Pool.of_cluster(client, RETRY, limits)
                 return
         workers, reason = self._on_this_machine(grid, dtype, measured_bytes)
         if self.at_most is not None:

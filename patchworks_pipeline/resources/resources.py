@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import dagster as dg
 import numpy as np
@@ -11,7 +11,7 @@ from pydantic import ValidationInfo, field_validator
 from upath import UPath
 
 from patchworks_core.errors import ImageError, PlanError
-from patchworks_core.files.storage import as_path
+from patchworks_core.files.storage import DURABLE, as_path, be_durable
 from patchworks_core.images.image import Image
 from patchworks_core.machine.budget import (
     WorkerDecision,
@@ -55,6 +55,18 @@ class LabelStore(Deployed):
         "",
         description="Folder or fsspec URL (s3://, memory://); empty is store/ in the home.",
     )
+    fsync: bool = setting(
+        False,
+        description="True: what is written is on the disk before anything builds on it, so that a "
+        f"power cut loses nothing, at a cost in time; as does {DURABLE}=on.",
+    )
+
+    def of_home(self) -> Self:
+        """Return this with the settings of the home; this process writes as they say."""
+        store = super().of_home()
+        if store.fsync:
+            be_durable()
+        return store
 
     def path(self) -> UPath:
         """Return where the folders of images lie."""

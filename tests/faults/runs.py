@@ -215,7 +215,7 @@ def store_files(home: Path) -> dict[str, bytes]:
     return {
         _GENERATION.sub("*", name): content
         for name, content in files_under(home / "store").items()
-        if not name.endswith(".lock") and "throughput" not in name
+        if not name.endswith((".lock", "/staging.json"))
     }
 
 

@@ -14,7 +14,7 @@ SEED = 13
 
 
 def test_a_call_that_was_stopped_anywhere_is_completed_by_the_same_call(tmp_path):
-    done = list(points.trials(tmp_path / "points", seed=SEED, n=16))
+    done = list(points.trials(tmp_path / "points", seed=SEED, n=40))
     assert Counter(t.fault for t in done).keys() == set(FAULTS)
     assert {t.call for t in done} == set(CALLS)
     assert sum(t.first.code != 0 for t in done) >= 3, "some were killed"

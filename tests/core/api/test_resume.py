@@ -145,14 +145,6 @@ def test_a_setting_of_an_object_counts(tmp_path):
     assert run(Lazy(1), tmp_path / "l.zarr") == 6
 
 
-def test_a_stage_that_cannot_be_read_is_begun_anew_beside_the_labels(interrupted):
-    record = interrupted / "labels.work" / "stage.zarr" / "plan.json"
-    record.write_text("[")
-    with pytest.raises(PlanError, match="is not the record of a plan"):
-        run(declared, interrupted, resume=True)
-    assert run(declared, interrupted) == 6
-
-
 @pytest.mark.parametrize("resume", ["yes", 1.5, None, "True"])
 def test_other_values_of_resume_are_refused(resume, tmp_path):
     with pytest.raises(PlanError, match="resume is 'auto', True or False"):
@@ -186,3 +178,24 @@ def test_tiles_that_are_staged_again_while_they_are_merged_are_not_published(tmp
     assert not (tmp_path / "labels.zarr" / "labels").exists()
     monkeypatch.undo()
     assert tile_process(pixels, "threshold", **options).max().compute() > 0
+
+
+@pytest.mark.parametrize("content", ["", '{"plan": 1', "{}"])
+@pytest.mark.parametrize("resume", ["auto", True])
+def test_a_damaged_record_of_the_plan_is_written_again_where_all_blocks_vouch_for_it(
+    content, resume, interrupted, caplog
+):
+    record = interrupted / "labels.work" / "stage.zarr" / "plan.json"
+    record.write_text(content)
+    assert run(declared, interrupted, resume=resume) == 1
+    assert "plan.json is not the record of a plan" in caplog.text
+    assert "written again, as all tile blocks are of this plan" in caplog.text
+
+
+def test_a_damaged_record_of_another_plan_is_not_taken_for_this_one(interrupted):
+    record = interrupted / "labels.work" / "stage.zarr" / "plan.json"
+    record.write_text("{")
+    with pytest.raises(PlanError, match="plan.json is not the record of a plan"):
+        run(declared, interrupted, tile_shape=48, resume=True)
+    assert record.read_text() == "{"
+    assert run(declared, interrupted, tile_shape=48) == 4

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import pickle
 
 import numpy as np
 from upath import UPath
 
-from patchworks_core import tile_process
+from patchworks_core import open_image, segmentation_of, tile_process
 from patchworks_core.files import storage
-from patchworks_core.files.storage import DURABLE, write_text
+from patchworks_core.files.storage import DURABLE, is_durable, write_text
+from patchworks_core.stage.plan import make_plan
+from patchworks_core.stage.stage import Stage
 from tests.core.staging import label_components
 
 
@@ -53,3 +56,12 @@ def test_labels_are_on_the_disk_before_they_take_the_place_of_others(tmp_path, m
     synced = {path for name, path in steps[:published] if name == "fsync"}
     assert {new, f"{new}/zarr.json", f"{new}/c/0/0"} <= synced
     assert ("fsync", str(tmp_path / "a")) in steps[published:]
+
+
+def test_a_stage_that_is_sent_to_another_machine_says_that_it_is_to_last(tmp_path, monkeypatch):
+    plan = make_plan(open_image(np.ones((4, 4), "u1")), segmentation_of("threshold"), tile_shape=4)
+    monkeypatch.setenv(DURABLE, "on")
+    sent = pickle.dumps(Stage.create(tmp_path, plan))
+    monkeypatch.delenv(DURABLE)
+    pickle.loads(sent)
+    assert is_durable()

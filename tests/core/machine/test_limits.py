@@ -110,12 +110,16 @@ def test_no_limit_is_no_limit():
     assert not WorkerLimits(None, None).is_asked_for
 
 
-@pytest.mark.parametrize("options", [{}, {"client": object()}, {"use_gpu": True, "gpus": 1}])
-def test_limits_that_nothing_could_keep_are_refused(options):
-    kind = "processes" if options else "threads"
-    where = "on Dask" if options else "in threads"
-    with pytest.raises(PlanError, match=f"tiles run {where}; pass workers='processes'"):
-        Compute(1, kind, limits=WorkerLimits(timeout=3), **options)
+def test_limits_that_nothing_could_keep_are_refused():
+    with pytest.raises(PlanError, match="tiles run in threads; pass workers='processes'"):
+        Compute(1, "threads", limits=WorkerLimits(timeout=3))
+
+
+@pytest.mark.parametrize("options", [{"client": object()}, {"use_gpu": True, "gpus": 1}])
+def test_on_dask_limits_ask_for_processes_also_where_one_tile_runs_alone(options):
+    limits = WorkerLimits(timeout=3)
+    alone = Compute(1, "threads", limits=limits, **options).alone()
+    assert (alone.kind, alone.limits, alone.client) == ("processes", limits, None)
 
 
 def test_a_tile_that_hangs_fails_by_its_name(tmp_path):

@@ -36,6 +36,7 @@ from patchworks_pipeline.instance.run_processes import (
 from patchworks_pipeline.instance.slots import NoSlotError, only_call, take_pool_slot
 from patchworks_pipeline.launcher import WatchedRunLauncher
 from patchworks_pipeline.partitions import IMAGE
+from tests.faults.runs import open_ends
 from tests.pipeline.daemon import SENSORS
 from tests.tissue import python_command, tissue, write_tiff
 
@@ -366,3 +367,23 @@ def test_the_ui_ends_killed_runs_before_it_serves(books, home, monkeypatch):
     serving.serve(home, host="127.0.0.1", port=0)
     assert status_of(books, run) is dg.DagsterRunStatus.FAILURE
     assert books.event_log_storage.get_concurrency_info("gpu").claimed_slots == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_interrupted_says_what_is_kept_and_frees_its_slot(number, home, tmp_path):
+    image = write_tiff(tmp_path / "a.tif", tissue((40, 40)))
+    run = begin(home, image, "--segmentation", "tissue_functions:waits", "--workers", "1")
+    try:
+        wait_until_staging(home, "a")
+        time.sleep(2)  # until the function is called
+        begun = time.monotonic()
+        run.send_signal(number)
+        _, err = run.communicate(timeout=60)
+    finally:
+        run.kill()
+    assert time.monotonic() - begun < 20
+    assert run.returncode == 128 + number, err
+    assert "tiles of a are staged and kept; run it" in " ".join(err.split())
+    with open_home(home) as instance:
+        assert open_ends(instance) == []

@@ -10,6 +10,9 @@ import pytest
 import yaml
 
 from patchworks_core.errors import PlanError
+from patchworks_core.files.storage import DURABLE, is_durable
+from patchworks_core.machine.pools import Pool
+from patchworks_core.machine.workers import Workers
 from patchworks_core.plugins.segmentation import segmentation_of
 from patchworks_core.stage.plan import make_plan
 from patchworks_pipeline.assets.merging import MergeConfig
@@ -104,7 +107,7 @@ OTHERS: dict[str, dict[str, Any]] = {
         "images_per_run": 5,
         "small_megabytes": 2.0,
     },
-    "store": {"root": "/data/labels"},
+    "store": {"root": "/data/labels", "fsync": True},
     "budget": {
         "memory_fraction": 0.5,
         "cores_left_free": 3,
@@ -141,6 +144,12 @@ FIELDS = [(section, name) for section, fields in OTHERS.items() for name in fiel
 
 # None is built in, and None is not set.
 CAN_BE_BUILT_IN = [each for each in FIELDS if each[1] not in ("empty_threshold", "tile_timeout")]
+
+
+@pytest.fixture(autouse=True)
+def put_back(monkeypatch):
+    """What a setting writes into the environment is of one test."""
+    monkeypatch.setenv(DURABLE, "off")
 
 
 def in_run(resource: Deployed, config: dict[str, Any]) -> Deployed:
@@ -439,3 +448,18 @@ def test_what_is_deployed_differs_in_nothing_else(settings):
         assert [each.name for each in getattr(found, kind)] == [
             each.name for each in getattr(defs, kind)
         ]
+
+
+def test_a_home_that_asks_for_it_writes_to_the_disk_in_every_process(settings):
+    settings("store: {fsync: false}")
+    LabelStore().of_home()
+    assert not is_durable()
+    settings("store: {fsync: true}")
+    LabelStore().of_home()
+    assert is_durable()
+    with Pool.open(Workers(1, "processes")) as pool:
+        assert list(pool.map(_is_durable_there, [0], step="looking")) == [True]
+
+
+def _is_durable_there(item):
+    return is_durable()
