@@ -58,6 +58,9 @@ Result = TypeVar("Result")
 RETRY = RetryPolicy(other_attempts=1)
 """A script is told of an unknown error at once; faults that may pass are tried again."""
 
+ONE_MORE_WORKER = replace(NO_RETRY, killed_attempts=2)
+"""Steps after staging call no function of others: a worker that dies at one was ended by chance."""
+
 WORKER_PROCESS_BYTES = 200 << 20
 """What a worker process holds before its first tile: the interpreter, NumPy, SciPy, Zarr."""
 
@@ -92,9 +95,13 @@ class Pool:
     @classmethod
     @contextmanager
     def open(cls, workers: Workers, progress: Progress | None = None) -> Iterator[Pool]:
-        """Start workers of this machine, and stop them at the end; faults are not tried again."""
+        """Start workers of this machine, and stop them at the end.
+
+        Faults are not tried again, but for what a worker was at that died.
+        """
+        window = WINDOW_PER_WORKER * workers.count
         with workers.open() as executor:
-            yield cls(executor, WINDOW_PER_WORKER * workers.count, progress=progress or no_progress)
+            yield cls(executor, window, retry=ONE_MORE_WORKER, progress=progress or no_progress)
 
     @classmethod
     def of_cluster(

@@ -20,7 +20,7 @@ BAD = (
 )
 """What a function does on one tile of four."""
 
-KINDS = ("threads", "processes", "Dask")
+KINDS = ("threads", "processes", "Dask", "Dask, processes")
 
 SECONDS = 90.0
 """Longer than this, and the call is ended from outside."""
@@ -65,10 +65,11 @@ image[0, 8] = 7
 def call(**more):
     tile_process(image, bad, tile_shape=8, merge="touching", write_to=target, **more)
 def main():
-    if kind == "Dask":
+    if kind.startswith("Dask"):
         options = dict(n_workers=1, memory_limit="400MB", dashboard_address=None)
+        limits = dict(workers="processes", tile_timeout=TIMEOUT) if "processes" in kind else {}
         with make_local_cluster(**options) as client:
-            call(client=client)
+            call(client=client, **limits)
     elif kind == "processes":
         call(workers=kind, max_workers=2, tile_timeout=TIMEOUT, worker_memory="250MB")
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 
 import numpy as np
@@ -185,3 +186,15 @@ def test_a_pool_yields_in_order_and_tells_of_progress_where_it_is_asked():
             list(pool.map(abs, ["a"], step="roots", doing="taking roots"))
     assert told == [("absolute", n, 3) for n in (1, 2, 3)]
     assert (pool.n_workers, Pool(None, 1).n_workers) == (3, 1)
+
+
+def dies_once(marker):
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "done"
+
+
+def test_a_step_whose_worker_was_killed_goes_on_with_another(tmp_path):
+    with Pool.open(Workers(1, "processes")) as pool:
+        assert list(pool.map(dies_once, [tmp_path / "died"], step="pairing")) == ["done"]
