@@ -12,6 +12,8 @@ import dagster as dg
 
 from patchworks_core.errors import PlanError
 from patchworks_pipeline.assets import define_assets
+from patchworks_pipeline.assets.acquiring import OWNERS
+from patchworks_pipeline.assets.acquisitions import define_acquisition, define_can_be_taken
 from patchworks_pipeline.automation.alert_sensors import define_alert_sensors
 from patchworks_pipeline.automation.alerts import Alerts
 from patchworks_pipeline.automation.batches import define_process_images
@@ -108,7 +110,8 @@ def definitions(
             sensors.append(define_landing_sensor(mount.shared, [chain[0], batch]))
         schedules += make_schedules(timezone, lineage)
     return dg.Definitions(
-        assets=assets,
+        assets=[define_acquisition(mount.shared, OWNERS), *assets],
+        asset_checks=[define_can_be_taken(mount.shared)],
         jobs=jobs,
         sensors=[*sensors, *define_alert_sensors(mount), define_dead_runs(mount.shared)],
         schedules=schedules,

@@ -20,6 +20,7 @@ from typing import Any, Self, TypeVar
 import dagster as dg
 import sqlalchemy as db
 from dagster._core.storage.event_log.schema import (
+    AssetCheckExecutionsTable,
     AssetEventTagsTable,
     DynamicPartitionsTable,
     SqlEventLogStorageTable,
@@ -85,6 +86,26 @@ class EventsTogether(SqlEventLogStorage):
                 super().store_event(event)
         if many:
             self._write(many, [self._event_to_row(event) for event in many])
+
+    def store_asset_check_event(self, event: dg.EventLogEntry, event_id: int | None) -> None:
+        """Store what came of a check; outside of runs, in place of what came of it before.
+
+        Dagster's table has one row for each check, partition and run, and outside of runs a second
+        one would be refused.
+        """
+        evaluation = event.get_dagster_event().event_specific_data
+        if not event.run_id and isinstance(evaluation, dg.AssetCheckEvaluation):
+            row = AssetCheckExecutionsTable.c
+            with self.index_transaction() as connection:
+                connection.execute(
+                    AssetCheckExecutionsTable.delete().where(
+                        row.asset_key == evaluation.asset_key.to_string(),
+                        row.check_name == evaluation.check_name,
+                        row.run_id == event.run_id,
+                        row.partition == evaluation.partition,
+                    )
+                )
+        super().store_asset_check_event(event, event_id)
 
     def dynamic_partitions_that_start_with(self, name: str, start: str) -> list[str]:
         """Return the keys of a dynamic partition set that start so, in its order."""

@@ -31,7 +31,7 @@ JOBS = ("plan_image", "stage_tiles", "repair_image", "merge_image", "retire_imag
 """Jobs of a segmentation."""
 
 ASSETS = (
-    *("image", "image_statistics", "staged_labels", "boundary_pairs", "global_lut"),
+    *("acquisition", "image", "image_statistics", "staged_labels", "boundary_pairs", "global_lut"),
     *("merged_labels", "object_table", "quality_report"),
 )
 """In the order of the lineage."""

@@ -13,6 +13,7 @@ from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.staging import other_channels_of
 from patchworks_core.statistics.background import has_bright_background
 from patchworks_core.statistics.measuring import measure, measure_tiles
+from patchworks_pipeline.assets.acquisitions import ACQUISITION
 from patchworks_pipeline.assets.metadata import picture, shape_text, size_text
 from patchworks_pipeline.assets.planned import Measured, is_asked_for, planned_function
 from patchworks_pipeline.assets.tile_events import log_tiles_again
@@ -36,6 +37,7 @@ def define_image(lineage: Lineage) -> dg.AssetsDefinition:
     return dg.asset(
         key=lineage.key("image"),
         partitions_def=lineage.images,
+        deps=[lineage.shared.key(ACQUISITION)],
         group_name="acquisition",
         kinds={"zarr"},
         owners=OWNERS,

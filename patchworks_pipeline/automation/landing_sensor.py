@@ -15,8 +15,9 @@ from typing import Any
 import dagster as dg
 
 from patchworks_core.errors import PlanError
+from patchworks_pipeline.assets.acquisitions import landed, verdict
 from patchworks_pipeline.automation import events
-from patchworks_pipeline.automation.alerts import Alert, Alerts, tell_of_lasting
+from patchworks_pipeline.automation.alerts import MEMORY, Alert, Alerts, tell_of_lasting
 from patchworks_pipeline.automation.batches import BATCH, SmallImage, batch_run
 from patchworks_pipeline.automation.events import (
     EVERY_ROUND,
@@ -29,11 +30,13 @@ from patchworks_pipeline.automation.jobs import Job
 from patchworks_pipeline.automation.priorities import Step, priority_tags
 from patchworks_pipeline.automation.taking import VERSION, State, Taking, is_planned, taking_of
 from patchworks_pipeline.image_faults import ImageFaults
+from patchworks_pipeline.instance.tile_partitions import has_own_storage
 from patchworks_pipeline.landing.arrivals import (
     LOOKED_AGAIN,
     Arrival,
     Ledger,
     Quarantine,
+    Refusal,
     Version,
     Watch,
     look,
@@ -47,6 +50,9 @@ from patchworks_pipeline.lineage import BATCH_JOB, Lineage
 from patchworks_pipeline.partitions import IMAGE, former_image_key
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.resources import AcquisitionSource, Automation, LabelStore
+
+REFUSALS_PER_TICK = 100
+"""Refusals that one tick reports."""
 
 MANY = 10
 """Small acquisitions at once that are taken in batches; fewer have runs of their own."""
@@ -88,6 +94,7 @@ def landing_sensor(
         context.log.warning(ledger.damage)
     before = dict(ledger.taken)
     quarantine = Quarantine(store.path() / ".quarantine")
+    quarantine.note_told(record.get("told", []))  # by a tick that came to its end
     faults_before = record.get("faults")
     faults = ImageFaults(context.log.warning, faults_before)
     candidates = _candidates(source, store, ledger, faults)
@@ -116,9 +123,10 @@ def landing_sensor(
     decisions.gather()
     if ledger.taken != before or ledger.damage:
         ledger.write()
+    refused = quarantine.untold()[:REFUSALS_PER_TICK]
     alerts.send(
-        [Alert(r.key, r.reason, lineage.link("image")) for r in decisions.refused],
-        memory=store.path() / ".alerts.json",
+        [Alert(r.key, _words_of(r, quarantine), lineage.link("acquisition")) for r in refused],
+        memory=store.path() / MEMORY,
         log=context.log,
     )
     tell_of_lasting(faults, faults_before, lineage, alerts, store, context.log)
@@ -127,21 +135,13 @@ def landing_sensor(
         "asked": decisions.pending,
         "turn": (turn + LOOKED_AGAIN) % max(1, len(folders)),
         "faults": dict(last(faults.found.items(), MAX_WAITING)),
+        "told": [refusal.name for refusal in refused],
     }
     return decisions.result(
+        refused,
         json.dumps(cursor, separators=(",", ":")),
         otherwise=_nothing_to_take(len(candidates), arrivals.n_waiting),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Refusal:
-    """An acquisition that is not taken."""
-
-    name: str
-    url: str
-    key: str
-    reason: str
 
 
 @dataclass(slots=True)
@@ -164,7 +164,8 @@ class _Decisions:
 
     requests: list[dg.RunRequest] = field(default_factory=list)
 
-    refused: list[_Refusal] = field(default_factory=list)
+    reports: list[dg.AssetMaterialization | dg.AssetCheckEvaluation] = field(default_factory=list)
+    """What is reported of acquisitions that are taken."""
 
     pending: dict[str, list[str]] = field(default_factory=dict)
     """Name, signature and glance of the version that runs are at, or will be, by URL.
@@ -198,9 +199,7 @@ class _Decisions:
             if is_planned(self.store.folder(key)):  # by hand, since
                 self.ledger.taken[url] = version
                 return
-            reason = f"{taking.reason}; {self.quarantine.release(name)}"
             self.quarantine.record(name, taking.reason, url, key, signature)
-            self.refused.append(_Refusal(name, url, key, reason))
 
     def _is_batch_at_work(self, batch: str) -> bool:
         """Tell whether a batch goes on, and may come to an image that it has not begun."""
@@ -225,7 +224,6 @@ class _Decisions:
         why = _why_refused(arrival, folder)
         if folder is None or why is not None:
             self.quarantine.refuse(arrival, why or "")
-            self.refused.append(_Refusal(candidate.name, candidate.url, candidate.key, why or ""))
             return
         if candidate.url not in self.ledger.taken and is_planned(folder):
             # Planned by hand, or taken before the ledger was lost.
@@ -241,6 +239,11 @@ class _Decisions:
         if not folder.has("acquisition.json"):
             folder.write_acquisition(candidate.acquisition())
         self.keys.append(candidate.key)
+        facts = {"path": dg.MetadataValue.path(candidate.url), "size_bytes": candidate.n_bytes}
+        self.reports += [
+            landed(self.lineage, candidate.key, version.signature, facts),
+            verdict(self.lineage, self._partition_of_check(candidate.key), candidate.url, None),
+        ]
         if taking.state is State.NO_RUN and is_small(arrival, self.source):
             self.small.append(arrival)
         else:
@@ -288,9 +291,28 @@ class _Decisions:
             },
         )
 
-    def result(self, cursor: str, *, otherwise: str) -> dg.SensorResult:
+    def _partition_of_check(self, key: str) -> str | None:
+        """Return the partition of what a check says of an image; None where it can have none.
+
+        Dagster's own storages refuse to be told a second time, outside of runs, of one partition.
+        """
+        return key if has_own_storage(self.instance) else None
+
+    def _own_key(self, refusal: Refusal) -> str | None:
+        """Return the partition of a refused acquisition; None where that is another one's."""
+        if not refusal.key or self._partition_of_check(refusal.key) is None:
+            return None
+        folder = self.store.folder(refusal.key)
+        try:
+            is_others = folder.has("acquisition.json") and folder.acquisition().url != refusal.url
+        except PlanError:
+            is_others = False
+        return None if is_others else refusal.key
+
+    def result(self, refused: Sequence[Refusal], cursor: str, *, otherwise: str) -> dg.SensorResult:
         """Return what the sensor answers; `otherwise` is why nothing is requested."""
-        keys = unique(self.keys)
+        refused_keys = [self._own_key(refusal) for refusal in refused]
+        keys = unique([*self.keys, *filter(None, refused_keys)])
         return dg.SensorResult(
             run_requests=self.requests,
             skip_reason=None if self.requests else otherwise,
@@ -298,12 +320,11 @@ class _Decisions:
             if keys
             else [],
             asset_events=[
-                dg.AssetObservation(
-                    self.lineage.key("image"),
-                    description=f"{refusal.name} was refused: {refusal.reason}",
-                    metadata={"acquisition": refusal.url, "reason": refusal.reason},
-                )
-                for refusal in self.refused
+                *self.reports,
+                *(
+                    verdict(self.lineage, key, refusal.url, refusal.reason)
+                    for key, refusal in zip(refused_keys, refused, strict=True)
+                ),
             ],
             cursor=cursor,
         )
@@ -329,6 +350,11 @@ def _as_before(candidate: Candidate, store: LabelStore, faults: ImageFaults) -> 
         if folder.has("acquisition.json") and folder.acquisition().url == candidate.url:
             return replace(candidate, key=folder.key)
     return candidate
+
+
+def _words_of(refusal: Refusal, quarantine: Quarantine) -> str:
+    """Return why an acquisition was refused, and how it is tried again."""
+    return f"{refusal.url}: {refusal.reason}; {quarantine.release(refusal.name)}"
 
 
 def _why_refused(arrival: Arrival, folder: ImageFolder | None) -> str | None:

@@ -63,6 +63,11 @@ def purge_tile_events(
     return None if storage is None else storage.delete_partition_events(asset, list(keys))
 
 
+def has_own_storage(instance: dg.DagsterInstance) -> bool:
+    """Tell whether the event storage is this package's."""
+    return _own_storage(instance) is not None
+
+
 def _own_storage(instance: dg.DagsterInstance) -> "EventsTogether | None":
     """Return the event storage where it is this package's."""
     # SQLAlchemy takes half a second to import: whoever only loads the definitions goes without.

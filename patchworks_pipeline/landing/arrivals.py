@@ -29,7 +29,7 @@ from patchworks_core.files.locations import (
     split_scene,
 )
 from patchworks_core.files.records import mapping_of, read_mapping, sealed, unsealed
-from patchworks_core.files.storage import write_text
+from patchworks_core.files.storage import remove, write_text
 from patchworks_core.images.readers import raster
 from patchworks_core.images.readers.node_paths import METADATA_FILES
 from patchworks_pipeline.landing.candidates import Candidate
@@ -168,6 +168,25 @@ def _is_version(record: Any) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """An acquisition that is not taken."""
+
+    name: str
+    """Of the version; see `Arrival.name`."""
+
+    url: str
+
+    key: str
+    """Partition key that it would have; empty where none can be made of its name."""
+
+    reason: str
+
+
+UNTOLD = ".untold"
+"""Folder with a file per refusal that is not known to have been reported."""
+
+
+@dataclass(frozen=True, slots=True)
 class Quarantine:
     """Acquisitions that were refused, one record per version."""
 
@@ -176,7 +195,11 @@ class Quarantine:
     def names(self) -> frozenset[str]:
         """Return the versions that were refused; see `Arrival.name`."""
         try:
-            return frozenset(entry.name.removesuffix(".json") for entry in self.path.iterdir())
+            return frozenset(
+                entry.name.removesuffix(".json")
+                for entry in self.path.iterdir()
+                if not entry.name.startswith(".")
+            )
         except _GONE:
             return frozenset()
         except OSError as error:
@@ -193,7 +216,33 @@ class Quarantine:
     def record(self, name: str, reason: str, url: str, key: str, signature: str) -> None:
         """Record the same of a version by its name."""
         record = {"url": url, "key": key, "signature": signature, "reason": reason}
+        write_text(self.path / UNTOLD / name, "")  # first: a record without it is never told of
         write_text(self.path / f"{name}.json", json.dumps(record, indent=2) + "\n")
+
+    def untold(self) -> list[Refusal]:
+        """Return what was refused and is not known to have been reported."""
+        try:
+            names = sorted(entry.name for entry in (self.path / UNTOLD).iterdir())
+        except _GONE:
+            return []
+        refusals = []
+        for name in names:
+            record = read_mapping(self.path / f"{name}.json")
+            if record is not None:
+                refusals.append(
+                    Refusal(
+                        name,
+                        str(record.get("url", "")),
+                        str(record.get("key", "")),
+                        str(record.get("reason", "")),
+                    )
+                )
+        return refusals
+
+    def note_told(self, names: Iterable[str]) -> None:
+        """Note that refusals were reported."""
+        for name in names:
+            remove(self.path / UNTOLD / name)
 
     def release(self, name: str) -> str:
         """Return how a version that was refused is tried again, in words."""

@@ -74,6 +74,8 @@ class Daemon:
             self.instance.add_dynamic_partitions(
                 request.partitions_def_name, list(request.partition_keys)
             )
+        for event in data.asset_events or []:
+            self.instance.report_runless_asset_event(event)
         started = [r for r in data.run_requests or [] if not self.was_run(r.run_key)]
         for request in started:
             if request.partition_key is not None:  # a daemon refuses the whole tick otherwise

@@ -19,6 +19,7 @@ from patchworks_pipeline.resources.resources import (
 )
 
 LINEAGE = (
+    "acquisition",
     "image",
     "image_statistics",
     "staged_labels",
@@ -48,7 +49,7 @@ def test_every_asset_says_what_it_is_and_whose(name):
     assert spec.group_name in ("acquisition", "tiles", "labels", "results")
     assert spec.kinds
     assert spec.owners
-    assert spec.code_version
+    assert spec.code_version or name == "acquisition"  # which no code here makes
     assert spec.description
     assert spec.description.endswith(".")
 
@@ -59,7 +60,7 @@ def test_every_asset_depends_on_the_one_before_it_alone(upstream, downstream):
 
 
 def test_the_first_asset_depends_on_nothing():
-    assert not list(spec_of("image").deps)
+    assert not list(spec_of("acquisition").deps)
 
 
 @pytest.mark.parametrize("name", ["staged_labels", "boundary_pairs"])
@@ -83,7 +84,7 @@ def test_a_range_of_tiles_is_one_run():
     [
         ("plan_image", {"image", "image_statistics"}),
         ("stage_tiles", {"staged_labels"}),
-        ("merge_image", set(LINEAGE[3:])),
+        ("merge_image", set(LINEAGE[4:])),
     ],
 )
 def test_every_job_is_a_stretch_of_the_lineage(job, assets):

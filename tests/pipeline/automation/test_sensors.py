@@ -6,6 +6,7 @@ import json
 import re
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import dagster as dg
 import numpy as np
@@ -16,6 +17,7 @@ import zarr
 
 from patchworks_core import PlanError, tile_process
 from patchworks_pipeline.assets import acquiring, merging, staging
+from patchworks_pipeline.assets.acquisitions import can_be_taken
 from patchworks_pipeline.automation import events, sensors
 from patchworks_pipeline.automation import landing_sensor as landing_module
 from patchworks_pipeline.automation.alerts import Alerts
@@ -261,17 +263,79 @@ def test_an_unreadable_one_is_told_of_once_and_stops_no_other(daemon, clock, lan
     clock.now += SETTLE
     tick = daemon.evaluate(landing_sensor)
     assert [r.partition_key for r in tick.run_requests] == ["b"]
-    (observation,) = tick.asset_events
-    assert "a.tif was refused" in observation.description
+    assert refusals_told(tick) == [str(landing / "a.tif")]
     daemon.cursors["landing_sensor"] = tick.cursor
     clock.now += SETTLE
     for _ in range(3):
         later = daemon.evaluate(landing_sensor)
-        assert not later.asset_events
+        assert refusals_told(later) == []
         daemon.cursors["landing_sensor"] = later.cursor
         clock.now += SETTLE
     (reason,) = Quarantine(LabelStore().path() / ".quarantine").reasons().values()
     assert "a.tif" in reason
+
+
+def refusals_told(tick: dg.SensorResult) -> list[str]:
+    """Return which acquisitions a tick says were refused."""
+    return [
+        event.description.partition(" was refused: ")[0]
+        for event in tick.asset_events
+        if isinstance(event, dg.AssetCheckEvaluation) and not event.passed
+    ]
+
+
+def test_a_refusal_is_told_though_the_tick_fails_that_made_it(daemon, clock, landing, monkeypatch):
+    (landing / "a.tif").write_bytes(b"not a tiff")
+    write_tiff(landing / "b.tif", tissue())
+    daemon.tick(landing_sensor)
+    clock.now += SETTLE
+
+    def full(self):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(landing_module._Decisions, "gather", full)
+        with pytest.raises(OSError, match="No space left"):
+            daemon.evaluate(landing_sensor)
+    first = daemon.evaluate(landing_sensor)
+    refused = [str(landing / "a.tif")]
+    assert refusals_told(first) == refused
+    assert refusals_told(daemon.evaluate(landing_sensor)) == refused  # the first was not kept
+    daemon.cursors["landing_sensor"] = first.cursor
+    assert refusals_told(daemon.evaluate(landing_sensor)) == []
+
+
+def test_what_landed_is_reported_as_an_asset_of_its_own_with_its_check(daemon, clock, landing):
+    path = write_tiff(landing / "a.tif", tissue())
+    (landing / "b.tif").write_bytes(b"not a tiff")
+    land(daemon, clock)
+    key = dg.AssetKey("acquisition")
+    (record,) = daemon.instance.fetch_materializations(key, limit=10).records
+    event = record.asset_materialization
+    assert event.partition == "a"
+    assert event.metadata["path"].value == str(path)
+    assert event.metadata["size_bytes"].value == path.stat().st_size
+    assert event.tags["dagster/data_version"] == event.metadata["signature"].value
+    history = daemon.instance.event_log_storage.get_asset_check_execution_history(
+        dg.AssetCheckKey(key, "can_be_taken"), limit=10
+    )
+    assert sorted(record.status.value for record in history) == ["FAILED", "SUCCEEDED"]
+
+
+def test_the_check_of_an_acquisition_opens_it_again(instance, pipeline, home, tmp_path):
+    path = write_tiff(tmp_path / "a.tif", tissue())
+    pipeline.register(path, "a")
+
+    def passes(key: str) -> bool:
+        context = SimpleNamespace(has_partition_key=True, partition_key=key)
+        return can_be_taken(context, LabelStore(), AcquisitionSource()).passed
+
+    assert passes("a")
+    path.write_bytes(b"not a tiff")
+    assert not passes("a")
+    assert not passes("gone")
+    with pytest.raises(dg.Failure, match="choose the partition of an image"):
+        can_be_taken(SimpleNamespace(has_partition_key=False), LabelStore(), AcquisitionSource())
 
 
 def test_the_setting_that_a_refusal_advises_is_taken(daemon, clock, landing, home):

@@ -235,7 +235,7 @@ def test_a_channel_is_chosen_by_its_name(patchworks, tmp_path):
         (("--min-iou", "3"), "min_iou must be a finite number, from 0 to 1, got 3"),
         (("--level", "4"), "4"),
         (("--name", "a/b"), "'a/b' cannot name an image"),
-        (("--worker-kind", "fibers"), "'fibers' is not one of 'threads', 'processes'"),
+        (("--worker-kind", "fibers"), "'fibers' is not one of"),
         (("--workers", "-1"), "Invalid value for '--workers'"),
     ],
 )
@@ -366,7 +366,7 @@ def test_segment_says_which_tile_failed_and_resumes(patchworks, marked_path, tmp
         (("--channel", "9"), "9"),
         (("--merge", "glue"), "merge must be one of"),
         (("--param", "x"), "--param wants K=V"),
-        (("--worker-kind", "fibers"), "'fibers' is not one of 'threads', 'processes'"),
+        (("--worker-kind", "fibers"), "'fibers' is not one of"),
     ],
 )
 def test_segment_refuses_bad_options(patchworks, tissue_path, tmp_path, arguments, words):
