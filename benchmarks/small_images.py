@@ -97,7 +97,7 @@ def busy_seconds(served: Served) -> tuple[float, float]:
             continue
         own = times.user + times.system
         total += own + times.children_user + times.children_system
-        daemon += own if any("dagster-daemon" in part for part in command) else 0
+        daemon += own if any("dagster._daemon" in part for part in command) else 0
     return daemon, total
 
 

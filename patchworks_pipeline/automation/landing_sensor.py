@@ -124,11 +124,10 @@ def landing_sensor(
     if ledger.taken != before or ledger.damage:
         ledger.write()
     refused = quarantine.untold()[:REFUSALS_PER_TICK]
-    alerts.send(
-        [Alert(r.key, _words_of(r, quarantine), lineage.link("acquisition")) for r in refused],
-        memory=store.path() / MEMORY,
-        log=context.log,
-    )
+    messages = [
+        Alert(r.key, _words_of(r, quarantine), lineage.link("acquisition")) for r in refused
+    ]
+    alerts.send(messages, memory=store.path() / MEMORY, log=context.log)
     tell_of_lasting(faults, faults_before, lineage, alerts, store, context.log)
     cursor = {
         "seen": looks_to_json(arrivals.looks),
