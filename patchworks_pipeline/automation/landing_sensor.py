@@ -124,9 +124,7 @@ def landing_sensor(
     if ledger.taken != before or ledger.damage:
         ledger.write()
     refused = quarantine.untold()[:REFUSALS_PER_TICK]
-    messages = [
-        Alert(r.key, _words_of(r, quarantine), lineage.link("acquisition")) for r in refused
-    ]
+    messages = _alerts_of(refused, quarantine, lineage)
     alerts.send(messages, memory=store.path() / MEMORY, log=context.log)
     tell_of_lasting(faults, faults_before, lineage, alerts, store, context.log)
     cursor = {
@@ -351,9 +349,16 @@ def _as_before(candidate: Candidate, store: LabelStore, faults: ImageFaults) -> 
     return candidate
 
 
-def _words_of(refusal: Refusal, quarantine: Quarantine) -> str:
-    """Return why an acquisition was refused, and how it is tried again."""
-    return f"{refusal.url}: {refusal.reason}; {quarantine.release(refusal.name)}"
+def _alerts_of(refused: Sequence[Refusal], quarantine: Quarantine, lineage: Lineage) -> list[Alert]:
+    """Return what people are told: why an acquisition was refused, and how it is tried again."""
+    return [
+        Alert(
+            refusal.key,
+            f"{refusal.url}: {refusal.reason}; {quarantine.release(refusal.name)}",
+            lineage.link("acquisition"),
+        )
+        for refusal in refused
+    ]
 
 
 def _why_refused(arrival: Arrival, folder: ImageFolder | None) -> str | None:
