@@ -18,6 +18,7 @@ from patchworks_core.errors import PlanError, StageError
 from patchworks_core.files.label_arrays import (
     create_label_array,
     open_label_group,
+    refuse_file_name,
     refuse_ome_image,
 )
 from patchworks_core.files.replacing import (
@@ -169,6 +170,7 @@ class Job:
     def write_array(self, plan: Plan, group: UPath, component: str, *, resume: Resume) -> None:
         """Write the labels as one array of a Zarr group."""
         target = component_path(group, component)
+        refuse_file_name(group)
         refuse_ome_image(group, component)
         work = work_folder(target)
         plan = self.in_blocks_as_staged(plan, work)

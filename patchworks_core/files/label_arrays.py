@@ -119,6 +119,28 @@ def create_label_array(
     )
 
 
+FILE_SUFFIXES = (
+    *(".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".svs", ".czi", ".lif", ".nd2"),
+    *(".npy", ".npz", ".csv", ".parquet", ".h5", ".hdf5", ".zip", ".ozx", ".yaml", ".json"),
+)
+"""Endings of names that say a file, where Zarr makes a folder."""
+
+
+def refuse_file_name(path: UPath) -> None:
+    """Raise PlanError where a folder of Zarr would be made under the name of a file.
+
+    What is there already under such a name may be written into.
+    """
+    name = path.name
+    suffix = next((s for s in FILE_SUFFIXES if name.lower().endswith(s)), None)
+    if suffix is not None and group_format(path) is None:
+        stem = name[: -len(suffix)].removesuffix(".zarr")
+        raise PlanError(
+            f"Zarr is a folder, and {name!r} is the name of a file; name it {stem + '.zarr'!r}, "
+            f"and export {suffix} from there"
+        )
+
+
 def open_label_group(path: UPath) -> ZarrFormat:
     """Make the Zarr group at `path` if it is not there, and return its format.
 

@@ -18,7 +18,11 @@ import zarr
 from upath import UPath
 
 from patchworks_core.files.array_writer import ArrayWriter
-from patchworks_core.files.label_arrays import create_label_array, open_label_group
+from patchworks_core.files.label_arrays import (
+    create_label_array,
+    open_label_group,
+    refuse_file_name,
+)
 from patchworks_core.files.replacing import Working, component_path, replacing
 from patchworks_core.files.storage import Location, ZarrFormat, as_path, open_array, zarr_store
 from patchworks_core.labels.source import LabelSource
@@ -91,6 +95,7 @@ def written(
         path = write_ome(source, to, make, pool)
         return da.from_zarr(open_array(path / "0"))
     group = as_path(to.write_to)
+    refuse_file_name(group)
     target = component_path(group, to.component)
     with replacing(
         target,

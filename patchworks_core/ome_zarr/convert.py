@@ -22,6 +22,7 @@ from upath import UPath
 
 from patchworks_core.errors import ImageError, PlanError
 from patchworks_core.files.array_writer import ArrayWriter
+from patchworks_core.files.label_arrays import refuse_file_name
 from patchworks_core.files.replacing import replacing
 from patchworks_core.files.storage import (
     Location,
@@ -135,6 +136,7 @@ def convert_image(
     """
     opened = open_all_channels(image)
     target = as_path(write_to)
+    refuse_file_name(target)
     if levels is not None:
         whole_number("levels", levels, least=1)
     layout = layout_of(opened, chunks, None if version == "0.4" and shards == "auto" else shards)

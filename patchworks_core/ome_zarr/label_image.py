@@ -29,6 +29,7 @@ from patchworks_core.files.faults import storing
 from patchworks_core.files.label_arrays import (
     create_label_array,
     open_group,
+    refuse_file_name,
     update_attributes,
 )
 from patchworks_core.files.records import read_mapping
@@ -111,6 +112,7 @@ class LabelImage:
         """
         if self.version not in ZARR_FORMATS:
             raise PlanError(f"version must be '0.5' or '0.4', got {self.version!r}")
+        refuse_file_name(self.container)
         actual = group_format(self.container)
         if actual not in (None, self.zarr_format):
             fitting = next(v for v, zarr_format in ZARR_FORMATS.items() if zarr_format == actual)

@@ -17,7 +17,7 @@ from upath import UPath
 
 from patchworks_core.errors import PlanError, StorageError, TilesFailedError
 from patchworks_core.files.array_writer import ArrayWriter
-from patchworks_core.files.label_arrays import output_chunks
+from patchworks_core.files.label_arrays import output_chunks, refuse_file_name
 from patchworks_core.files.replacing import replacing
 from patchworks_core.files.storage import Location, as_path, create_array, open_array
 from patchworks_core.images.image import DEFAULT_LEVEL, Image, open_all_channels, open_image
@@ -120,6 +120,7 @@ def filter_image(
     import dask.array as da
 
     target = as_path(write_to)
+    refuse_file_name(target)
     with replacing(
         target,
         reads=(processed.source, processed.pixels),

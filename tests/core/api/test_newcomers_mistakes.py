@@ -7,7 +7,9 @@ import pytest
 import zarr
 
 from patchworks_core import (
+    convert_image,
     fill_holes,
+    filter_image,
     make_local_cluster,
     open_image,
     segment_to_ome_zarr,
@@ -15,6 +17,7 @@ from patchworks_core import (
     write_labels,
 )
 from patchworks_core.errors import ClusterError, ImageError, PlanError
+from patchworks_core.operations.filters import median
 from patchworks_pipeline.cli.samples import write_samples
 
 
@@ -87,3 +90,27 @@ def test_a_local_cluster_is_a_client_until_it_is_closed():
         local.close()
     with pytest.raises(ClusterError, match="is closed"):
         tile_process(pixels, bright, tile_shape=4, client=local)
+
+
+@pytest.mark.parametrize("name", ["labels.tif", "labels.OME.TIFF", "labels.png", "a.zarr.zip"])
+def test_a_folder_does_not_get_the_name_of_a_file(name, tmp_path):
+    image, target = np.full((8, 8), 400), tmp_path / name
+    for write in (
+        lambda: tile_process(image, bright, tile_shape=4, write_to=target, merge="touching"),
+        lambda: segment_to_ome_zarr(image, bright, target, tile_shape=4, merge="touching"),
+        lambda: write_labels(np.ones((8, 8), np.int32), target),
+        lambda: filter_image(image, median(3), write_to=target),
+        lambda: convert_image(open_image(image, axes="yx"), target),
+    ):
+        with pytest.raises(
+            PlanError, match=r"is the name of a file; name it '(labels|labels.OME|a).zarr'"
+        ):
+            write()
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_group_under_such_a_name_is_written_into(tmp_path):
+    target = tmp_path / "labels.tif"
+    zarr.create_group(str(target))
+    options = {"tile_shape": 4, "merge": "touching", "write_to": target}
+    assert tile_process(np.full((8, 8), 400), bright, **options).max() == 1

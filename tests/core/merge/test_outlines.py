@@ -11,6 +11,7 @@ import pytest
 from patchworks_core import (
     PlanError,
     declare,
+    make_local_cluster,
     merge_stage,
     merge_tile_labels,
     plan_tiles,
@@ -74,6 +75,17 @@ def test_every_schedule_gives_the_same_bytes(tmp_path, stage):
     for n, workers in enumerate((Workers(2), Workers(2, "processes"))):
         again, _ = merged(other, tmp_path / f"again{n}", workers=workers)
         np.testing.assert_array_equal(again, labels)
+
+
+@pytest.mark.slow
+def test_workers_of_dask_draw_the_same(tmp_path):
+    options = {**TILES, "merge": "overlap", "outline": "feather", "compute": True}
+    here = tile_process(tissue(), wavering, **options)
+    cores = tile_process(tissue(), wavering, **{**options, "outline": "core"})
+    assert (here != cores).any()
+    with make_local_cluster(n_workers=2) as client:
+        there = tile_process(tissue(), wavering, client=client, **options)
+    np.testing.assert_array_equal(here, there)
 
 
 def test_tiles_in_blocks_are_drawn_as_tiles_on_their_own(tmp_path, stage):
