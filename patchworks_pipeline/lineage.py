@@ -8,7 +8,7 @@ Without either they are bare: ``staged_labels``, ``tiles``, ``stage_tiles``.
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any
@@ -27,14 +27,20 @@ OF_SEGMENTATION = "segmentation"
 BATCH_JOB = "process_images"
 """Job of the runs that take many small images."""
 
-JOBS = ("plan_image", "stage_tiles", "repair_image", "merge_image", "retire_images", BATCH_JOB)
+JOBS = (
+    *("plan_image", "stage_tiles", "repair_image", "merge_image", "relate", "retire_images"),
+    BATCH_JOB,
+)
 """Jobs of a segmentation."""
 
 ASSETS = (
-    *("acquisition", "image", "image_statistics", "staged_labels", "boundary_pairs", "global_lut"),
-    *("merged_labels", "object_table", "quality_report"),
+    *("acquisition", "image", "tile_plan", "image_statistics", "staged_labels", "boundary_pairs"),
+    *("global_lut", "merged_labels", "object_table", "quality_report"),
 )
 """In the order of the lineage."""
+
+FOLDERS = ("report", "failures")
+"""In the folder of an image; no segmentation can be called so."""
 
 _NAME = re.compile(r"[A-Za-z0-9]+(_[A-Za-z0-9]+)*")
 
@@ -150,16 +156,31 @@ class Mount:
     segmentations: tuple[str, ...] = ()
     """Empty where images have one, without a name."""
 
+    relations: tuple[tuple[str, str], ...] = ()
+    """Pairs of them: objects of the first lie in objects of the second."""
+
     def __post_init__(self) -> None:
         for kind, names in (("key prefix", self.prefix), ("segmentation", self.segmentations)):
             for name in names:
                 check_name(kind, name)
+        for a, b in self.relations:
+            if a == b or not {a, b} <= set(self.segmentations):
+                raise PlanError(
+                    f"a relation must be of two of the segmentations "
+                    f"{list(self.segmentations)!r}, got {a!r} in {b!r}"
+                )
 
     @classmethod
-    def of(cls, key_prefix: str | Sequence[str], segmentations: Sequence[str] = ()) -> "Mount":
+    def of(
+        cls,
+        key_prefix: str | Sequence[str],
+        segmentations: Sequence[str] = (),
+        relations: Mapping[str, str] | None = None,
+    ) -> "Mount":
         """Return the deployment with a prefix as Dagster takes it: a name, or several."""
         prefix = (key_prefix,) if isinstance(key_prefix, str) else tuple(key_prefix)
-        return cls(tuple(filter(None, prefix)), tuple(segmentations))
+        pairs = tuple((relations or {}).items())
+        return cls(tuple(filter(None, prefix)), tuple(segmentations), pairs)
 
     @property
     def shared(self) -> Lineage:
@@ -170,6 +191,10 @@ class Mount:
     def lineages(self) -> tuple[Lineage, ...]:
         """The names of each segmentation."""
         return tuple(Lineage(self.prefix, name) for name in self.segmentations or ("",))
+
+    def lineage(self, segmentation: str) -> Lineage:
+        """Return the names of one segmentation."""
+        return Lineage(self.prefix, segmentation)
 
     def lineage_of(self, run: dg.DagsterRun) -> Lineage | None:
         """Return the segmentation that a run is of; None where it is of another deployment."""
@@ -191,8 +216,10 @@ def check_name(kind: str, name: str) -> str:
         raise PlanError(
             f"a {kind} must be a name of letters, digits and single '_', got {name!r}; rename it"
         )
-    if name in ASSETS:
-        raise PlanError(f"a {kind} cannot be called {name!r}, as an asset is; rename it")
+    if name in (*ASSETS, *FOLDERS):
+        raise PlanError(
+            f"a {kind} cannot be called {name!r}, as an asset or a folder of an image is; rename it"
+        )
     return name
 
 

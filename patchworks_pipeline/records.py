@@ -15,6 +15,9 @@
       objects.parquet, objects.csv
       report/                 pictures and tables
 
+Where an image has several segmentations, each has such a folder in that of the image, which keeps
+the acquisition and the container: ``<image>.ome.zarr/labels/<segmentation>``.
+
 What a record says is parsed and checked where it is read.
 """
 
@@ -23,7 +26,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -36,25 +39,24 @@ from patchworks_core.files.replacing import put_back
 from patchworks_core.files.storage import remove, remove_parts, write_bytes, write_text
 from patchworks_core.files.tables import bytes_of_table, table_of
 from patchworks_core.images.image import DEFAULT_CHANNEL, Image, is_default, open_image
-from patchworks_core.machine.engine import Outcome
 from patchworks_core.ome_zarr.label_image import LabelImage
+from patchworks_core.operations.named import processed
 from patchworks_core.seams.edge_table import EdgeTable
 from patchworks_core.seams.lookup import LookupTable, offsets_of
 from patchworks_core.seams.rules import MergeOptions
-from patchworks_core.stage.plan import Plan
+from patchworks_core.stage.plan import OPERATIONS, Plan
 from patchworks_core.stage.stage import Stage
-from patchworks_core.stage.staging import StagedBlock
 from patchworks_core.statistics.statistics import ImageStatistics
-from patchworks_core.tiles.grid import TileBlock
+from patchworks_pipeline.tile_failures import TileFailure
+
+ACQUISITION = "acquisition.json"
+"""Where an image is; in the folder of a segmentation, what was chosen for that."""
 
 LABEL_NAME = "labels"
 """Of the label image in an image's container."""
 
 RETIRED = "retired.json"
 """Record of a finished image whose tiles are no partitions any more."""
-
-UNREADABLE = "UnreadableRecord"
-"""In place of the error's class, where the record of a failure cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,14 @@ class Acquisition:
     priority: int = 0
     """Its runs go before those of images of a lower one. Not recorded where nobody chose one."""
 
+    is_of_image: bool = False
+    """True where the channel was chosen for the image, and not for this segmentation of it."""
+
+    @property
+    def has_own_channel(self) -> bool:
+        """True where somebody chose the channel to segment."""
+        return not (self.is_of_image or is_default(self.channel))
+
     def open(self) -> Image:
         """Open the image."""
         return open_image(
@@ -111,6 +121,7 @@ class Acquisition:
     def to_json(self) -> str:
         """Return the record."""
         record = asdict(self)
+        del record["is_of_image"]
         if is_default(self.channel):
             del record["channel"]
         if not self.priority:
@@ -145,69 +156,6 @@ class Acquisition:
 
 
 @dataclass(frozen=True, slots=True)
-class TileFailure:
-    """Why one tile block failed."""
-
-    block: str
-    error_type: str
-    message: str
-    traceback: str
-    kind: str = "other"
-    """As `patchworks_core.machine.faults` tells them apart."""
-
-    attempts: int = 1
-    """Tries in all."""
-
-    box: str = ""
-    """Pixels of the tile in the image, per axis."""
-
-    @property
-    def is_transient(self) -> bool:
-        """True where the tile may pass at another time."""
-        return self.kind in ("transient", "killed")
-
-    @property
-    def is_unreadable(self) -> bool:
-        """True where the record itself cannot be read."""
-        return self.error_type == UNREADABLE
-
-    @classmethod
-    def read(cls, path: UPath) -> "TileFailure":
-        """Read a record; one that cannot be read says so in place of why the tile failed."""
-        try:
-            record = mapping_of(path.read_bytes())
-            if record is not None and record.keys() >= {"block", "error_type", "message"}:
-                return cls(**record)
-            reason = "it is damaged"
-        except TypeError as error:
-            reason = f"it has other fields ({error})"
-        except OSError as error:
-            reason = f"{type(error).__name__}: {error.strerror or error}"
-        return cls(
-            block=path.name.removesuffix(".json"),
-            error_type=UNREADABLE,
-            message=f"why the tile failed cannot be read from {path}: {reason}; stage it again",
-            traceback="",
-        )
-
-    @classmethod
-    def of(cls, outcome: Outcome[TileBlock, StagedBlock], axes: str) -> "TileFailure":
-        """Record why a tile block failed."""
-        block, failure = outcome.item, outcome.failure
-        assert failure is not None
-        bounds = zip(axes, block.core.start, block.core.stop, strict=True)
-        return cls(
-            block=block.key,
-            error_type=failure.error_type,
-            message=f"{failure.line}: {failure.message}" if failure.line else failure.message,
-            traceback=failure.traceback,
-            kind=failure.kind,
-            attempts=outcome.attempts,
-            box=", ".join(f"{axis} {start}:{stop}" for axis, start, stop in bounds),
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class ImageFolder:
     """The folder of one image; reads and writes its records."""
 
@@ -215,10 +163,28 @@ class ImageFolder:
     key: str
     """Partition key of the image."""
 
+    segmentation: str = ""
+    """Name of the segmentation, where the image has several: each has a folder in the image's."""
+
+    @property
+    def shared(self) -> "ImageFolder":
+        """The folder of the image, whatever segmentations it has."""
+        return ImageFolder(self.path.parent, self.key) if self.segmentation else self
+
+    @property
+    def title(self) -> str:
+        """What people are told it is: the image, and which segmentation of it."""
+        return f"{self.key} ({self.segmentation})" if self.segmentation else self.key
+
     @property
     def container(self) -> UPath:
-        """The OME-Zarr with the merged labels."""
-        return self.path / f"{self.key}.ome.zarr"
+        """The OME-Zarr with the merged labels, of all segmentations."""
+        return self.shared.path / f"{self.key}.ome.zarr"
+
+    @property
+    def is_registered(self) -> bool:
+        """True where it is recorded where the image is."""
+        return self.shared.has(ACQUISITION)
 
     @property
     def report(self) -> UPath:
@@ -250,12 +216,52 @@ class ImageFolder:
 
     def acquisition(self) -> Acquisition:
         """Return where the image is and what was chosen for it."""
-        text = self._read("acquisition.json", "the image's registration")
-        return Acquisition.from_json(text, where=str(self.path / "acquisition.json"))
+        if not self.segmentation:
+            text = self._read(ACQUISITION, "the image's registration")
+            return Acquisition.from_json(text, where=str(self.path / ACQUISITION))
+        image = self.shared.acquisition()
+        if not self.has(ACQUISITION):
+            return replace(image, is_of_image=True)
+        text = self._read(ACQUISITION, "the image's registration")
+        own = Acquisition.from_json(text, where=str(self.path / ACQUISITION))
+        is_of_image = is_default(own.channel)
+        return replace(
+            own,
+            url=image.url,
+            level=image.level,
+            axes=image.axes,
+            pixel_size=image.pixel_size,
+            priority=image.priority,
+            channel=image.channel if is_of_image else own.channel,
+            is_of_image=is_of_image,
+        )
+
+    def image(self, plan: Plan) -> Image:
+        """Open the image as it was planned: its channel, and after the operations of the plan."""
+        acquisition = self.acquisition()
+        opened = acquisition.open()
+        if opened.channel != plan.image.channel:
+            opened = replace(acquisition, channel=plan.image.channel).open()
+        return processed(opened, plan.segmentation.get(OPERATIONS, ()))
 
     def write_acquisition(self, acquisition: Acquisition) -> None:
         """Write where the image is and what was chosen for it."""
-        write_text(self.path / "acquisition.json", acquisition.to_json())
+        if not self.segmentation:
+            write_text(self.path / ACQUISITION, acquisition.to_json())
+            return
+        image = Acquisition(
+            acquisition.url,
+            level=acquisition.level,
+            axes=acquisition.axes,
+            pixel_size=acquisition.pixel_size,
+            priority=acquisition.priority,
+        )
+        if self.is_registered:
+            image = replace(image, channel=self.shared.acquisition().channel)
+        self.shared.write_acquisition(image)
+        if acquisition.is_of_image:
+            acquisition = replace(acquisition, channel=DEFAULT_CHANNEL)
+        write_text(self.path / ACQUISITION, acquisition.to_json())
 
     def plan(self) -> Plan:
         """Return the plan."""
@@ -381,7 +387,7 @@ class ImageFolder:
 
     def labels(self, plan: Plan) -> LabelImage:
         """Return the merged labels."""
-        return LabelImage(self.container, LABEL_NAME, plan)
+        return LabelImage(self.container, self.segmentation or LABEL_NAME, plan)
 
     def provenance(self, plan: Plan) -> dict[str, Any] | None:
         """Return what the merged labels were made of; None where there are none."""

@@ -26,6 +26,7 @@ PIPELINE = [
     *(
         "partitions",
         "lineage",
+        "tile_failures",
         "progress",
         "records",
         "image_faults",

@@ -30,6 +30,10 @@ RECORD_VERSION = 1
 EMPTY_THRESHOLD = "empty_threshold"
 """Key in `Plan.segmentation` of plans that leave empty tiles unsegmented."""
 
+OPERATIONS = "operations"
+"""Key in `Plan.segmentation` of plans whose pixels go through operations before the function; as
+`patchworks_core.operations.named` reads them."""
+
 FROM_IMAGE = "from the image"
 """In place of a number: the brightest that the background of the image gets."""
 
@@ -216,6 +220,7 @@ def make_plan(
     overlap: Sequence[int] | int = 0,
     max_blocks: int | None = None,
     empty_threshold: float | str | None = None,
+    operations: Sequence[Mapping[str, Any]] = (),
 ) -> Plan:
     """Plan the tiles of an image.
 
@@ -230,6 +235,8 @@ def make_plan(
     empty_threshold : float or str, optional
         Tiles that read nothing above it are not segmented; `FROM_IMAGE` leaves it to the image's
         histogram; None segments all.
+    operations : sequence of mapping
+        What the pixels of `image` went through, to be recorded.
 
     Returns
     -------
@@ -249,11 +256,13 @@ def make_plan(
         chunks=image.chunks if max_blocks is None else None,
     )
     check_parameters(segmentation.parameters)
-    skipping = {} if empty_threshold is None else {EMPTY_THRESHOLD: empty_threshold}
+    also: dict[str, Any] = {} if empty_threshold is None else {EMPTY_THRESHOLD: empty_threshold}
+    if operations:
+        also[OPERATIONS] = [dict(entry) for entry in operations]
     return Plan(
         image=ImageRecord.of(image),
         grid=grid,
-        segmentation=segmentation.to_dict() | skipping,
+        segmentation=segmentation.to_dict() | also,
         versions=package_versions()
         | ({CHANGING: segmentation.changing} if segmentation.changing else {}),
     )

@@ -1,14 +1,16 @@
 """The image as it landed: opened, planned, measured."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import dagster as dg
 
 from patchworks_core.errors import PlanError
+from patchworks_core.images.image import Image
 from patchworks_core.machine.pools import Pool
 from patchworks_core.ome_zarr.metadata import check_axes
 from patchworks_core.pictures.report import image_picture
-from patchworks_core.stage.plan import EMPTY_THRESHOLD, Plan
+from patchworks_core.stage.plan import EMPTY_THRESHOLD, ImageRecord, Plan
 from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.staging import other_channels_of
 from patchworks_core.statistics.background import has_bright_background
@@ -21,7 +23,7 @@ from patchworks_pipeline.instance.tile_partitions import replace_tile_keys, tile
 from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.partitions import tile_keys
 from patchworks_pipeline.progress import report_progress
-from patchworks_pipeline.records import ImageFolder
+from patchworks_pipeline.records import Acquisition, ImageFolder
 from patchworks_pipeline.resources.resources import (
     AcquisitionSource,
     ComputeBudget,
@@ -54,46 +56,140 @@ def image(
     budget: ComputeBudget,
 ) -> dg.MaterializeResult:
     """An acquisition, opened and cut into tiles: the plan that every later step asserts."""
-    folder = store.folder(context.partition_key, lineage.segmentation)
-    folder.clear_unfinished()
-    if not folder.has("acquisition.json"):
-        folder.write_acquisition(source.find(context.partition_key))
+    folder = store.folder(context.partition_key)
+    _register(folder, source)
     acquisition = folder.acquisition()
-    opened = acquisition.open()
-    check_axes(opened.axes)
-    notes = list(opened.notes)
-    for note in notes:
-        context.log.info(note)
-    if (gaps := opened.gaps) is not None:
-        notes.append(gaps.text)
-        (context.log.warning if gaps.is_suspicious else context.log.info)(gaps.text)
+    opened = segmentation.open(acquisition)
+    notes = _check(context, opened)
     plan = segmentation.plan_of(acquisition, opened, folder)
-    decision = budget.decide(plan)
-    n_new, n_retired = _take_up(context, lineage, folder, plan)
-    grid, record = plan.grid, plan.image
     return dg.MaterializeResult(
         metadata={
-            "image": dg.MetadataValue.path(acquisition.url),
-            "format": record.format,
-            "shape": shape_text(grid.axes, grid.shape),
-            "dtype": record.dtype,
-            "channel": _channel_text(record.channel, grid.axes),
-            "level": record.level,
-            "pixel_size": size_text(grid.axes, record.pixel_size, record.unit),
-            "tile_shape": shape_text(grid.axes, grid.tile_shape),
-            "halo": shape_text(grid.axes, grid.halo),
-            "n_tiles": grid.n_tiles,
-            "n_tile_partitions": grid.n_blocks,
-            "n_tile_partitions_new": n_new,
-            "n_tile_partitions_retired": n_retired,
-            "pixels_read_per_pixel": round(grid.read_factor, 3),
-            "segmentation": dg.MetadataValue.json(plan.segmentation),
-            "workers": decision.reason,
-            "fingerprint": plan.fingerprint,
-            "notes": "; ".join(notes) or "none",
+            **_pixels(acquisition, ImageRecord.of(opened), opened),
+            **_planned(context, lineage, folder, plan, budget),
+            "notes": notes,
             "thumbnail": picture(image_picture(opened), context.partition_key),
         }
     )
+
+
+def define_shared_image(lineage: Lineage) -> dg.AssetsDefinition:
+    """Define the asset `image` of images that have several segmentations."""
+    return dg.asset(
+        key=lineage.key("image"),
+        partitions_def=lineage.images,
+        deps=[lineage.shared.key(ACQUISITION)],
+        group_name="acquisition",
+        kinds={"zarr"},
+        owners=OWNERS,
+        code_version="1",
+    )(lineage.bound(shared_image))
+
+
+def shared_image(
+    context: dg.AssetExecutionContext, store: LabelStore, source: AcquisitionSource
+) -> dg.MaterializeResult:
+    """An acquisition, opened; each of its segmentations has a plan of its own."""
+    folder = store.folder(context.partition_key)
+    _register(folder, source)
+    acquisition = folder.acquisition()
+    opened = acquisition.open()
+    notes = _check(context, opened)
+    return dg.MaterializeResult(
+        metadata={
+            **_pixels(acquisition, ImageRecord.of(opened), opened),
+            "notes": notes,
+            "thumbnail": picture(image_picture(opened), context.partition_key),
+        }
+    )
+
+
+def define_tile_plan(lineage: Lineage) -> dg.AssetsDefinition:
+    """Define the asset `tile_plan`."""
+    return dg.asset(
+        key=lineage.key("tile_plan"),
+        partitions_def=lineage.images,
+        deps=[lineage.shared.key("image")],
+        group_name="acquisition",
+        kinds={"zarr"},
+        owners=OWNERS,
+        code_version="1",
+    )(lineage.bound(tile_plan))
+
+
+def tile_plan(
+    context: dg.AssetExecutionContext,
+    lineage: Lineage,
+    store: LabelStore,
+    segmentation: SegmentationDefaults,
+    budget: ComputeBudget,
+) -> dg.MaterializeResult:
+    """The image cut into tiles for one segmentation: the plan that its later steps assert."""
+    folder = store.folder(context.partition_key, lineage.segmentation)
+    folder.clear_unfinished()
+    acquisition = folder.acquisition()
+    opened = segmentation.open(acquisition)
+    notes = _check(context, opened)
+    plan = segmentation.plan_of(acquisition, opened, folder)
+    channel = _channel_text(plan.image.channel, plan.grid.axes)
+    planned = _planned(context, lineage, folder, plan, budget)
+    return dg.MaterializeResult(metadata={"channel": channel, **planned, "notes": notes})
+
+
+def _register(folder: ImageFolder, source: AcquisitionSource) -> None:
+    """Record where an image is, if it is not recorded yet."""
+    folder.clear_unfinished()
+    if not folder.is_registered:
+        folder.write_acquisition(source.find(folder.key))
+
+
+def _check(context: dg.AssetExecutionContext, image: Image) -> str:
+    """Refuse axes that labels cannot have; log and return what was assumed, and what is missing."""
+    check_axes(image.axes)
+    notes = list(image.notes)
+    for note in notes:
+        context.log.info(note)
+    if (gaps := image.gaps) is not None:
+        notes.append(gaps.text)
+        (context.log.warning if gaps.is_suspicious else context.log.info)(gaps.text)
+    return "; ".join(notes) or "none"
+
+
+def _pixels(acquisition: Acquisition, record: ImageRecord, image: Image) -> dict[str, Any]:
+    """Return what a person reads of the pixels of an image."""
+    return {
+        "image": dg.MetadataValue.path(acquisition.url),
+        "format": record.format,
+        "shape": shape_text(image.axes, image.shape),
+        "dtype": record.dtype,
+        "channel": _channel_text(record.channel, image.axes),
+        "level": record.level,
+        "pixel_size": size_text(image.axes, record.pixel_size, record.unit),
+    }
+
+
+def _planned(
+    context: dg.AssetExecutionContext,
+    lineage: Lineage,
+    folder: ImageFolder,
+    plan: Plan,
+    budget: ComputeBudget,
+) -> dict[str, Any]:
+    """Take up a plan, and return what a person reads of it."""
+    decision = budget.decide(plan)
+    n_new, n_retired = _take_up(context, lineage, folder, plan)
+    grid = plan.grid
+    return {
+        "tile_shape": shape_text(grid.axes, grid.tile_shape),
+        "halo": shape_text(grid.axes, grid.halo),
+        "n_tiles": grid.n_tiles,
+        "n_tile_partitions": grid.n_blocks,
+        "n_tile_partitions_new": n_new,
+        "n_tile_partitions_retired": n_retired,
+        "pixels_read_per_pixel": round(grid.read_factor, 3),
+        "segmentation": dg.MetadataValue.json(plan.segmentation),
+        "workers": decision.reason,
+        "fingerprint": plan.fingerprint,
+    }
 
 
 def _channel_text(channel: int | None, axes: str) -> int | str:
@@ -137,7 +233,7 @@ def define_image_statistics(lineage: Lineage) -> dg.AssetsDefinition:
     return dg.asset(
         key=lineage.key("image_statistics"),
         partitions_def=lineage.images,
-        deps=[lineage.key("image")],
+        deps=[lineage.key("tile_plan" if lineage.segmentation else "image")],
         group_name="acquisition",
         kinds={"numpy"},
         owners=OWNERS,
@@ -151,7 +247,7 @@ def image_statistics(
     """Exact histogram of the whole image, so that tiles do not disagree by their own."""
     folder = store.folder(context.partition_key, lineage.segmentation)
     plan = folder.plan()
-    opened = folder.acquisition().open()
+    opened = folder.image(plan)
     regions = [block.core for block in plan.grid.blocks()]
     with Pool.open(budget.open(budget.decide(plan).count), report_progress) as pool:
         function = planned_function(folder, plan)

@@ -88,7 +88,7 @@ def boundary_pairs(
     stage = read_once(folder.stage(plan))
     content = stage.content()
     allow_missing = config.allow_missing_tiles
-    opened = folder.acquisition().open()
+    opened = folder.image(plan)
     with Pool.open(budget.open(budget.decide(plan).count)) as pool:
         if opened.fingerprint != plan.image.fingerprint:
             others = other_channels_of(planned_function(folder, plan), opened)
@@ -342,7 +342,7 @@ def _figures(
 
 def _pictures(folder: ImageFolder, stage: Stage, target: LabelImage) -> dict[str, bytes]:
     """Draw the labels over the image, at a seam and as a whole, into the report."""
-    opened = folder.acquisition().open()
+    opened = folder.image(stage.plan)
     labels = open_array(target.path / "0")
     grid = stage.grid
     regions = {

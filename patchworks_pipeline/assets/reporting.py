@@ -49,7 +49,7 @@ def object_table(
     if options.feathers:  # what is drawn are other pixels than those that were staged
         labels = open_array(folder.labels(plan).path / "0")
         with Pool.open(budget.open(budget.decide(plan).count)) as pool:
-            sums = measure_drawn(plan.grid, labels, folder.acquisition().open(), pool)
+            sums = measure_drawn(plan.grid, labels, folder.image(plan), pool)
     else:
         sums = add_up_objects(stage, lut)
     table = table_of_objects(
@@ -109,7 +109,7 @@ def quality_report(
     sizes, label = object_sizes(table)
     per_tile = counts.clip(min=0).sum(axis=tuple(range(max(0, counts.ndim - 2))))
     pictures = {
-        "image": image_picture(folder.acquisition().open()),
+        "image": image_picture(folder.image(plan)),
         "sizes": png_bytes(size_histogram(sizes, label)),
         "objects_per_tile": png_bytes(
             tile_map(np.atleast_2d(per_tile), "staged labels per tile", "labels")

@@ -34,10 +34,12 @@ from patchworks_pipeline.image_faults import ImageFaults
 from patchworks_pipeline.instance.tile_log import TileLog
 from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.partitions import IMAGE, NOT_BY_KEY, check_image_key
-from patchworks_pipeline.records import ImageFolder, TileFailure
+from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.clusters import DaskCluster
+from patchworks_pipeline.resources.gpus import GpuPool
 from patchworks_pipeline.resources.pools import DeployedCompute
-from patchworks_pipeline.resources.resources import ComputeBudget, GpuPool, LabelStore
+from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore
+from patchworks_pipeline.tile_failures import TileFailure
 
 POOL = "gpu"
 """Across runs: as many at once stage tiles as the pool's limit allows, one by default."""
@@ -273,7 +275,7 @@ def _stage_image(run: _Run, folder: ImageFolder, keys: Sequence[str]) -> _Staged
     tag_run(run.context, progress.work(count).speed())
     add_staging(folder, plan, progress.work(count))
     if staged.failures:
-        opened = folder.acquisition().open()
+        opened = folder.image(plan)
         staged.pictures = input_pictures(folder, opened, plan.grid.axes, staged.failures)
     return staged
 
@@ -300,7 +302,7 @@ def _missing(run: _Run, folder: ImageFolder, stage: Stage, keys: Sequence[str]) 
 def _staging(folder: ImageFolder, stage: Stage, function: Segmentation) -> Staging:
     """Return what stages tile blocks of an image, as its plan says."""
     statistics = folder.statistics() if function.wants_statistics else None
-    opened = folder.acquisition().open()
+    opened = folder.image(stage.plan)
     beside = Beside.of(folder, stage.plan, function, opened)
     bound = function.bind(statistics, beside.statistics)
     return Staging(opened, stage, bound, beside.empty, beside.other_channels, measures=True)

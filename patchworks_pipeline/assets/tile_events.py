@@ -17,7 +17,8 @@ from patchworks_pipeline.assets.throughput import Work
 from patchworks_pipeline.instance.tile_log import TileLog
 from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.progress import report_progress
-from patchworks_pipeline.records import ImageFolder, TileFailure
+from patchworks_pipeline.records import ImageFolder
+from patchworks_pipeline.tile_failures import TileFailure
 
 SECONDS_BETWEEN_LOG_LINES = 10
 """StagingProgress is logged at most this often."""

@@ -118,11 +118,11 @@ def alerts_of_tiles(lineage: Lineage, folder: ImageFolder) -> list[Alert]:
         return []
     link = link_to_failed_tiles(lineage, folder)
     groups = sorted(by_kind.values(), key=len, reverse=True)
-    alerts = [Alert(folder.key, causes[0], link, len(causes)) for causes in groups[:MAX_CAUSES]]
+    alerts = [Alert(folder.title, causes[0], link, len(causes)) for causes in groups[:MAX_CAUSES]]
     if len(groups) > MAX_CAUSES:
         n_tiles = sum(map(len, groups[MAX_CAUSES:]))
         cause = "tiles also failed of other causes; each is in the metadata of its partition"
-        alerts.append(Alert(folder.key, cause, link, n_tiles))
+        alerts.append(Alert(folder.title, cause, link, n_tiles))
     return alerts
 
 

@@ -34,7 +34,7 @@ from patchworks_pipeline.automation.priorities import level_of_run
 from patchworks_pipeline.automation.sensors import merged_content
 from patchworks_pipeline.automation.taking import RUN_KEY, VERSION, is_planned
 from patchworks_pipeline.image_faults import ImageFaults
-from patchworks_pipeline.lineage import BATCH_JOB, Lineage
+from patchworks_pipeline.lineage import BATCH_JOB, Lineage, Mount
 from patchworks_pipeline.partitions import tile_keys
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.resources import LabelStore
@@ -187,7 +187,7 @@ class _Jobs:
             return context.repository_def.get_job(name)
         except CheckError:
             definitions = dg.Definitions(
-                assets=define_assets(self.lineage, dg.BackfillPolicy.single_run()),
+                assets=define_assets(Mount(self.lineage.prefix), dg.BackfillPolicy.single_run()),
                 jobs=define_jobs(self.lineage),
                 resources=self.resources,
             )

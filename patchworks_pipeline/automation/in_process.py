@@ -48,7 +48,7 @@ class InProcess:
         partition_key: str | None = None,
         tags: Mapping[str, str] | None = None,
         ops: Mapping[str, Any] | None = None,
-        assets: Sequence[str] | None = None,
+        assets: Sequence[dg.AssetKey] | None = None,
     ) -> tuple[str, JobError | None]:
         """Run a job for an image; return the id of the run, and why it failed or None."""
         run_id = make_new_run_id()
@@ -71,7 +71,7 @@ class InProcess:
                     # The instance keeps every event; the terminal shows progress bars instead.
                     "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
                 },
-                asset_selection=None if assets is None else [dg.AssetKey(name) for name in assets],
+                asset_selection=assets,
                 raise_on_error=False,
             )
             number = last_signal()

@@ -5,14 +5,42 @@ from typing import Any
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
+from patchworks_pipeline.assets.relating import relation_name
 from patchworks_pipeline.assets.staging import define_stage_missing_tiles
-from patchworks_pipeline.lineage import Lineage
+from patchworks_pipeline.lineage import Lineage, Mount
 from patchworks_pipeline.partitions import IMAGE
 
 MERGED = ("boundary_pairs", "global_lut", "merged_labels", "object_table", "quality_report")
 """Assets that a merge makes."""
 
+PLANNED = ("tile_plan", "image_statistics")
+"""Assets that a plan of one of several segmentations makes."""
+
 Job = dg.JobDefinition | UnresolvedAssetJobDefinition
+
+
+def define_shared_jobs(mount: Mount) -> list[Job]:
+    """Return the jobs that are about all segmentations of an image."""
+    keys = [lineage.key(name) for lineage in mount.lineages for name in PLANNED]
+    jobs: list[Job] = [
+        dg.define_asset_job(
+            mount.shared.name("plan_image"),
+            selection=[mount.shared.key("image"), *keys],
+            description="Open an acquisition, cut it into the tiles of each segmentation, and "
+            "measure its histograms.",
+            executor_def=dg.in_process_executor,
+        )
+    ]
+    if mount.relations:
+        jobs.append(
+            dg.define_asset_job(
+                mount.shared.name("relate"),
+                selection=[mount.lineage(a).key(relation_name(b)) for a, b in mount.relations],
+                description="Say in which objects of other segmentations objects lie.",
+                executor_def=dg.in_process_executor,
+            )
+        )
+    return jobs
 
 
 def define_jobs(lineage: Lineage) -> list[Job]:
@@ -21,7 +49,7 @@ def define_jobs(lineage: Lineage) -> list[Job]:
         _asset_job(
             lineage,
             "plan_image",
-            ("image", "image_statistics"),
+            PLANNED if lineage.segmentation else ("image", "image_statistics"),
             "Open an acquisition, cut it into tiles, and measure its histogram.",
         ),
         _asset_job(

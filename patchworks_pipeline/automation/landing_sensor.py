@@ -46,7 +46,7 @@ from patchworks_pipeline.landing.arrivals import (
 )
 from patchworks_pipeline.landing.candidates import Candidate, find_candidates
 from patchworks_pipeline.landing.opening import with_setting
-from patchworks_pipeline.lineage import BATCH_JOB, Lineage
+from patchworks_pipeline.lineage import BATCH_JOB, Lineage, Mount
 from patchworks_pipeline.partitions import IMAGE, former_image_key
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.resources import AcquisitionSource, Automation, LabelStore
@@ -58,26 +58,28 @@ MANY = 10
 """Small acquisitions at once that are taken in batches; fewer have runs of their own."""
 
 
-def define_landing_sensor(lineage: Lineage, jobs: Sequence[Job]) -> dg.SensorDefinition:
+def define_landing_sensor(mount: Mount, jobs: Sequence[Job]) -> dg.SensorDefinition:
     """Define the sensor that takes up acquisitions.
 
     Parameters
     ----------
-    lineage : Lineage
+    mount : Mount
     jobs : sequence of jobs
         Those that plan an image, and that take a batch.
     """
+    lineage = mount.shared
     return dg.sensor(
         name=lineage.name("landing_sensor"),
         jobs=jobs,
         minimum_interval_seconds=EVERY_ROUND,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description="Takes up acquisitions that landed: complete ones, each version once.",
-    )(lineage.bound(landing_sensor))
+    )(lineage.bound(landing_sensor, mount=mount))
 
 
 def landing_sensor(
     context: dg.SensorEvaluationContext,
+    mount: Mount,
     lineage: Lineage,
     store: LabelStore,
     source: AcquisitionSource,
@@ -98,7 +100,7 @@ def landing_sensor(
     faults_before = record.get("faults")
     faults = ImageFaults(context.log.warning, faults_before)
     candidates = _candidates(source, store, ledger, faults)
-    decisions = _Decisions(context.instance, lineage, store, source, automation, ledger, quarantine)
+    decisions = _Decisions(context.instance, mount, store, source, automation, ledger, quarantine)
     for url, version in record.get("asked", {}).items():
         with faults.about(str(url)):
             decisions.look_after(url, *version)
@@ -146,7 +148,7 @@ class _Decisions:
     """What a tick of the landing sensor does about what arrived, and about what it asked for."""
 
     instance: dg.DagsterInstance
-    lineage: Lineage
+    mount: Mount
     store: LabelStore
     source: AcquisitionSource
     automation: Automation
@@ -172,6 +174,11 @@ class _Decisions:
 
     _at_work: dict[str, bool] = field(default_factory=dict)
 
+    @property
+    def lineage(self) -> Lineage:
+        """The names of what all segmentations of an image share."""
+        return self.mount.shared
+
     def under_way(self) -> dict[str, Version]:
         """Return the versions that runs are at, by URL."""
         return {
@@ -193,7 +200,7 @@ class _Decisions:
         elif taking.state in (State.GOES_ON, State.WAITS) or self._is_batch_at_work(batch):
             self.pending[url] = [name, signature, glance, batch]
         elif taking.state is State.GIVEN_UP:
-            if is_planned(self.store.folder(key)):  # by hand, since
+            if self._is_planned(key):  # by hand, since
                 self.ledger.taken[url] = version
                 return
             self.quarantine.record(name, taking.reason, url, key, signature)
@@ -209,6 +216,11 @@ class _Decisions:
             self._at_work[batch] = bool(self.instance.get_runs(filters, limit=1))
         return self._at_work.get(batch, False)
 
+    def _is_planned(self, key: str) -> bool:
+        """Tell whether each segmentation of an image is planned in the content it has now."""
+        names = [lineage.segmentation for lineage in self.mount.lineages]
+        return all(is_planned(self.store.folder(key, name)) for name in names)
+
     def _taking(self, key: str, name: str, signature: str) -> Taking:
         tags = {IMAGE: key, VERSION: signature}
         filters = dg.RunsFilter(job_name=self.lineage.name("plan_image"), tags=tags)
@@ -222,7 +234,7 @@ class _Decisions:
         if folder is None or why is not None:
             self.quarantine.refuse(arrival, why or "")
             return
-        if candidate.url not in self.ledger.taken and is_planned(folder):
+        if candidate.url not in self.ledger.taken and self._is_planned(folder.key):
             # Planned by hand, or taken before the ledger was lost.
             self.ledger.taken[candidate.url] = version
             return
@@ -233,7 +245,7 @@ class _Decisions:
         self.pending[candidate.url] = [arrival.name, version.signature, version.glance]
         if taking.state in (State.GOES_ON, State.WAITS):
             return
-        if not folder.has("acquisition.json"):
+        if not folder.is_registered:
             folder.write_acquisition(candidate.acquisition())
         self.keys.append(candidate.key)
         facts = {"path": dg.MetadataValue.path(candidate.url), "size_bytes": candidate.n_bytes}
@@ -241,7 +253,8 @@ class _Decisions:
             landed(self.lineage, candidate.key, version.signature, facts),
             verdict(self.lineage, self._partition_of_check(candidate.key), candidate.url, None),
         ]
-        if taking.state is State.NO_RUN and is_small(arrival, self.source):
+        is_first = taking.state is State.NO_RUN and not self.mount.segmentations
+        if is_first and is_small(arrival, self.source):
             self.small.append(arrival)
         else:
             self.requests.append(self._plan_request(arrival, taking.run_key(arrival.name)))
@@ -344,7 +357,7 @@ def _as_before(candidate: Candidate, store: LabelStore, faults: ImageFaults) -> 
         former = former_image_key(candidate.name.replace("/", "_"))
     with faults.about(candidate.name):
         folder = store.folder(former)
-        if folder.has("acquisition.json") and folder.acquisition().url == candidate.url:
+        if folder.is_registered and folder.acquisition().url == candidate.url:
             return replace(candidate, key=folder.key)
     return candidate
 
@@ -367,7 +380,7 @@ def _why_refused(arrival: Arrival, folder: ImageFolder | None) -> str | None:
     if folder is None:
         return f"no partition key can be made of the name {name!r}; rename it"
     acquisition = arrival.candidate.acquisition()
-    if folder.has("acquisition.json"):
+    if folder.is_registered:
         try:
             acquisition = folder.acquisition()
         except PlanError as error:

@@ -162,11 +162,11 @@ def outdated_by(folder: ImageFolder, segmentation: SegmentationDefaults) -> str 
     content, the grid, and the function with its parameters and version; a function of an
     installed package has the package's version.
     """
-    if not (folder.has("plan.json") and folder.has("acquisition.json")):
+    if not (folder.has("plan.json") and folder.is_registered):
         return None
     acquisition = folder.acquisition()
     recorded = folder.plan()
-    plan = segmentation.plan_of(acquisition, acquisition.open(), folder)
+    plan = segmentation.plan_of(acquisition, segmentation.open(acquisition), folder)
     return None if plan.fingerprint == recorded.fingerprint else plan.fingerprint
 
 

@@ -140,7 +140,7 @@ def _staging_request(
         return None, False  # they were retired meanwhile
     event = latest_event(instance, lineage.key("image_statistics"), folder.key)
     job, name = lineage.name("stage_tiles"), f"{folder.key}:{plan.fingerprint}:{event}"
-    run_key, is_waiting = _next_run_key(instance, job, folder.key, name)
+    run_key, is_waiting = next_run_key(instance, job, folder.key, name)
     if run_key is None:
         return None, is_waiting
     if failures and "~" in run_key:  # the run before was stopped by tiles that fail
@@ -159,7 +159,7 @@ def _staging_request(
     return request, True
 
 
-def _next_run_key(
+def next_run_key(
     instance: dg.DagsterInstance, job: str, image: str, name: str
 ) -> tuple[str | None, bool]:
     """Return the key of the run to ask for now, None where none is due; and whether to wait."""
@@ -260,7 +260,7 @@ def _merge_request(
     # The last merge is part of the name, so that tiles that change and change back are merged.
     event = latest_event(instance, lineage.key("merged_labels"), folder.key)
     job, name = lineage.name("merge_image"), f"{folder.key}:{content}:{event}"
-    run_key, is_waiting = _next_run_key(instance, job, folder.key, name)
+    run_key, is_waiting = next_run_key(instance, job, folder.key, name)
     if run_key is None:
         return None, is_waiting
     level = folder.acquisition().priority

@@ -56,10 +56,10 @@ def is_planned(folder: ImageFolder) -> bool:
     if not (folder.has("plan.json") and folder.has("statistics.json")):
         return False
     try:
-        planned = folder.plan().image.fingerprint
+        plan = folder.plan()
     except PlanError:
         return False
-    return planned == folder.acquisition().open().fingerprint
+    return plan.image.fingerprint == folder.image(plan).fingerprint
 
 
 def taking_of(

@@ -3,7 +3,9 @@
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +27,7 @@ from patchworks_pipeline.cli.options import (
     Merge,
     MinIou,
     MinSize,
+    Only,
     Outline,
     Overlap,
     Param,
@@ -36,6 +39,7 @@ from patchworks_pipeline.cli.options import (
     WorkerCount,
     WorkerMemory,
     channel_of,
+    is_chosen,
     numbers_of,
     parameters,
     pixel_size_of,
@@ -99,6 +103,7 @@ def run(
     outline: Outline = None,
     min_size: MinSize = None,
     name: Annotated[str | None, typer.Option(help="Key of the image; its file name.")] = None,
+    only: Only = None,
     workers: WorkerCount = None,
     worker_kind: TileKind = None,
     tile_timeout: TileTimeout = None,
@@ -129,8 +134,27 @@ def run(
     if name is not None and len(image) > 1:
         fail("--name names one image, and several were given", BAD_INPUT)
     budget = _budget_of(workers, worker_kind, tile_timeout, worker_memory)
-    codes = [_run_one(url, name, options, home=home, budget=budget, as_json=json) for url in image]
+    names = _segmentations(home, only)
+    if len(names) > 1 and is_chosen(options):
+        fail("options choose for one segmentation; say which with --only", BAD_INPUT)
+    codes = [
+        _run_one(url, name, options, home=home, budget=budget, as_json=json, segmentation=one)
+        for url in image
+        for one in names
+    ]
     raise typer.Exit(max(codes))
+
+
+def _segmentations(home: Path, only: str | None) -> tuple[str, ...]:
+    """Return the segmentations that are asked for; one without a name where images have one."""
+    from patchworks_pipeline.resources.several import Several
+
+    names = Several.of_home(str(home.absolute())).names
+    if only is None:
+        return names or ("",)
+    if only not in names:
+        fail(f"--only {only!r} is none of the segmentations {list(names)!r} of {home}", BAD_INPUT)
+    return (only,)
 
 
 def _budget_of(
@@ -156,17 +180,22 @@ def _run_one(
     home: Path,
     budget: dict[str, Any] | None = None,
     as_json: bool = False,
+    segmentation: str = "",
 ) -> int:
     """Run one image and say what came of it; return the exit code."""
     from patchworks_pipeline.cli.progress_bars import progress_bars
-    from patchworks_pipeline.cli.runs import choose, open_home, plan_of, register, run_image
+    from patchworks_pipeline.cli.runs import (
+        choose,
+        open_home,
+        plan_of,
+        register,
+        relate,
+        run_image,
+        segmentation_of_home,
+    )
     from patchworks_pipeline.image_faults import IMAGE_FAULTS, words_of
     from patchworks_pipeline.partitions import check_image_key, image_key
-    from patchworks_pipeline.resources.resources import (
-        ComputeBudget,
-        LabelStore,
-        SegmentationDefaults,
-    )
+    from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore
 
     folder = None
     try:
@@ -177,14 +206,18 @@ def _run_one(
             key = check_image_key(name) if name else image_key(url)
             wants_pilot = chosen.get("overlap") == "auto"
             options = {**chosen, "overlap": None} if wants_pilot else chosen
-            acquisition = choose(store.folder(key), url, options)
+            acquisition = choose(store.folder(key, segmentation), url, options)
             if wants_pilot:
                 tell = partial(say, on=errors if as_json else console)
-                acquisition = SegmentationDefaults().of_home().piloted(acquisition, say=tell)
-            plan = plan_of(acquisition, deployed, store.folder(key))
-            folder = register(instance, store, key, acquisition)
-            with progress_bars(key, errors if as_json else console):
+                acquisition = segmentation_of_home(store.folder(key, segmentation)).piloted(
+                    acquisition, say=tell
+                )
+            plan = plan_of(acquisition, deployed, store.folder(key, segmentation))
+            folder = register(instance, store, key, acquisition, segmentation)
+            with progress_bars(folder.title, errors if as_json else console):
                 result = run_image(instance, folder, plan, budget=deployed)
+                if segmentation and result.is_complete:
+                    result = replace(result, error=relate(instance, store, key))
             if as_json:
                 say_json(record_of(result))
             else:
@@ -213,7 +246,7 @@ def _kept(folder: Any) -> str:
     n_staged = 0 if row["staged"] is None else row["staged"]
     n_tiles = "" if row["tiles"] is None else f" of {row['tiles']}"
     return (
-        f"interrupted: {n_staged}{n_tiles} tiles of {folder.key} are staged and kept; run it "
+        f"interrupted: {n_staged}{n_tiles} tiles of {folder.title} are staged and kept; run it "
         "again, and it goes on from there"
     )
 
@@ -227,7 +260,7 @@ def _say(result: Any, home: Path) -> None:
         table = Table(Column("tile", overflow="fold"), "error", title=title, expand=False)
         for failure in result.failures:
             message = f"{failure.error_type}: {failure.message}"
-            table.add_row(f"{folder.key}/{failure.block}", escape(message))
+            table.add_row(f"{folder.title}/{failure.block}", escape(message))
         errors.print(table)
         say(
             "the other tiles are staged; when the cause is mended, retry the failed ones with\n"
@@ -241,7 +274,7 @@ def _say(result: Any, home: Path) -> None:
     summary = folder.summary()
     done = ", ".join(result.steps) or "nothing was missing"
     lines = [
-        f"{folder.key}: {summary['n_objects']} objects, "
+        f"{folder.title}: {summary['n_objects']} objects, "
         f"{summary['n_objects_across_seams']} of them across seams ({done})",
         f"  labels   {folder.labels(folder.plan()).path}",
         f"  overlay  {folder.report / 'overlay.png'}",
@@ -253,7 +286,8 @@ def _say(result: Any, home: Path) -> None:
 
 def _retry_command(folder: Any, home: Path) -> str:
     """Return the command that stages the failed tiles of an image again."""
-    return shlex.join(["patchworks", "retry", folder.key, "--home", str(home)])
+    only = ["--only", folder.segmentation] if folder.segmentation else []
+    return shlex.join(["patchworks", "retry", folder.key, *only, "--home", str(home)])
 
 
 KnownImage = Annotated[str, typer.Argument(help="Key or path of an image in the home.")]
@@ -262,6 +296,7 @@ KnownImage = Annotated[str, typer.Argument(help="Key or path of an image in the 
 @app.command()
 def retry(
     image: KnownImage,
+    only: Only = None,
     workers: WorkerCount = None,
     worker_kind: TileKind = None,
     tile_timeout: TileTimeout = None,
@@ -270,20 +305,19 @@ def retry(
 ) -> None:
     """Stage the failed and missing tiles of an image again, then merge it."""
     with _known_image(image, home) as (_, folder):
-        acquisition = folder.acquisition()
-    code = _run_one(
-        acquisition.url,
-        folder.key,
-        {},
-        home=home,
-        budget=_budget_of(workers, worker_kind, tile_timeout, worker_memory),
-    )
-    raise typer.Exit(code)
+        url = folder.acquisition().url
+    budget = _budget_of(workers, worker_kind, tile_timeout, worker_memory)
+    codes = [
+        _run_one(url, folder.key, {}, home=home, budget=budget, segmentation=name)
+        for name in _segmentations(home, only)
+    ]
+    raise typer.Exit(max(codes))
 
 
 @app.command()
 def merge(
     image: KnownImage,
+    only: Only = None,
     merge: Merge = None,
     min_iou: MinIou = None,
     outline: Outline = None,
@@ -302,9 +336,12 @@ def merge(
 
     values = {"rule": merge, "min_iou": min_iou, "outline": outline, "min_size": min_size}
     options = {name: value for name, value in values.items() if value is not None}
+    names = _segmentations(home, only)
+    if len(names) > 1:
+        fail("one segmentation is merged again; say which with --only", BAD_INPUT)
     with (
-        _known_image(image, home) as (instance, folder),
-        progress_bars(folder.key, console),
+        _known_image(image, home, names[0]) as (instance, folder),
+        progress_bars(folder.title, console),
     ):
         result = merge_again(
             instance, folder, options, allow_missing=allow_missing_tiles, overwrite=overwrite
@@ -314,12 +351,12 @@ def merge(
 
 
 @contextmanager
-def _known_image(image: str, home: Path) -> Iterator[tuple[Any, Any]]:
+def _known_image(image: str, home: Path, segmentation: str = "") -> Iterator[tuple[Any, Any]]:
     """Give the instance of a home and the folder of an image in it, or end with what is known."""
     from patchworks_pipeline.resources.resources import LabelStore
 
     with _known_images(image, home) as (instance, (key,)):
-        yield instance, LabelStore().of_home().folder(key)
+        yield instance, LabelStore().of_home().folder(key, segmentation)
 
 
 def _key_or_none(image: str) -> str | None:
@@ -368,18 +405,17 @@ def status(
         numbers = ("tiles", "staged", "failed", "missing", "objects")
         table = Table(Column("image", overflow="fold"), *numbers)
         labels, records = [], []
-        for key in keys:
-            row = UNKNOWN
-            with faults.about(key):
-                folder = store.folder(key)
+        for key, name in product(keys, _segmentations(home, None)):
+            row, folder = UNKNOWN, store.folder(key, name)
+            with faults.about(folder.title):
                 row = status_of(folder)
                 for failure in folder.failures():
                     if image or failure.is_unreadable:
-                        failed = f"{key}/{failure.block}: {failure.error_type}: {failure.message}"
-                        say(failed, on=errors)
-            records.append({"image": key, **row})
-            table.add_row(key, *("-" if row[n] is None else str(row[n]) for n in numbers))
-            labels += [f"{key}: labels {row['labels']}"] if row["labels"] else []
+                        failed = f"{failure.error_type}: {failure.message}"
+                        say(f"{folder.title}/{failure.block}: {failed}", on=errors)
+            records.append({"image": key, **({"segmentation": name} if name else {}), **row})
+            table.add_row(folder.title, *("-" if row[n] is None else str(row[n]) for n in numbers))
+            labels += [f"{folder.title}: labels {row['labels']}"] if row["labels"] else []
         refused = [] if image else refusals()
         for refusal in refused:
             say(refusal, on=errors)

@@ -7,6 +7,7 @@ chosen for the image before, or else what the home's file or `built_in` says
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +29,10 @@ HOME = Path(DEFAULT_HOME)
 LEVEL = 0
 """Of an image that is opened for the first time."""
 
+Only = Annotated[
+    str | None,
+    typer.Option("--only", help="One of the segmentations, where images have several; else all."),
+]
 Images = Annotated[list[str], typer.Argument(help="Paths or URLs of images.", show_default=False)]
 Home = Annotated[
     Path, typer.Option(envvar="PATCHWORKS_HOME", help="Folder of instance, store and landing.")
@@ -91,6 +96,13 @@ TileKind = Annotated[
     built_in.TileWorkerKind | None,
     typer.Option("--worker-kind", help="Of the tiles at once; auto: as the function declares."),
 ]
+
+
+def is_chosen(options: Mapping[str, Any]) -> bool:
+    """Tell whether an option says something of how an image is segmented or merged."""
+    of_image = ("axes", "level", "pixel_size")
+    values = [value for name, value in options.items() if name not in of_image]
+    return any(is_chosen(v) if isinstance(v, Mapping) else v is not None for v in values)
 
 
 def parameters(pairs: list[str]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ def record_of(result: Any) -> dict[str, Any]:
     folder = result.folder
     record: dict[str, Any] = {
         "image": folder.key,
+        **({"segmentation": folder.segmentation} if folder.segmentation else {}),
         "is_complete": result.is_complete,
         "error": result.error or None,
         "failed_tiles": [

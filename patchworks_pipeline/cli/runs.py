@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from math import isclose
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,22 @@ from patchworks_core.images.image import open_image
 from patchworks_core.stage.plan import Plan
 from patchworks_core.tiles.grid import SPATIAL_AXES
 from patchworks_pipeline.assets.planned import planned_function
+from patchworks_pipeline.assets.relating import is_related, relation_name
 from patchworks_pipeline.assets.tile_events import not_logged
 from patchworks_pipeline.automation.events import RANGE_END, RANGE_START
 from patchworks_pipeline.automation.in_process import InProcess, JobError
+from patchworks_pipeline.automation.jobs import MERGED, PLANNED
 from patchworks_pipeline.cli.terminal import errors, say
-from patchworks_pipeline.definitions import defs
+from patchworks_pipeline.definitions import definitions, defs
 from patchworks_pipeline.instance.home import home_environment, prepare_home
 from patchworks_pipeline.instance.run_processes import open_instance
 from patchworks_pipeline.instance.slots import NoSlotError, only_call
 from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.partitions import images, tile_keys
-from patchworks_pipeline.records import Acquisition, ImageFolder, TileFailure
+from patchworks_pipeline.records import Acquisition, ImageFolder
 from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore, SegmentationDefaults
+from patchworks_pipeline.resources.several import Several
+from patchworks_pipeline.tile_failures import TileFailure
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,23 @@ def open_home(home: Path) -> Iterator[dg.DagsterInstance]:
         yield instance
 
 
+def segmentation_of_home(folder: ImageFolder) -> SegmentationDefaults:
+    """Return what the home says of the segmentation whose folder it is."""
+    return SegmentationDefaults(block=folder.segmentation).of_home()
+
+
+@lru_cache
+def _location(names: tuple[str, ...], relations: tuple[tuple[str, str], ...]) -> dg.Definitions:
+    """Return the definitions with some segmentations."""
+    return definitions(segmentations=names, relations=dict(relations)) if names else defs
+
+
+def location() -> dg.Definitions:
+    """Return the definitions of the home of this process."""
+    several = Several.of_home()
+    return _location(several.names, tuple(several.relations.items()))
+
+
 def plan_of(acquisition: Acquisition, budget: ComputeBudget, folder: ImageFolder) -> Plan:
     """Return the plan of an acquisition, and refuse choices that a later step would refuse.
 
@@ -75,8 +96,8 @@ def plan_of(acquisition: Acquisition, budget: ComputeBudget, folder: ImageFolder
     ImageError, PlanError, SegmentationError
         If the image cannot be opened, tiled, segmented or merged as chosen.
     """
-    segmentation = SegmentationDefaults().of_home()
-    image = acquisition.open()
+    segmentation = segmentation_of_home(folder)
+    image = segmentation.open(acquisition)
     for note in image.notes:
         say(note, on=errors)
     plan = segmentation.plan_of(acquisition, image, folder)
@@ -97,7 +118,7 @@ def choose(folder: ImageFolder, url: str, chosen: Mapping[str, Any]) -> Acquisit
         Fields of `Acquisition`; None, or left out, keeps what was chosen before. The channel comes
         in a tuple of one, because None is a channel too.
     """
-    is_same = folder.has("acquisition.json") and folder.acquisition().url == url
+    is_same = folder.is_registered and folder.acquisition().url == url
     before = folder.acquisition() if is_same else Acquisition(url)
     changes = {name: value for name, value in chosen.items() if value is not None}
     if "channel" in changes:
@@ -111,7 +132,11 @@ def choose(folder: ImageFolder, url: str, chosen: Mapping[str, Any]) -> Acquisit
 
 
 def register(
-    instance: dg.DagsterInstance, store: LabelStore, key: str, acquisition: Acquisition
+    instance: dg.DagsterInstance,
+    store: LabelStore,
+    key: str,
+    acquisition: Acquisition,
+    segmentation: str = "",
 ) -> ImageFolder:
     """Make an acquisition known: its record, and its partition.
 
@@ -120,10 +145,10 @@ def register(
     PlanError
         If the key belongs to another acquisition.
     """
-    folder = store.folder(key)
-    if folder.has("acquisition.json") and folder.acquisition().url != acquisition.url:
+    folder = store.folder(key, segmentation)
+    if folder.is_registered and folder.shared.acquisition().url != acquisition.url:
         raise PlanError(
-            f"image {key!r} is {folder.acquisition().url!r} in this home; give "
+            f"image {key!r} is {folder.shared.acquisition().url!r} in this home; give "
             f"{acquisition.url!r} another name with --name"
         )
     folder.clear_unfinished()
@@ -157,37 +182,65 @@ def _run_missing(
     instance: dg.DagsterInstance, folder: ImageFolder, plan: Plan, budget: ComputeBudget
 ) -> ImageRun:
     steps = []
+    lineage = Lineage((), folder.segmentation)
     resources = {"budget": {"config": dict(budget)}}
     if not _is_planned(folder, plan):
         steps.append("plan_image")
-        error = _run(instance, "plan_image", folder.key, resources, partition_key=folder.key)
+        error = _run(
+            instance,
+            "plan_image",
+            folder.key,
+            resources,
+            partition_key=folder.key,
+            assets=_planning(lineage),
+        )
         if error:
             return ImageRun(folder, tuple(steps), (), error.message)
     for note in planned_function(folder, plan).notes_on(folder.statistics()):
         say(note, on=errors)
     blocks = folder.stage(plan).missing_blocks()
     # What was staged by a run that was ended before it had logged it is staged no second time.
-    blocks = blocks or not_logged(instance, Lineage(), folder.key, plan.grid.block_keys())
+    blocks = blocks or not_logged(instance, lineage, folder.key, plan.grid.block_keys())
     if blocks:
         steps.append("stage_tiles")
         keys = tile_keys(folder.key, blocks)
         error = _run(
             instance,
-            "stage_tiles",
+            lineage.name("stage_tiles"),
             folder.key,
             resources,
             tags={RANGE_START: keys[0], RANGE_END: keys[-1]},
-            ops={"staged_labels": {"config": {"skip_staged": True}}},
+            ops={lineage.name("staged_labels"): {"config": {"skip_staged": True}}},
         )
         if error:
             failures = tuple(folder.failures()) if error.is_of_tiles else ()
             return ImageRun(folder, tuple(steps), failures, error.message)
     if not _is_merged(folder, plan):
         steps.append("merge_image")
-        error = _run(instance, "merge_image", folder.key, resources, partition_key=folder.key)
+        job = lineage.name("merge_image")
+        error = _run(instance, job, folder.key, resources, partition_key=folder.key)
         if error:
             return ImageRun(folder, tuple(steps), (), error.message)
     return ImageRun(folder, tuple(steps), (), None)
+
+
+def _planning(lineage: Lineage) -> list[dg.AssetKey]:
+    """Return the assets that plan an image for one segmentation."""
+    if not lineage.segmentation:
+        return [lineage.key("image"), lineage.key("image_statistics")]
+    return [lineage.shared.key("image"), *map(lineage.key, PLANNED)]
+
+
+def relate(instance: dg.DagsterInstance, store: LabelStore, image: str) -> str | None:
+    """Relate the segmentations of an image that are due; return why it failed, or None."""
+    due = []
+    for a, b in Several.of_home().relations.items():
+        if not is_related(store.folder(image, a), store.folder(image, b)):
+            due.append(Lineage((), a).key(relation_name(b)))
+    if not due:
+        return None
+    error = _run(instance, "relate", image, {}, partition_key=image, assets=due)
+    return error.message if error else None
 
 
 def merge_again(
@@ -235,28 +288,30 @@ def _merge(
     stage = folder.stage(plan)
     before = folder.acquisition()
     acquisition = replace(before, merge={**before.merge, **chosen})
-    SegmentationDefaults().of_home().merge_options(acquisition, plan, {})
+    segmentation_of_home(folder).merge_options(acquisition, plan, {})
     stage.settled_counts(allow_missing=allow_missing)
     folder.write_acquisition(acquisition)
     has_pairs = folder.has_edges_of(stage, allow_missing=allow_missing)
-    names = MERGE_ASSETS[1:] if has_pairs else MERGE_ASSETS
+    lineage = Lineage((), folder.segmentation)
+    names = MERGED[1:] if has_pairs else MERGED
     configs = {
         "boundary_pairs": {"allow_missing_tiles": allow_missing},
         "merged_labels": {"overwrite": overwrite},
     }
     error = _run(
         instance,
-        "merge_image",
+        lineage.name("merge_image"),
         folder.key,
         {},
         partition_key=folder.key,
-        ops={name: {"config": config} for name, config in configs.items() if name in names},
-        assets=names,
+        ops={
+            lineage.name(name): {"config": config}
+            for name, config in configs.items()
+            if name in names
+        },
+        assets=[lineage.key(name) for name in names],
     )
     return ImageRun(folder, ("merge_image",), (), error.message if error else None)
-
-
-MERGE_ASSETS = ("boundary_pairs", "global_lut", "merged_labels", "object_table", "quality_report")
 
 
 def _run(
@@ -268,11 +323,11 @@ def _run(
     partition_key: str | None = None,
     tags: dict[str, str] | None = None,
     ops: dict[str, Any] | None = None,
-    assets: Sequence[str] | None = None,
+    assets: Sequence[dg.AssetKey] | None = None,
 ) -> JobError | None:
     """Run a job for an image and return why it failed, or None."""
     _, error = InProcess(instance, partial(say, on=errors)).run(
-        defs.resolve_job_def(job),
+        location().resolve_job_def(job),
         image,
         resources=resources,
         partition_key=partition_key,
@@ -310,7 +365,7 @@ def _is_merged(folder: ImageFolder, plan: Plan) -> bool:
         labels = open_image(str(folder.labels(plan).path), channel=None)
     except StageError:  # missing or damaged: it is made again
         return False
-    options = SegmentationDefaults().of_home().merge_options(folder.acquisition(), plan, {})
+    options = segmentation_of_home(folder).merge_options(folder.acquisition(), plan, {})
     is_calibrated = all(
         labels.unit.get(axis) == plan.image.unit.get(axis)
         and isclose(labels.pixel_size.get(axis, 1), plan.image.pixel_size.get(axis, 1))

@@ -13,6 +13,7 @@ from patchworks_pipeline.cli.options import (
     Axes,
     Home,
     Level,
+    Only,
     PixelSizes,
     channel_of,
     numbers_of,
@@ -47,6 +48,7 @@ def view(
     overwrite: Annotated[
         bool, typer.Option(help="Replace a picture file that patchworks did not write.")
     ] = False,
+    only: Only = None,
     home: Home = HOME,
 ) -> None:
     """Show an image with labels and tiles in napari, or write a picture where there is none."""
@@ -55,7 +57,7 @@ def view(
     from patchworks_core.pictures.viewing import layers_of, picture_of, show
 
     request = ViewRequest(image, labels, channel, level, axes, pixel_size_of(pixel_size))
-    request = request.in_home(home)
+    request = request.in_home(home, only)
     wants_napari = picture is None and find_spec("napari") is not None
     opened, labelled, grid = request.open(None if wants_napari else 0, tile_shape)
     if wants_napari:
@@ -92,7 +94,7 @@ class ViewRequest:
     pixel_size: Any = None
     """Micrometers per pixel, as was chosen for the image."""
 
-    def in_home(self, home: Path) -> "ViewRequest":
+    def in_home(self, home: Path, only: str | None = None) -> "ViewRequest":
         """Return the same with the paths of an image of a home, where the image is the key of one.
 
         The labels are those that were merged last; while there are none, none are shown.
@@ -104,10 +106,14 @@ class ViewRequest:
             return self
         from patchworks_pipeline.cli.runs import open_home
         from patchworks_pipeline.resources.resources import LabelStore
+        from patchworks_pipeline.resources.several import Several
 
         with open_home(home.absolute()):
-            folder = LabelStore().of_home().folder(self.image)
-            if not folder.has("acquisition.json"):
+            # Of several segmentations the first is shown where none is asked for.
+            names = Several.of_home().names
+            name = only or (names[0] if names else "")
+            folder = LabelStore().of_home().folder(self.image, name)
+            if not folder.is_registered:
                 return self
             acquisition = folder.acquisition()
             path = folder.labels(folder.plan()).path if folder.has("plan.json") else None

@@ -19,7 +19,8 @@ from patchworks_core.machine.pools import Pool
 from patchworks_core.machine.workers import WorkerKind, Workers
 from patchworks_core.tiles.grid import TileGrid
 from patchworks_pipeline.resources.clusters import DaskCluster
-from patchworks_pipeline.resources.resources import ComputeBudget, GpuPool
+from patchworks_pipeline.resources.gpus import GpuPool
+from patchworks_pipeline.resources.resources import ComputeBudget
 
 RETRY = RetryPolicy()
 

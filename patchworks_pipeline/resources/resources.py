@@ -5,7 +5,6 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Self
 
-import dagster as dg
 import numpy as np
 from pydantic import ValidationInfo, field_validator
 from upath import UPath
@@ -20,22 +19,23 @@ from patchworks_core.machine.budget import (
     granted_cores,
     granted_memory_bytes,
 )
-from patchworks_core.machine.devices import Device, granted_devices, slots_on
 from patchworks_core.machine.limits import WorkerLimits, bytes_of
 from patchworks_core.machine.pools import WORKER_PROCESS_BYTES
 from patchworks_core.machine.workers import WorkerKind, Workers
+from patchworks_core.operations.named import check_operations, processed
 from patchworks_core.pilot.trials import recommend_overlap
 from patchworks_core.plugins.segmentation import Segmentation, segmentation_of
 from patchworks_core.seams.rules import MergeOptions, MergeRule, Outline
 from patchworks_core.stage.plan import FROM_IMAGE, Plan, as_recorded, in_blocks_of, make_plan
 from patchworks_core.tiles.grid import TileGrid
-from patchworks_pipeline.instance.home import home_folder
+from patchworks_pipeline.instance.home import SETTINGS, home_folder
 from patchworks_pipeline.landing.candidates import LandingLayout, find_candidates
-from patchworks_pipeline.landing.opening import Opening
+from patchworks_pipeline.landing.opening import ALL, Opening
 from patchworks_pipeline.partitions import check_image_key
 from patchworks_pipeline.records import Acquisition, ImageFolder
 from patchworks_pipeline.resources import built_in
 from patchworks_pipeline.resources.settings import Deployed, setting
+from patchworks_pipeline.resources.settings_file import SEGMENTATIONS, Section, read_block
 
 AUTOMATION_VARIABLE = "PATCHWORKS_AUTOMATION"
 """``off`` switches automation off; read at every tick."""
@@ -75,7 +75,7 @@ class LabelStore(Deployed):
     def folder(self, image: str, segmentation: str = "") -> ImageFolder:
         """Return the folder of an image, or of one of its segmentations."""
         path = self.path() / check_image_key(image)
-        return ImageFolder(path / segmentation if segmentation else path, image)
+        return ImageFolder(path / segmentation if segmentation else path, image, segmentation)
 
 
 class AcquisitionSource(Deployed):
@@ -196,35 +196,29 @@ class Automation(Deployed):
         return None
 
 
-class Backfills(Deployed):
-    """How a backfill of tiles is cut into runs; read when the code location is loaded."""
-
-    section: ClassVar[str] = "backfills"
-
-    max_partitions_per_run: int = setting(
-        0,
-        ge=0,
-        description="Tiles of one run at most, so that several machines share a backfill, or that "
-        "a run ends within a night; 0 is one run for all.",
-    )
-
-    def policy(self) -> dg.BackfillPolicy:
-        """Return this as Dagster has it."""
-        if self.max_partitions_per_run == 0:
-            return dg.BackfillPolicy.single_run()
-        return dg.BackfillPolicy.multi_run(self.max_partitions_per_run)
-
-
 class SegmentationDefaults(Deployed):
     """The segmentation function of images that do not name their own, and how it is tiled."""
 
     section: ClassVar[str] = "segmentation"
 
+    block: str = setting(
+        "", description="Its name in the section `segmentations`; empty: section `segmentation`."
+    )
     function: str = setting(
         built_in.FUNCTION,
         description="Built-in name, name of an installed plugin, or 'module:function'.",
     )
     parameters: dict[str, Any] = setting({}, description="Keyword arguments of every call.")
+    channel: str = setting(
+        "",
+        description="Channel to segment, by position or name; empty: the acquisition's, and of "
+        "that the first unless `source.open` says another.",
+    )
+    operations: list[dict[str, Any]] = setting(
+        [],
+        description="What pixels go through before the function, such as {median: 3} and "
+        "{subtract_background: 25}; the first first.",
+    )
     tile_shape: list[int] = setting(
         [built_in.TILE_SHAPE],
         min_length=1,
@@ -268,6 +262,26 @@ class SegmentationDefaults(Deployed):
         "was planned keeps its blocks while nobody sets this.",
     )
 
+    def read_section(self) -> Section:
+        """Return what the file of the home says of this segmentation."""
+        if not self.block:
+            return super().read_section()
+        return read_block(home_folder(self.home) / SETTINGS, SEGMENTATIONS, self.block)
+
+    @field_validator("channel", mode="before")
+    @classmethod
+    def _channel(cls, channel: Any) -> Any:
+        """Take a position as it is written."""
+        is_position = isinstance(channel, int) and not isinstance(channel, bool)
+        return str(channel) if is_position else channel
+
+    @field_validator("operations")
+    @classmethod
+    def _operations(cls, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Refuse what is no operation."""
+        check_operations(entries)
+        return entries
+
     @field_validator("tile_shape", "overlap")
     @classmethod
     def _pixels(cls, sizes: list[int], info: ValidationInfo) -> list[int]:
@@ -292,6 +306,14 @@ class SegmentationDefaults(Deployed):
         own = acquisition.parameters
         return segmentation_of(self.function, self.parameters if own is None else own)
 
+    def open(self, acquisition: Acquisition) -> Image:
+        """Open an acquisition as it is segmented: its channel, and after the operations."""
+        if self.channel and not acquisition.has_own_channel:
+            position = self.channel.lstrip("-").isdigit()
+            channel = int(self.channel) if position else self.channel
+            acquisition = replace(acquisition, channel=None if channel == ALL else channel)
+        return processed(acquisition.open(), self.operations)
+
     def plan_of(self, acquisition: Acquisition, image: Image, folder: ImageFolder) -> Plan:
         """Return the plan of an image: the one that is recorded, where nothing is another now.
 
@@ -299,7 +321,7 @@ class SegmentationDefaults(Deployed):
         ----------
         acquisition : Acquisition
         image : Image
-            The acquisition, opened.
+            The acquisition, as `open` gives it.
         folder : ImageFolder
             Where an earlier plan of it may be.
         """
@@ -325,6 +347,7 @@ class SegmentationDefaults(Deployed):
             "overlap": overlap[0] if len(overlap) == 1 else overlap,
             "max_blocks": self.max_tile_partitions,
             "empty_threshold": self._empty_threshold(),
+            "operations": self.operations,
         }
 
     def _empty_threshold(self) -> float | str | None:
@@ -346,7 +369,7 @@ class SegmentationDefaults(Deployed):
             If it has none to recommend.
         """
         report, best = recommend_overlap(
-            acquisition.open(),
+            self.open(acquisition),
             self.function_of(acquisition),
             tile_shape=self.tiling_of(acquisition)["tile_shape"],
             options=MergeOptions(**self._merge_values(acquisition)),
@@ -465,22 +488,3 @@ class ComputeBudget(Deployed):
         """Return what a tile may take in a worker process."""
         timeout: Any = "auto" if self.tile_timeout is None else self.tile_timeout or None
         return WorkerLimits(timeout, None if self.worker_memory == NO_LIMIT else self.worker_memory)
-
-
-class GpuPool(Deployed):
-    """The GPUs of this machine that runs may use; each running tile has one slot on one device."""
-
-    section: ClassVar[str] = "gpus"
-
-    slots_per_device: int = setting(1, ge=1, description="Tiles on one device at once.")
-    min_free_bytes: int = setting(
-        2_000_000_000, ge=0, description="A device with less free memory is not used."
-    )
-
-    def devices(self) -> list[Device]:
-        """Return the devices that were granted and have enough free memory; may be none."""
-        return [d for d in granted_devices() if d.free_bytes >= self.min_free_bytes]
-
-    def slots(self) -> tuple[str, ...]:
-        """Return the UUID of the device behind each slot; none where the CPU is used."""
-        return slots_on(self.devices(), self.slots_per_device)

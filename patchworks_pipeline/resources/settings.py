@@ -31,6 +31,9 @@ _IS_SECRET = "dagster__is_secret"
 _PYDANTIC = re.compile(r"^(Input|List|String) should")
 """How pydantic begins to say what is allowed."""
 
+NOT_IN_FILES = {"home", "block"}
+"""Fields that say where in which file the others are."""
+
 _NUMBERS = (int, float, float | None, list[int])
 
 
@@ -102,11 +105,15 @@ class Deployed(dg.ConfigurableResource):
             If the file is not one of settings, has a field that the resource has not, or a value
             that it cannot take.
         """
-        section = read_section(home_folder(self.home) / SETTINGS, self.section)
+        section = self.read_section()
         self._check(section)
         displaced = self.displaced()
         beneath = {name: value for name, value in section.values.items() if name not in displaced}
         return type(self)(**{**beneath, **dict(self)})
+
+    def read_section(self) -> Section:
+        """Return what the file of the home says."""
+        return read_section(home_folder(self.home) / SETTINGS, self.section)
 
     def displaced(self) -> Collection[str]:
         """Return the fields of the file that do not fit what was set here."""
@@ -138,7 +145,7 @@ class Deployed(dg.ConfigurableResource):
     @classmethod
     def file_fields(cls) -> list[str]:
         """Return the fields that a file may set: all but where it lies."""
-        return sorted(set(cls.model_fields) - {"home"})
+        return sorted(set(cls.model_fields) - NOT_IN_FILES)
 
     @classmethod
     def _refused(cls, error: ValidationError) -> _RefusedError:

@@ -16,6 +16,8 @@ from patchworks_core.errors import PlanError
 
 SECTIONS: Final[Mapping[str, str]] = {
     "segmentation": "function: watershed",
+    "segmentations": "nuclei: {function: watershed}",
+    "relations": "nuclei: cells",
     "source": "settle_seconds: 15",
     "store": "root: /data/labels",
     "budget": "memory_fraction: 0.8",
@@ -27,6 +29,12 @@ SECTIONS: Final[Mapping[str, str]] = {
     "alerts": "webhook_url: {env: SLACK_WEBHOOK}",
 }
 """Every section, with an example of a field."""
+
+SEGMENTATIONS: Final = "segmentations"
+"""The section with one block of fields per segmentation."""
+
+RELATIONS: Final = "relations"
+"""The section that says of which segmentation objects lie in objects of which other."""
 
 _MERGED, _NULL = "tag:yaml.org,2002:merge", "tag:yaml.org,2002:null"
 
@@ -65,9 +73,40 @@ def read_section(path: Path, name: str) -> Section:
     PlanError
         If the file is not YAML, has a section that is unknown or no mapping, or any key twice.
     """
+    loader, nodes = _sections(path)
+    if name not in nodes or _is_empty(nodes[name]):
+        return Section(path, name)
+    return _section(path, name, loader, nodes[name])
+
+
+def read_block(path: Path, name: str, block: str) -> Section:
+    """Return a block of a section of blocks, such as one of ``segmentations``.
+
+    Raises
+    ------
+    PlanError
+        As `read_section` does, or if the block holds no fields.
+    """
+    loader, nodes = _sections(path)
+    if name not in nodes or _is_empty(nodes[name]):
+        return Section(path, block)
+    for key, node in nodes[name].value:
+        if str(key.value) != block or _is_empty(node):
+            continue
+        if not isinstance(node, yaml.MappingNode):
+            raise PlanError(
+                f"{path}, line {_line(key)}: {name}.{block} must hold fields, such as "
+                f"'{SECTIONS[name]}', got {loader.construct_document(node)!r}"
+            )
+        return _section(path, f"{name}.{block}", loader, node)
+    return Section(path, block)
+
+
+def _sections(path: Path) -> tuple[yaml.SafeLoader, dict[str, yaml.Node]]:
+    """Return the node of each section of a file of settings."""
     loader, root = _compose(path)
     if root is None or _is_empty(root):
-        return Section(path, name)
+        return loader, {}
     if not isinstance(root, yaml.MappingNode):
         raise PlanError(
             f"{path} must hold one section per resource, got {loader.construct_document(root)!r}; "
@@ -85,9 +124,7 @@ def read_section(path: Path, name: str) -> Section:
                 f"{where}: section {section!r} must hold fields, such as "
                 f"'{section}: {{{SECTIONS[section]}}}', got {loader.construct_document(value)!r}"
             )
-    if name not in nodes or _is_empty(nodes[name][1]):
-        return Section(path, name)
-    return _section(path, name, loader, nodes[name][1])
+    return loader, {section: value for section, (_, value) in nodes.items()}
 
 
 def read_yaml(path: Path) -> Any:

@@ -40,12 +40,18 @@ class Daemon:
     location: dg.Definitions = defs
     prefix: str = ""
     """Of the deployment, where it is one of several in the code location."""
+    names: tuple[str, ...] = ()
+    """Of the sensors, where they are not the usual ones."""
+    failed: list[str] = field(default_factory=list)
+    """Jobs whose runs failed."""
 
     def chain(self) -> tuple[dg.SensorDefinition, ...]:
         """Return the sensors from landing to merge."""
+        sensors = {sensor.name: sensor for sensor in self.location.sensors or ()}
+        if self.names:
+            return tuple(sensors[name] for name in self.names)
         if not self.prefix:
             return CHAIN
-        sensors = {sensor.name: sensor for sensor in self.location.sensors or ()}
         return tuple(sensors[f"{self.prefix}__{sensor.name}"] for sensor in CHAIN)
 
     def round(self) -> None:
@@ -96,13 +102,16 @@ class Daemon:
 
     def execute(self, job: str, request: dg.RunRequest) -> dg.ExecuteInProcessResult:
         tags = {**request.tags, "dagster/run_key": str(request.run_key)}
-        return self.location.resolve_job_def(job).execute_in_process(
+        result = self.location.resolve_job_def(job).execute_in_process(
             instance=self.instance,
             partition_key=request.partition_key,
             tags=tags,
             run_config=request.run_config,
+            asset_selection=request.asset_selection,
             raise_on_error=False,
         )
+        self.failed += [] if result.success else [job]
+        return result
 
     def until_quiet(self, after_each_round: Callable[[], None] = lambda: None) -> list[str]:
         """Tick the chain until no sensor asks for a run; return the jobs that ran."""

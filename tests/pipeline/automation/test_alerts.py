@@ -31,8 +31,8 @@ from patchworks_pipeline.automation.alerts import (
 )
 from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.partitions import images
-from patchworks_pipeline.records import TileFailure
 from patchworks_pipeline.resources.resources import LabelStore
+from patchworks_pipeline.tile_failures import TileFailure
 from tests.pipeline.conftest import Pipeline
 from tests.pipeline.daemon import SENSORS
 from tests.tissue import marked_tissue, tissue, write_tiff

@@ -21,12 +21,13 @@ from patchworks_pipeline.definitions import defs
 from patchworks_pipeline.landing import arrivals
 from patchworks_pipeline.landing import candidates as found_in_landing
 from patchworks_pipeline.partitions import images, tiles
-from patchworks_pipeline.records import ImageFolder, TileFailure
+from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.resources import (
     AcquisitionSource,
     LabelStore,
     SegmentationDefaults,
 )
+from patchworks_pipeline.tile_failures import TileFailure
 from tests.pipeline.conftest import Pipeline, call_command_line
 from tests.pipeline.daemon import SENSORS, Daemon, landing_sensor, merging_sensor, staging_sensor
 from tests.tissue import FUNCTIONS, environment_of_functions, tissue, write_tiff

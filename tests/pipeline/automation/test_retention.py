@@ -20,8 +20,9 @@ from patchworks_pipeline.event_storage import SqliteEvents, together
 from patchworks_pipeline.instance.home import BATCH_VARIABLE
 from patchworks_pipeline.instance.tile_partitions import live_tile_keys, tile_keys_of
 from patchworks_pipeline.lineage import Lineage
-from patchworks_pipeline.records import RETIRED, ImageFolder, TileFailure
+from patchworks_pipeline.records import RETIRED, ImageFolder
 from patchworks_pipeline.resources.resources import Automation, LabelStore, SegmentationDefaults
+from patchworks_pipeline.tile_failures import TileFailure
 from tests.pipeline.conftest import Pipeline
 from tests.pipeline.daemon import SENSORS, Daemon
 from tests.tissue import tissue, write_tiff

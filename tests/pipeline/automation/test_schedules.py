@@ -16,8 +16,9 @@ from patchworks_pipeline.automation.retention import Retention, is_retired
 from patchworks_pipeline.automation.schedules import make_schedules
 from patchworks_pipeline.definitions import defs
 from patchworks_pipeline.partitions import tiles
-from patchworks_pipeline.records import ImageFolder, TileFailure
+from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.resources import Automation, LabelStore, SegmentationDefaults
+from patchworks_pipeline.tile_failures import TileFailure
 from tests.pipeline.conftest import Pipeline
 from tests.pipeline.daemon import Daemon
 from tests.tissue import tissue, write_tiff

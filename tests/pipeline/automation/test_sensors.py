@@ -35,8 +35,9 @@ from patchworks_pipeline.definitions import defs
 from patchworks_pipeline.landing.arrivals import Ledger, Quarantine
 from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.partitions import tile_keys, tiles
-from patchworks_pipeline.records import Acquisition, TileFailure
+from patchworks_pipeline.records import Acquisition
 from patchworks_pipeline.resources.resources import AcquisitionSource, Automation, LabelStore
+from patchworks_pipeline.tile_failures import TileFailure
 from tests.core.staging import block_file, change_array
 from tests.pipeline.conftest import Pipeline
 from tests.pipeline.daemon import CHAIN, Daemon, landing_sensor, merging_sensor, staging_sensor

@@ -36,9 +36,9 @@ def budgets(home, tmp_path, monkeypatch):
     found: list[dict] = []
     run_job = runs._run
 
-    def seen(instance, job, resources, **options):
+    def seen(instance, job, image, resources, **options):
         found.append(resources["budget"]["config"])
-        return run_job(instance, job, resources, **options)
+        return run_job(instance, job, image, resources, **options)
 
     monkeypatch.setattr(runs, "_run", seen)
     return found
@@ -65,7 +65,7 @@ def test_an_option_that_says_what_is_built_in_beats_the_file(budgets, tmp_path):
 @pytest.mark.slow
 def test_an_option_that_is_left_out_leaves_it_to_the_file(budgets, tmp_path, monkeypatch):
     # Processes would take seconds; which kind they are is seen in the config of the runs.
-    monkeypatch.setattr(ComputeBudget, "open", lambda budget, count, declared: Workers(count))
+    monkeypatch.setattr(ComputeBudget, "open", lambda budget, count, declared=None: Workers(count))
     assert call_command_line("run", tmp_path / "tissue.tif")[0] == 0
     n_of_run = len(budgets)
     folder = LabelStore().folder("tissue")

@@ -1,0 +1,104 @@
+"""The sensor that relates two segmentations of an image, once both are merged.
+
+It decides by what is on disk: a relation is due where both labels are there and it is of others.
+"""
+
+import json
+from hashlib import blake2b
+from typing import Any
+
+import dagster as dg
+
+from patchworks_pipeline.assets.relating import is_related, related_content, relation_name
+from patchworks_pipeline.automation.alerts import Alerts, tell_of_lasting
+from patchworks_pipeline.automation.events import (
+    EVERY_ROUND,
+    MAX_WAITING,
+    EventCursor,
+    cursor_record,
+    last,
+    new_partitions,
+    unique,
+)
+from patchworks_pipeline.automation.sensors import IMAGES_PER_TICK, next_run_key
+from patchworks_pipeline.image_faults import ImageFaults
+from patchworks_pipeline.lineage import Mount
+from patchworks_pipeline.partitions import IMAGE
+from patchworks_pipeline.resources.resources import Automation, LabelStore
+
+
+def define_relating_sensor(mount: Mount) -> dg.SensorDefinition:
+    """Define the sensor that starts relating."""
+    lineage = mount.shared
+    return dg.sensor(
+        name=lineage.name("relating_sensor"),
+        job_name=lineage.name("relate"),
+        minimum_interval_seconds=EVERY_ROUND,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Relates two segmentations of every image whose labels are both there.",
+    )(lineage.bound(relating_sensor, mount=mount))
+
+
+def relating_sensor(
+    context: dg.SensorEvaluationContext,
+    mount: Mount,
+    store: LabelStore,
+    automation: Automation,
+    alerts: Alerts,
+) -> dg.SensorResult | dg.SkipReason:
+    """Request the relations of every image that was merged (again)."""
+    off = automation.why_off()
+    if off:
+        return dg.SkipReason(off)
+    record: dict[str, Any] = cursor_record(context.cursor)
+    cursors, merged = {}, []
+    for lineage in mount.lineages:
+        since = EventCursor.from_json(record.get("merged", {}).get(lineage.segmentation))
+        key = lineage.key("merged_labels")
+        keys, cursor = new_partitions(context.instance, key, since, limit=IMAGES_PER_TICK)
+        merged += keys
+        cursors[lineage.segmentation] = cursor.to_json()
+    faults_before = record.get("faults")
+    faults = ImageFaults(context.log.warning, faults_before)
+    requests, waiting = [], []
+    for image in unique([*record.get("waiting", []), *merged]):
+        request, is_waiting = None, True
+        with faults.about(image):
+            request, is_waiting = _request(context.instance, mount, store, image)
+        if request is not None:
+            requests.append(request)
+        if is_waiting:
+            waiting.append(image)
+    tell_of_lasting(faults, faults_before, mount.shared, alerts, store, context.log)
+    return dg.SensorResult(
+        run_requests=requests,
+        skip_reason=None if requests else "no labels to relate",
+        cursor=json.dumps(
+            {
+                "merged": cursors,
+                "waiting": waiting[-MAX_WAITING:],
+                "faults": dict(last(faults.found.items(), MAX_WAITING)),
+            }
+        ),
+    )
+
+
+def _request(
+    instance: dg.DagsterInstance, mount: Mount, store: LabelStore, image: str
+) -> tuple[dg.RunRequest | None, bool]:
+    """Return the run that makes the relations which are due; and whether to look again."""
+    due, contents = [], []
+    for a, b in mount.relations:
+        folders = store.folder(image, a), store.folder(image, b)
+        if not is_related(*folders):
+            due.append(mount.lineage(a).key(relation_name(b)))
+            contents.append(related_content(*folders))
+    if not due:
+        return None, False
+    job = mount.shared.name("relate")
+    digest = blake2b(json.dumps(contents).encode(), digest_size=8).hexdigest()
+    run_key, is_waiting = next_run_key(instance, job, image, f"{image}:{digest}")
+    if run_key is None:
+        return None, is_waiting
+    tags = {IMAGE: image}
+    return dg.RunRequest(run_key, partition_key=image, tags=tags, asset_selection=due), True

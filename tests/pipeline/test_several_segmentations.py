@@ -1,0 +1,203 @@
+"""Several segmentations of one image: landing together, apart in all else, and related."""
+
+from __future__ import annotations
+
+import dagster as dg
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tifffile
+import zarr
+
+from patchworks_core import PlanError, label_relations, open_image
+from patchworks_core.tiles.regions import Region
+from patchworks_pipeline.cli.terminal import TILES_FAILED
+from patchworks_pipeline.definitions import definitions, deployed
+from patchworks_pipeline.resources.resources import AcquisitionSource, LabelStore
+from patchworks_pipeline.resources.several import Several
+from tests.pipeline.conftest import call_command_line
+from tests.pipeline.daemon import Daemon
+from tests.tissue import HALO, TILE, marked_tissue, tissue
+
+SHAPE = (64, 64)
+
+SETTINGS = f"""
+source: {{settle_seconds: 0}}
+segmentations:
+  nuclei:
+    function: tissue_functions:fails_at_mark
+    channel: 0
+    tile_shape: [{TILE}]
+    overlap: [{HALO}]
+  cells:
+    function: tissue_functions:perfect
+    channel: 1
+    tile_shape: [40]
+    overlap: [8]
+relations: {{nuclei: cells}}
+"""
+
+
+def write_settings(home, text: str = SETTINGS) -> None:
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "patchworks.yaml").write_text(text)
+
+
+def land(home, *, marked: bool = False) -> None:
+    """Land an image of two channels: nuclei, and cells of which each may hold some."""
+    nuclei = marked_tissue() if marked else tissue(SHAPE)
+    middle = nuclei.shape[1] // 2
+    cells = np.where(np.indices(nuclei.shape)[1] < middle, 1, 2).astype(nuclei.dtype)
+    folder = home / "landing"
+    folder.mkdir(parents=True, exist_ok=True)
+    tifffile.imwrite(folder / "a.tif", np.stack([nuclei, cells]), metadata={"axes": "CYX"})
+
+
+@pytest.fixture
+def daemon(home, instance) -> Daemon:
+    """A daemon of a home with two segmentations."""
+    write_settings(home)
+    location = deployed()
+    resources = dict(location.resources or {})
+    chain = [
+        "landing_sensor",
+        *(f"{name}__{kind}" for name in ("nuclei", "cells") for kind in KINDS),
+        "relating_sensor",
+    ]
+    return Daemon(instance, resources, location=location, names=tuple(chain))
+
+
+JOBS = ("stage_tiles", "merge_image")
+
+KINDS = ("staging_sensor", "merging_sensor")
+
+
+def folder_of(segmentation: str):
+    return LabelStore().folder("a", segmentation)
+
+
+def labels_of(segmentation: str) -> np.ndarray:
+    folder = folder_of(segmentation)
+    return zarr.open_array(str(folder.labels(folder.plan()).path / "0"), mode="r")[:]
+
+
+def test_an_image_that_lands_is_segmented_twice_and_related(daemon, home, instance, mended):
+    mended.touch()
+    land(home)
+    jobs = daemon.until_quiet()
+    assert jobs.count("plan_image") == 1
+    of_each = [f"{name}__{job}" for name in ("nuclei", "cells") for job in JOBS]
+    assert sorted(jobs) == sorted(["plan_image", *of_each, "relate"])
+    assert daemon.failed == []
+    image = open_image(str(home / "landing" / "a.tif"), channel=0)
+    assert len(np.unique(labels_of("nuclei"))) == len(np.unique(image.read(Region((0, 0), SHAPE))))
+    assert labels_of("cells").max() == 2
+    assert folder_of("nuclei").plan().image.channel == 0
+    assert folder_of("cells").plan().grid.tile_shape == (40, 40)
+    container = folder_of("nuclei").container
+    assert container == folder_of("cells").container
+    listed = zarr.open_group(str(container / "labels"), mode="r").attrs["ome"]["labels"]
+    assert listed == ["cells", "nuclei"]
+    relation = pq.read_table(str(folder_of("nuclei").path / "in_cells.parquet"))
+    expected = label_relations(labels_of("nuclei"), labels_of("cells")).to_table()
+    assert relation["b"].to_pylist() == expected["b"].to_pylist()
+    staged = instance.get_materialized_partitions(dg.AssetKey(["nuclei", "staged_labels"]))
+    assert len(staged) == folder_of("nuclei").plan().grid.n_blocks
+    assert instance.get_materialized_partitions(dg.AssetKey("image")) == {"a"}
+
+
+def test_one_that_fails_is_repaired_without_the_other(daemon, home, mended):
+    land(home, marked=True)
+    jobs = daemon.until_quiet()
+    assert "cells__merge_image" in jobs
+    assert "nuclei__merge_image" not in jobs
+    assert "relate" not in jobs
+    assert len(folder_of("nuclei").failures()) == 1
+    assert folder_of("cells").failures() == []
+    cells = folder_of("cells").stage().content()
+    mended.touch()
+    config = {"config": {"image": "a"}}
+    request = dg.RunRequest(
+        "by hand", run_config={"ops": {"nuclei__stage_missing_tiles": config}}, tags={}
+    )
+    assert daemon.execute("nuclei__repair_image", request).success
+    later = daemon.until_quiet()
+    assert later == ["nuclei__merge_image", "relate"]
+    assert folder_of("cells").stage().content() == cells
+
+
+def test_the_assets_of_each_segmentation_are_under_its_name(home):
+    defs = definitions(segmentations=["nuclei", "cells"], relations={"nuclei": "cells"})
+    dg.Definitions.validate_loadable(defs)
+    keys = {spec.key.to_user_string() for spec in defs.resolve_all_asset_specs()}
+    assert {"image", "nuclei/staged_labels", "cells/merged_labels", "nuclei/in_cells"} <= keys
+    assert "staged_labels" not in keys
+    both = definitions(key_prefix="light", segmentations=["nuclei"])
+    keys = {spec.key.to_user_string() for spec in both.resolve_all_asset_specs()}
+    assert {"light/image", "light/nuclei/staged_labels"} <= keys
+    specs = {spec.key.to_user_string(): spec for spec in defs.resolve_all_asset_specs()}
+    deps = {dep.asset_key.to_user_string() for dep in specs["nuclei/in_cells"].deps}
+    assert deps == {"nuclei/merged_labels", "cells/merged_labels"}
+
+
+def test_a_home_without_blocks_has_one_segmentation_with_the_keys_of_before(home):
+    write_settings(home, "segmentation: {function: threshold}")
+    assert Several.of_home() == Several()
+    keys = {spec.key.to_user_string() for spec in deployed().resolve_all_asset_specs()}
+    assert "staged_labels" in keys
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("segmentations: {nuclei: {}}\nsegmentation: {function: threshold}", "cannot both stand"),
+        ("segmentations: {my nuclei: {}}", "a segmentation must be a name of letters"),
+        ("segmentations: {report: {}}", "cannot be called 'report'"),
+        ("segmentations: {a: {}, b: {}}\nrelations: {a: c}", "must be of two of the segmentations"),
+        ("relations: {a: b}", "must be of two of the segmentations"),
+    ],
+)
+def test_blocks_that_cannot_be_are_refused_with_the_file(home, text, words):
+    write_settings(home, text)
+    with pytest.raises(PlanError, match=rf"patchworks.yaml.*{words}"):
+        Several.of_home()
+
+
+def test_a_mistake_in_a_block_is_named_with_its_line(home):
+    write_settings(home, "segmentations:\n  nuclei:\n    overlap: [-1]\n")
+    segmentation = (deployed().resources or {})["nuclei__segmentation"]
+    with pytest.raises(PlanError, match=r"line 3: .*overlap must be 0 or more pixels"):
+        segmentation.of_home()
+    write_settings(home, "segmentations:\n  nuclei: 3\n")
+    with pytest.raises(PlanError, match=r"line 2: segmentations.nuclei must hold fields"):
+        segmentation.of_home()
+
+
+def test_the_source_of_acquisitions_is_shared(home):
+    write_settings(home)
+    resources = deployed().resources or {}
+    assert isinstance(resources["source"], AcquisitionSource)
+    assert "segmentation" not in resources
+    assert resources["cells__segmentation"].of_home().channel == "1"
+
+
+@pytest.mark.slow
+def test_the_command_line_runs_all_and_says_which(home, tmp_path, mended):
+    write_settings(home)
+    land(home, marked=True)
+    path = home / "landing" / "a.tif"
+    code, words = call_command_line("run", path, "--home", home)
+    assert code == TILES_FAILED
+    assert "a (cells): 2 objects" in words
+    assert "patchworks retry a --only nuclei" in words
+    code, words = call_command_line("status", "--home", home)
+    assert "a (nuclei)" in words
+    assert "a (cells)" in words
+    mended.touch()
+    code, words = call_command_line("retry", "a", "--only", "nuclei", "--home", home)
+    assert code == 0
+    assert "a (nuclei): " in words
+    assert "cells" not in words
+    code, words = call_command_line("run", path, "--home", home, "--overlap", "4")
+    assert code == 2
+    assert "--only" in words
