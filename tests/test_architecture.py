@@ -35,6 +35,7 @@ PIPELINE = [
     ),
     *("instance", "launcher", "landing", "resources", "assets", "automation"),
     "definitions",
+    "component",
     "cli",
     "__main__",
 ]
