@@ -47,6 +47,7 @@ from patchworks_pipeline.cli.options import (
 from patchworks_pipeline.cli.pilot import pilot
 from patchworks_pipeline.cli.records import record_of
 from patchworks_pipeline.cli.samples import samples
+from patchworks_pipeline.cli.schema import schema
 from patchworks_pipeline.cli.segment import segment
 from patchworks_pipeline.cli.terminal import (
     BAD_INPUT,
@@ -464,6 +465,7 @@ app.command()(pilot)
 app.command()(convert)
 app.command()(view)
 app.command()(samples)
+app.command()(schema)
 
 if __name__ == "__main__":
     app()

@@ -1,0 +1,44 @@
+"""The schema of ``patchworks.yaml`` says of a file what the settings say of it."""
+
+from __future__ import annotations
+
+import json
+
+import jsonschema
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from patchworks_pipeline.cli.main import app
+from patchworks_pipeline.cli.schema import settings_schema
+from patchworks_pipeline.resources.settings_file import SECTIONS
+
+
+def problems(text: str) -> list[str]:
+    validator = jsonschema.Draft202012Validator(settings_schema())
+    return [error.message for error in validator.iter_errors(yaml.safe_load(text))]
+
+
+def test_the_command_prints_the_schema_of_every_section():
+    result = CliRunner().invoke(app, ["schema"])
+    assert result.exit_code == 0
+    assert set(json.loads(result.output)["properties"]) == set(SECTIONS)
+
+
+@pytest.mark.parametrize(("section", "example"), SECTIONS.items())
+def test_the_example_of_every_section_fits(section, example):
+    assert problems(f"{section}: {{{example}}}") == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "budgets: {}",
+        "budget: {workers: many}",
+        "budget: {memory_fraction: 80}",
+        "segmentations: {nuclei: {functoin: threshold}}",
+        "store: {home: elsewhere}",
+    ],
+)
+def test_a_mistake_does_not_fit(text):
+    assert problems(text)
