@@ -103,7 +103,7 @@ def take_batch(
     from patchworks_pipeline.automation.in_process import InProcess
 
     tags = {BATCH: context.run.tags.get(BATCH, context.run_id)}
-    runs = InProcess(context.instance, context.log.info, tags)
+    runs = InProcess(context.instance, context.log.info, tags, captures=False)
     batch = _Batch(context, lineage, jobs, runs, store, alerts)
     faults = ImageFaults(context.log.error)
     n_done = 0

@@ -4,11 +4,13 @@ The command line works so, and a run that takes a batch of small images: a proce
 seconds, more than a small image takes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
+from dagster._core.storage.noop_compute_log_manager import NoOpComputeLogManager
 from dagster._core.utils import make_new_run_id
 
 from patchworks_core.machine.interrupts import noting_signals, raise_for_signal
@@ -39,6 +41,10 @@ class InProcess:
     tags: Mapping[str, str] | None = None
     """Of every run."""
 
+    captures: bool = True
+    """False where the process captures what is printed already: Dagster starts four processes for
+    that in every run."""
+
     def run(
         self,
         job: dg.JobDefinition,
@@ -59,7 +65,11 @@ class InProcess:
                 take_pool_slot(self.instance, pool, run, step, say=self.say)
         except NoSlotError as none_free:
             return run_id, JobError(str(none_free))
-        with beating(self.instance, run_id), noting_signals() as last_signal:
+        with (
+            nullcontext() if self.captures else _without_capture(self.instance),
+            beating(self.instance, run_id),
+            noting_signals() as last_signal,
+        ):
             result = job.execute_in_process(
                 instance=self.instance,
                 run_id=run_id,
@@ -78,6 +88,17 @@ class InProcess:
         if number is not None:  # Dagster makes a failure of it, or goes on
             raise_for_signal(number)
         return run_id, None if result.success else _error_of(result)
+
+
+@contextmanager
+def _without_capture(instance: dg.DagsterInstance) -> Iterator[None]:
+    """Let runs of this process capture nothing of what is printed."""
+    manager = instance.compute_log_manager
+    instance._compute_log_manager = NoOpComputeLogManager()
+    try:
+        yield
+    finally:
+        instance._compute_log_manager = manager
 
 
 def _error_of(result: dg.ExecuteInProcessResult) -> JobError:

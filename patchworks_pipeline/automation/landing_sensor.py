@@ -6,6 +6,7 @@ nothing twice.
 """
 
 import json
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,8 @@ from typing import Any
 
 import dagster as dg
 
-from patchworks_core.errors import PlanError
+from patchworks_core.errors import ImageError, PlanError
+from patchworks_core.files.locations import is_remote
 from patchworks_pipeline.assets.acquisitions import landed, verdict
 from patchworks_pipeline.automation import events
 from patchworks_pipeline.automation.alerts import MEMORY, Alert, Alerts, tell_of_lasting
@@ -344,7 +346,14 @@ def _candidates(
     source: AcquisitionSource, store: LabelStore, ledger: Ledger, faults: ImageFaults
 ) -> list[Candidate]:
     """Return what lies in the landing folder, under the keys that it has."""
-    candidates = find_candidates(source.layout(), taken=ledger.taken, faults=faults)
+    layout = source.layout()
+    with faults.about(layout.landing):
+        if not is_remote(layout.landing) and not os.path.isdir(layout.landing):
+            raise ImageError(
+                f"the landing folder {layout.landing!r} does not exist; mount its disk, or correct "
+                "source.landing in patchworks.yaml"
+            )
+    candidates = find_candidates(layout, taken=ledger.taken, faults=faults)
     return [_as_before(candidate, store, faults) for candidate in candidates]
 
 

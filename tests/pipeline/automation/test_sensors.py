@@ -276,6 +276,22 @@ def test_an_unreadable_one_is_told_of_once_and_stops_no_other(daemon, clock, lan
     assert "a.tif" in reason
 
 
+def test_a_landing_folder_that_is_not_mounted_is_told_of_once(daemon, clock, landing, monkeypatch):
+    told: list[str] = []
+    monkeypatch.setattr(
+        Alerts, "send", lambda self, alerts, **_: told.extend(a.cause for a in alerts)
+    )
+    landing.rmdir()
+    daemon.tick(landing_sensor)
+    assert told == []  # it may be mounted in a moment
+    daemon.tick(landing_sensor)
+    (cause,) = told
+    assert f"the landing folder '{landing}' does not exist; mount its disk, or correct" in cause
+    landing.mkdir()
+    write_tiff(landing / "a.tif", tissue())
+    assert [request.partition_key for request in land(daemon, clock)] == ["a"]
+
+
 def refusals_told(tick: dg.SensorResult) -> list[str]:
     """Return which acquisitions a tick says were refused."""
     return [
