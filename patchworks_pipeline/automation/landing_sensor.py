@@ -7,7 +7,7 @@ nothing twice.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -103,9 +103,7 @@ def landing_sensor(
     faults = ImageFaults(context.log.warning, faults_before)
     candidates = _candidates(source, store, ledger, faults)
     decisions = _Decisions(context.instance, mount, store, source, automation, ledger, quarantine)
-    for url, version in record.get("asked", {}).items():
-        with faults.about(str(url)):
-            decisions.look_after(url, *version)
+    decisions.go_on(record, faults)
     folders = [c.url for c in candidates if c.is_folder and c.url in ledger.taken]
     turn = int(record.get("turn", 0))
     arrivals = look(
@@ -136,6 +134,7 @@ def landing_sensor(
         "asked": decisions.pending,
         "turn": (turn + LOOKED_AGAIN) % max(1, len(folders)),
         "faults": dict(last(faults.found.items(), MAX_WAITING)),
+        "left": last(sorted(decisions.left), MAX_WAITING),
         "told": [refusal.name for refusal in refused],
     }
     return decisions.result(
@@ -165,6 +164,9 @@ class _Decisions:
 
     requests: list[dg.RunRequest] = field(default_factory=list)
 
+    left: set[str] = field(default_factory=set)
+    """URLs of what a batch did not come to; it is taken in a batch again."""
+
     reports: list[dg.AssetMaterialization | dg.AssetCheckEvaluation] = field(default_factory=list)
     """What is reported of acquisitions that are taken."""
 
@@ -188,6 +190,13 @@ class _Decisions:
             for url, (_, signature, glance, *_) in self.pending.items()
         }
 
+    def go_on(self, record: Mapping[str, Any], faults: ImageFaults) -> None:
+        """Look after what earlier ticks asked for, as the cursor says."""
+        self.left.update(record.get("left", []))
+        for url, version in record.get("asked", {}).items():
+            with faults.about(str(url)):
+                self.look_after(url, *version)
+
     def look_after(self, url: str, name: str, signature: str, glance: str, batch: str = "") -> None:
         """See what came of a request: taken, under way, due again, or given up.
 
@@ -201,6 +210,8 @@ class _Decisions:
             self.ledger.taken[url] = version
         elif taking.state in (State.GOES_ON, State.WAITS) or self._is_batch_at_work(batch):
             self.pending[url] = [name, signature, glance, batch]
+        elif batch and taking.state is State.NO_RUN:
+            self.left.add(url)
         elif taking.state is State.GIVEN_UP:
             if self._is_planned(key):  # by hand, since
                 self.ledger.taken[url] = version
@@ -265,7 +276,8 @@ class _Decisions:
         """Request batches of small images: of those that are urgent, and of many at once."""
         for is_urgent in (True, False):
             small = [item for item in self.small if item.candidate.is_urgent == is_urgent]
-            if not is_urgent and len(small) < MANY:
+            was_left = any(arrival.candidate.url in self.left for arrival in small)
+            if not is_urgent and len(small) < MANY and not was_left:
                 self.requests += [self._plan_request(arrival, arrival.name) for arrival in small]
                 continue
             n = self.source.images_per_run
@@ -288,6 +300,7 @@ class _Decisions:
         self.requests.append(request)
         for arrival in arrivals:
             self.pending[arrival.candidate.url].append(request.tags[BATCH])
+            self.left.discard(arrival.candidate.url)
 
     def _plan_request(self, arrival: Arrival, run_key: str) -> dg.RunRequest:
         key = arrival.candidate.key

@@ -218,12 +218,15 @@ def test_a_template_has_the_same_fields_below_the_folder_of_urgent_ones(daemon, 
 
 
 def test_a_batch_gives_way_to_what_is_urgent_and_its_rest_is_asked_for_again(
-    daemon, clock, landing
+    daemon, clock, landing, monkeypatch
 ):
     drop(landing, "a.npy", "b.npy")
     daemon.tick(landing_of)
     clock.now += SETTLE
     (request,) = daemon.tick(landing_of, run=False)
+    monkeypatch.setattr(
+        landing_sensor, "MANY", 10
+    )  # what is left is few, and a batch none the less
     waiting = daemon.instance.create_run_for_job(
         defs.resolve_job_def("process_images"),
         run_config=request.run_config,
@@ -234,9 +237,11 @@ def test_a_batch_gives_way_to_what_is_urgent_and_its_rest_is_asked_for_again(
     assert not is_merged("a")
     daemon.instance.delete_run(waiting.run_id)
     daemon.instance.delete_run(daemon.instance.get_runs()[0].run_id)
+    jobs: list[str] = []
     for _ in range(3):
         clock.now += SETTLE
-        daemon.until_quiet()
+        jobs += daemon.until_quiet()
+    assert jobs == ["process_images"]
     assert is_merged("a")
     assert is_merged("b")
 
