@@ -280,8 +280,22 @@ def _entrants(core: Region, place: Array, views: Sequence[View], pen: Pen) -> It
         stop = np.max([box.stop for box in bounds[number]], axis=0)
         extent = Region(tuple(start.tolist()), tuple(stop.tolist()))
         near = _common(whole, _widened(extent, margin))
-        if near is not None and (place[near.relative_to(core.start).slices] >= 0).any():
-            yield _Entrant(number, near, _widened(extent, [min(1, m) for m in margin]))
+        box = near and _bounds(place[near.relative_to(core.start).slices] >= 0, near.start)
+        if box is not None:
+            yield _Entrant(number, box, _widened(extent, [min(1, m) for m in margin]))
+
+
+def _bounds(mask: Array, origin: Sequence[int]) -> Region | None:
+    """Return the smallest region that holds all of a mask which begins at `origin`."""
+    start, stop = [], []
+    for axis, first in enumerate(origin):
+        others = tuple(i for i in range(mask.ndim) if i != axis)
+        at = np.flatnonzero(mask.any(axis=others))
+        if not len(at):
+            return None
+        start.append(first + int(at[0]))
+        stop.append(first + int(at[-1]) + 1)
+    return Region(tuple(start), tuple(stop))
 
 
 def _ramp(view: View, pen: Pen) -> list[Array]:
