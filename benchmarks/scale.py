@@ -2,8 +2,8 @@
 
     python -m benchmarks.scale [--tiles 1000000] [--objects 1000000000] [--folder FOLDER]
 
-Nothing is segmented. A stage is made of as many tile blocks as there are tiles, every one with a
-file as `Stage.write` makes it, one label each; then other processes plan, ask what is missing, for
+Nothing is segmented. A stage is made, every tile block with a file as `Stage.write` makes it, one
+label in each tile; then other processes plan, ask what is missing, for
 the first time and again. The edge table has rows for the share of objects at faces, each joined to
 one of the next tile. Every step runs in a process of its own; its memory is the peak of that
 process less what an empty one has. Prints Markdown rows; `docs/scale.md` has them.
@@ -35,6 +35,7 @@ from patchworks_core.stage.block_files import StagedTile
 from patchworks_core.stage.plan import Plan, make_plan
 from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.tile_labels import number_labels
+from patchworks_core.tiles.grid import Tile, enough_blocks
 
 TILE = 16
 
@@ -83,13 +84,14 @@ def nothing(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def planned(args: argparse.Namespace) -> Plan:
-    """Plan as many tiles, of which each is a block."""
+    """Plan as many tiles, in as many blocks as they would have if they were of 1024 x 1024."""
     edge = isqrt(args.tiles - 1) + 1
+    n_blocks = enough_blocks((edge * 1024, edge * 1024))
     pixels = np.lib.stride_tricks.as_strided(
         np.zeros(1, np.uint16), (edge * TILE, edge * TILE), (0, 0), writeable=False
     )
     image = open_image(pixels, axes="yx")
-    return make_plan(image, _function(), tile_shape=TILE, overlap=0, max_blocks=edge**2)
+    return make_plan(image, _function(), tile_shape=TILE, overlap=0, max_blocks=n_blocks)
 
 
 def _function() -> Segmentation:
@@ -108,12 +110,16 @@ def write(args: argparse.Namespace) -> str:
     stage = Stage.create(UPath(args.folder / "stage"), made)
     n_bytes = 0
     for block in made.grid.blocks():
-        (tile,) = block.tiles
-        labels = np.zeros(tile.read.shape, dtype=np.uint16)
-        labels[2:5, 2:5] = 1
-        numbered = number_labels(labels, tile.core.relative_to(tile.read.start), where="")
-        n_bytes += stage.write(block, [StagedTile(tile, numbered, pixels=1)])
+        n_bytes += stage.write(block, [_staged(tile) for tile in block.tiles])
     return f"{made.grid.n_blocks:,} files, {n_bytes / 1e9:.2f} GB"
+
+
+def _staged(tile: Tile) -> StagedTile:
+    """Return a tile with one label."""
+    labels = np.zeros(tile.read.shape, dtype=np.uint16)
+    labels[2:5, 2:5] = 1
+    numbered = number_labels(labels, tile.core.relative_to(tile.read.start), where="")
+    return StagedTile(tile, numbered, pixels=1)
 
 
 def status(args: argparse.Namespace) -> str:

@@ -35,7 +35,12 @@ SPATIAL_AXES = "zyx"
 
 _PIXELS_OF_A_BLOCK = 1 << 20
 
+_PIXELS_OF_A_LARGE_BLOCK = 1 << 26
+
 _LEAST_BLOCKS = 64
+
+_MANY_BLOCKS = 1 << 16
+"""Above which blocks become larger before there are more of them."""
 
 _MOST_PIXELS = 1 << 22
 """Of a block that is larger than it would be, to hold whole chunks."""
@@ -405,14 +410,19 @@ def plan_grid(
 def enough_blocks(shape: Sequence[int]) -> int:
     """Return into how many blocks tiles are grouped: each of a megapixel or more, and 64 of few.
 
-    What a block costs beside its pixels is then little, and there is work for many workers.
+    What a block costs beside its pixels is then little, and there is work for many workers. Each
+    has a file, so of the largest images blocks are larger, up to 64 megapixels.
 
     Examples
     --------
     >>> enough_blocks((2048, 2048)), enough_blocks((1024, 4096, 4096))
     (64, 16384)
+    >>> enough_blocks((1_000_000, 1_000_000)), enough_blocks((100_000, 100_000, 100_000))
+    (65536, 14901161)
     """
-    return max(_LEAST_BLOCKS, prod(shape) // _PIXELS_OF_A_BLOCK)
+    n_pixels = prod(shape)
+    n = min(n_pixels // _PIXELS_OF_A_BLOCK, _MANY_BLOCKS)
+    return max(_LEAST_BLOCKS, n, n_pixels // _PIXELS_OF_A_LARGE_BLOCK)
 
 
 def _per_axis(name: str, value: Sequence[int] | int, axes: str, *, missing: int) -> list[int]:
