@@ -43,6 +43,10 @@ CHANGING = "changing globals"
 _RECORDED_PACKAGES = ("patchworks-pipeline", "numpy", "scipy", "scikit-image", "zarr")
 
 
+class OtherLayoutError(PlanError):
+    """A record is of another version of patchworks: it is whole, and not to be mended."""
+
+
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
     """Which pixels a plan is about."""
@@ -146,7 +150,7 @@ class Plan:
                     f"{where} is not the record of a plan (no JSON mapping); plan the image again"
                 )
             if record["record_version"] != RECORD_VERSION:
-                raise PlanError(
+                raise OtherLayoutError(
                     f"{where} has layout {record['record_version']!r}, this patchworks reads "
                     f"{RECORD_VERSION}; plan the image again"
                 )

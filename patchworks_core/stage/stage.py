@@ -58,7 +58,7 @@ from patchworks_core.stage.block_files import (
 from patchworks_core.stage.block_listing import SUFFIX, BlockListing
 from patchworks_core.stage.first_layout import FirstLayout
 from patchworks_core.stage.object_sums import ObjectSums
-from patchworks_core.stage.plan import Plan
+from patchworks_core.stage.plan import OtherLayoutError, Plan
 from patchworks_core.tiles.grid import TileBlock, TileGrid
 
 Array = npt.NDArray[Any]
@@ -140,7 +140,7 @@ class Stage:
         try:
             staged = Plan.read(record)
         except PlanError as error:
-            if not cls.is_of(path, plan):
+            if isinstance(error, OtherLayoutError) or not cls.is_of(path, plan):
                 raise
             log.warning("%s; it is written again, as all tile blocks are of this plan", error)
             write_text(record, plan.to_json())

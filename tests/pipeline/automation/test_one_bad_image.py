@@ -168,7 +168,22 @@ def test_a_failure_that_cannot_be_read_is_left_to_a_person(instance, three):
             assert {"a", "c"} <= tick(instance, "retry_transient"), damage
 
 
-@pytest.mark.parametrize("record", ["plan.json", "stage.zarr/plan.json", "provenance.json"])
+def test_a_damaged_plan_of_a_stage_is_mended_where_its_tiles_vouch(instance, pipeline, three):
+    for folder in three:
+        assert pipeline.stage(folder).success
+    record = three[1].path / "stage.zarr" / "plan.json"
+    before = record.read_text()
+    for damage in DAMAGES:
+        # A record of a newer version is whole, and nothing can be written over a folder.
+        is_mended = damage not in (_newer, _a_folder)
+        with damaged(record, damage):
+            requests = Daemon(instance, {}).tick(merging_sensor, run=False)
+            keys = {request.partition_key for request in requests}
+            assert keys == ({"a", "b", "c"} if is_mended else {"a", "c"}), damage
+            assert not is_mended or record.read_text() == before, damage
+
+
+@pytest.mark.parametrize("record", ["plan.json", "provenance.json"])
 def test_the_merging_sensor_serves_the_others(instance, pipeline, three, capsys, record):
     for folder in three:
         assert pipeline.stage(folder).success
