@@ -34,6 +34,7 @@ from patchworks_pipeline.landing.opening import ALL, Opening
 from patchworks_pipeline.partitions import check_image_key
 from patchworks_pipeline.records import Acquisition, ImageFolder
 from patchworks_pipeline.resources import built_in
+from patchworks_pipeline.resources.named_functions import check_named
 from patchworks_pipeline.resources.settings import Deployed, setting
 from patchworks_pipeline.resources.settings_file import SEGMENTATIONS, Section, read_block
 
@@ -208,6 +209,9 @@ class SegmentationDefaults(Deployed):
         built_in.FUNCTION,
         description="Built-in name, name of an installed plugin, or 'module:function'.",
     )
+    functions: list[str] = setting(
+        [], description="Each 'module:function' that the config of a run may name."
+    )
     parameters: dict[str, Any] = setting({}, description="Keyword arguments of every call.")
     channel: str = setting(
         "",
@@ -267,6 +271,12 @@ class SegmentationDefaults(Deployed):
         if not self.block:
             return super().read_section()
         return read_block(home_folder(self.home) / SETTINGS, SEGMENTATIONS, self.block)
+
+    def check_run(self, in_code: Self) -> None:
+        """Refuse also a function that the deployment does not name."""
+        super().check_run(in_code)
+        if "function" in self.model_fields_set and self.function != in_code.function:
+            check_named(self.function, in_code.of_home())
 
     @field_validator("channel", mode="before")
     @classmethod

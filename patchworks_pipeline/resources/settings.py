@@ -13,7 +13,7 @@ resource is used, so a change needs no restart.
 """
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from copy import deepcopy
 from typing import Any, ClassVar, Self
 
@@ -33,6 +33,16 @@ _PYDANTIC = re.compile(r"^(Input|List|String) should")
 
 NOT_IN_FILES = {"home", "block"}
 """Fields that say where in which file the others are."""
+
+OF_DEPLOYMENT: Mapping[str, Collection[str]] = {
+    "store": ("root",),
+    "source": ("landing",),
+    "segmentation": ("functions",),
+    "cluster": ("config_file",),
+    "alerts": ("smtp_host", "smtp_port", "email_to", "webhook_url"),
+}
+"""Fields that no config of a run sets, by section: where things lie and go, and what is allowed.
+Who can open the UI could otherwise write, read and send as the deployment's user. So is `home`."""
 
 _NUMBERS = (int, float, float | None, list[int])
 
@@ -120,8 +130,50 @@ class Deployed(dg.ConfigurableResource):
         return ()
 
     def create_resource(self, context: dg.InitResourceContext) -> Self:
-        """Give assets and sensors the resource with the settings of the home."""
-        return self.of_home()
+        """Give assets and sensors the resource with the settings of the home.
+
+        Raises
+        ------
+        PlanError
+            If the config of the run sets what is the deployment's.
+        """
+        in_code = context.resource_def.config_schema.default_value or {}
+        resource = self._resolved(dict(self))
+        resource.check_run(self._resolved(in_code))
+        return resource.of_home()
+
+    def _resolved(self, values: Mapping[str, Any]) -> Self:
+        """Return a resource like this; Dagster leaves some variables of the environment as names.
+
+        It does so in what code set, where the config of a run sets anything else.
+        """
+        names = {
+            field: value["env"] if isinstance(value, dict) else value.env_var_name
+            for field, value in values.items()
+            if isinstance(value, dg.EnvVar) or (isinstance(value, dict) and set(value) == {"env"})
+        }
+        variables = {field: dg.EnvVar(name).get_value() for field, name in names.items()}
+        return type(self)(**{**values, **variables})
+
+    def check_run(self, in_code: Self) -> None:
+        """Raise PlanError where the config of a run, which this has, sets what it may not.
+
+        Parameters
+        ----------
+        in_code : Deployed
+            The same resource without the config of the run.
+        """
+        # The home first: the other fields are compared with what its file says.
+        for name in ("home", *OF_DEPLOYMENT.get(self.section, ())):
+            value = getattr(self, name)
+            if name not in self.model_fields_set or value == getattr(in_code, name):
+                continue
+            if value != getattr(in_code.of_home(), name):
+                shown = "a value not shown" if self._is_secret(name) else repr(value)
+                raise PlanError(
+                    f"{self.section}.{name} is the deployment's and cannot be set in the config of "
+                    f"a run, got {shown}; leave it out there, or change the home's {SETTINGS}"
+                )
 
     def _check(self, section: Section) -> None:
         """Raise, with file and line, where the file sets what cannot be, used or not."""
@@ -148,6 +200,13 @@ class Deployed(dg.ConfigurableResource):
         return sorted(set(cls.model_fields) - NOT_IN_FILES)
 
     @classmethod
+    def _is_secret(cls, name: str) -> bool:
+        """Tell whether a field is kept out of errors."""
+        declared = cls.model_fields.get(name)
+        extra = declared.json_schema_extra if declared is not None else None
+        return isinstance(extra, dict) and _IS_SECRET in extra
+
+    @classmethod
     def _refused(cls, error: ValidationError) -> _RefusedError:
         """Say the first thing that is wrong."""
         first = error.errors()[0]
@@ -156,11 +215,8 @@ class Deployed(dg.ConfigurableResource):
         if first["type"] == "extra_forbidden":
             rule = f"is not a field; the fields are {cls.file_fields()!r}"
             return _RefusedError(field, rule, repr(first["input"]))
-        declared = cls.model_fields.get(name)
-        extra = declared.json_schema_extra if declared is not None else None
-        is_secret = isinstance(extra, dict) and _IS_SECRET in extra
         rule = _PYDANTIC.sub("must", first["msg"]).removeprefix("Value error, ")
-        value = "a value not shown" if is_secret else repr(first["input"])
+        value = "a value not shown" if cls._is_secret(name) else repr(first["input"])
         return _RefusedError(field, rule, value)
 
     @model_validator(mode="before")

@@ -354,6 +354,8 @@ def test_an_image_that_changed_since_planning_is_refused(pipeline, tissue_path):
 
 def test_an_image_in_the_landing_folder_needs_no_registration(pipeline, home):
     (home / "landing").mkdir(parents=True)
+    allowed = "segmentation: {functions: ['tissue_functions:perfect']}"
+    (home / "patchworks.yaml").write_text(allowed)
     write_tiff(home / "landing" / "landed.ome.tif", tissue())
     pipeline.resources["segmentation"] = {
         "config": {"function": "tissue_functions:perfect", "tile_shape": [48], "overlap": [8]}

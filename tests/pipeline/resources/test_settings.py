@@ -82,6 +82,7 @@ def test_a_secret_comes_from_the_environment(settings, monkeypatch):
 OTHERS: dict[str, dict[str, Any]] = {
     "segmentation": {
         "function": "threshold",
+        "functions": ["my_lab.cells:label"],
         "parameters": {"sigma": 3.0},
         "channel": "DAPI",
         "operations": [{"median": 5}],
