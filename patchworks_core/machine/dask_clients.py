@@ -90,6 +90,7 @@ class ClusterExecutor(Executor):
         self._client = client
         self._limits = limits
         self._executor = client.get_executor(pure=False)
+        self._n_threads = 0
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Run a call on the cluster."""
@@ -115,6 +116,15 @@ class ClusterExecutor(Executor):
             yield task
         else:
             yield self._client.submit(PickledTask, pickled, pure=False)
+
+    def count_workers(self) -> int:
+        """Return how many calls the workers that there are now run at once."""
+        try:
+            self._n_threads = sum(self._client.nthreads().values())
+        except OSError:
+            # The scheduler does not answer. That it is gone is what the tasks in flight will say.
+            pass
+        return self._n_threads
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Do nothing: the cluster is its owner's."""

@@ -1,6 +1,7 @@
 """The engine: one task over many tiles, on any `concurrent.futures.Executor`.
 
-1. A bounded window of tasks is in flight, so neither tasks nor results pile up.
+1. A bounded window of tasks is in flight, so neither tasks nor results pile up. Where workers come
+   and go, it follows them.
 2. A task that raises becomes a `Failure` and the others go on.
 3. A fault that is worth it is tried again (`patchworks_core.machine.faults`): transient ones after
    a wait and with fewer neighbours, those of a dead worker one at a time, so that the tile that
@@ -54,6 +55,9 @@ Result = TypeVar("Result")
 
 WINDOW_PER_WORKER = 2
 """Tasks in flight per worker: one running, one waiting so that no worker idles."""
+
+SECONDS_BETWEEN_COUNTS = 2.0
+"""How often workers that come and go are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +121,10 @@ def map_tiles(
         Taken one by one, as there is room in the window.
     executor : concurrent.futures.Executor
         One with a method ``sharing`` says what is sent to its workers in place of the task; one
-        with ``abandon`` gets it called when the caller is interrupted.
+        with ``abandon`` gets it called when the caller is interrupted. One whose workers come and
+        go has ``count_workers``, which says how many calls they run at once now.
     window : int
-        Items in flight at most.
+        Items in flight at most; where workers are counted, at first.
     retry : RetryPolicy
         Which faults are tried again; none by default.
 
@@ -164,6 +169,8 @@ class _Map(Generic[Item, Result]):
         self._executor = executor
         self._window = self._full_window = window
         self._retry = retry
+        self._count_workers: Callable[[], int] | None = getattr(executor, "count_workers", None)
+        self._counted_at = time.monotonic()
         self._running: dict[Future[Outcome[Item, Result]], _Tries[Item]] = {}
         self._again: list[_Tries[Item]] = []
         self._exhausted = False
@@ -177,9 +184,7 @@ class _Map(Generic[Item, Result]):
                 if not self._running:
                     time.sleep(max(0.0, self._seconds_to_next_try() or 0.0))
                     continue
-                done, _ = wait(
-                    self._running, self._seconds_to_next_try(), return_when=FIRST_COMPLETED
-                )
+                done, _ = wait(self._running, self._patience(), return_when=FIRST_COMPLETED)
                 for future in done:
                     outcome = self._settle(future)
                     if outcome is not None:
@@ -194,11 +199,24 @@ class _Map(Generic[Item, Result]):
 
     def _fill(self) -> None:
         """Submit items while there is room: those to be tried again first."""
+        self._follow_workers()
         while len(self._running) < self._room():
             tries = self._next()
             if tries is None:
                 return
             self._submit(tries)
+
+    def _follow_workers(self) -> None:
+        """Widen or narrow the window where workers came or went since they were last counted."""
+        now = time.monotonic()
+        if self._count_workers is None or now - self._counted_at < SECONDS_BETWEEN_COUNTS:
+            return
+        # Without any worker, what is in flight waits for the next.
+        full = WINDOW_PER_WORKER * max(1, self._count_workers())
+        # What transient faults took off stays off.
+        self._window = max(1, self._window + full - self._full_window)
+        self._full_window = full
+        self._counted_at = time.monotonic()
 
     def _room(self) -> int:
         """Items that may be in flight: one, while it is not known which of them kills workers."""
@@ -250,6 +268,13 @@ class _Map(Generic[Item, Result]):
         tries.ready_at = time.monotonic() + seconds
         self._again.append(tries)
         return None
+
+    def _patience(self) -> float | None:
+        """Return how long to wait for an outcome before there may be something else to do."""
+        seconds = self._seconds_to_next_try()
+        if self._count_workers is None:
+            return seconds
+        return SECONDS_BETWEEN_COUNTS if seconds is None else min(seconds, SECONDS_BETWEEN_COUNTS)
 
     def _seconds_to_next_try(self) -> float | None:
         """Return how long until an item is to be tried again, or None where none is waiting."""

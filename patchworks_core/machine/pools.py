@@ -78,7 +78,7 @@ class Pool:
     """Runs the tasks."""
 
     window: int = 1
-    """Tasks in flight at most."""
+    """Tasks in flight at most; at first, where workers come and go."""
 
     retry: RetryPolicy = NO_RETRY
     """Which faults are tried again."""
@@ -122,7 +122,8 @@ class Pool:
             If there are no workers, or they are threads of this process.
         """
         refuse_in_process(client)
-        address, n_threads = client.scheduler.address, sum(client.nthreads().values())
+        address, executor = client.scheduler.address, ClusterExecutor(client, limits)
+        n_threads = executor.count_workers()
         if not n_threads:
             raise ClusterError(
                 f"the Dask cluster at {address} has no workers; start some, or wait for them with "
@@ -130,18 +131,18 @@ class Pool:
             )
         own = "" if limits is None else ", a process beneath each"
         return cls(
-            ClusterExecutor(client, limits),
+            executor,
             WINDOW_PER_WORKER * n_threads,
             # Dask tries a tile on several workers before it blames it, but a tile that shared a
             # dying worker is blamed as well: `retry` tries it once more, alone.
             retry,
-            reason=f"Dask cluster at {address} with {n_threads} threads{own}",
+            reason=f"Dask cluster at {address} with {n_threads} threads at first{own}",
             dashboard=client.dashboard_link,
         )
 
     @property
     def n_workers(self) -> int:
-        """Tasks that run at once."""
+        """Tasks that run at once; at first, where workers come and go."""
         return max(1, self.window // WINDOW_PER_WORKER)
 
     def outcomes(

@@ -107,3 +107,25 @@ def test_a_dask_worker_of_a_dead_driver_writes_nothing_into_the_next_call(kind, 
     assert len(np.unique(labels)) == 64
     assert not list(tmp_path.rglob("*.work"))
     assert (tmp_path / "survived").exists() == (kind == "threads"), "a process is ended"
+
+
+def when_it_ran(_: int) -> tuple[float, float]:
+    start = time.time()
+    time.sleep(0.3)
+    return start, time.time()
+
+
+@pytest.mark.slow
+def test_a_worker_that_comes_later_gets_tasks_for_all_its_threads():
+    with make_local_cluster(n_workers=1, dashboard_address=None) as client:
+        pool = Pool.of_cluster(client, RetryPolicy())
+        command = ["distributed.cli.dask_worker", client.scheduler.address, "--nthreads", "6"]
+        worker = subprocess.Popen([sys.executable, "-m", *command, "--no-dashboard"])
+        try:
+            assert pool.n_workers == 1
+            times = [o.value for o in pool.outcomes(when_it_ran, range(80))]
+        finally:
+            worker.terminate()
+            worker.wait()
+    at_once = max(sum(a <= start < b for a, b in times) for start, _ in times)
+    assert at_once == 7

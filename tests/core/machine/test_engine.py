@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchworks_core.errors import PlanError
+from patchworks_core.machine import engine
 from patchworks_core.machine.dask_clients import ClusterExecutor, make_local_cluster
 from patchworks_core.machine.engine import Outcome, in_order, map_tiles, results
 from patchworks_core.machine.workers import Workers
@@ -104,6 +105,59 @@ def test_no_more_tasks_run_at_once_than_the_window():
     with ThreadPoolExecutor(8) as executor:
         list(map_tiles(task, range(30), executor=executor, window=3))
     assert 1 <= most[0] <= 3
+
+
+class ComesAndGoes(ThreadPoolExecutor):
+    """Threads, `n` of which a test lets be there; keeps how many tasks were in flight at most."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__(20)
+        self.n, self.futures, self.most = n, [], {}
+
+    def count_workers(self) -> int:
+        return self.n
+
+    def submit(self, fn, /, *args, **kwargs) -> Future:
+        future = super().submit(fn, *args, **kwargs)
+        self.futures = [f for f in self.futures if not f.done()] + [future]
+        self.most[self.n] = max(self.most.get(self.n, 0), len(self.futures))
+        return future
+
+
+def test_the_window_is_wider_once_workers_came_even_while_long_tasks_run(monkeypatch):
+    monkeypatch.setattr(engine, "SECONDS_BETWEEN_COUNTS", 0.05)
+    executor, others = ComesAndGoes(1), threading.Barrier(4, timeout=20)
+    threading.Timer(0.2, setattr, (executor, "n", 2)).start()
+    # Four tasks wait for each other: with the window that there was at first, for ever.
+    outcomes = list(map_tiles(lambda i: others.wait(), range(4), executor=executor, window=2))
+    assert all(outcome.failure is None for outcome in outcomes)
+    assert executor.most == {1: 2, 2: 4}
+
+
+def test_the_window_is_narrower_once_workers_went(monkeypatch):
+    monkeypatch.setattr(engine, "SECONDS_BETWEEN_COUNTS", 0.0)
+    executor = ComesAndGoes(5)
+    for n_done, _ in enumerate(map_tiles(square, range(60), executor=executor, window=10), start=1):
+        executor.n = 5 if n_done < 30 else 0
+    assert executor.most[5] <= 10
+    assert executor.most[0] <= 2, "where there is none, what one would have waits for the next"
+
+
+def test_what_memory_took_off_the_window_stays_off_when_a_worker_comes(monkeypatch):
+    monkeypatch.setattr(engine, "SECONDS_BETWEEN_COUNTS", 0.0)
+    executor = ComesAndGoes(4)
+
+    def task(item: int) -> None:
+        if item < 6:
+            raise MemoryError
+        time.sleep(0.5)
+
+    for n_done, _ in enumerate(map_tiles(task, range(40), executor=executor, window=8), start=1):
+        if n_done == 6:
+            executor.n = 5
+        if n_done == 7:
+            break
+    assert executor.most[5] <= 5, "two of the new worker, beside those that there was room for"
 
 
 @pytest.mark.parametrize("kind", ["threads", "processes"])
