@@ -10,7 +10,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import cloudpickle
@@ -90,7 +90,7 @@ class ClusterExecutor(Executor):
         self._client = client
         self._limits = limits
         self._executor = client.get_executor(pure=False)
-        self._n_threads = 0
+        self._n_threads = sum(client.nthreads().values())
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Run a call on the cluster."""
@@ -119,11 +119,9 @@ class ClusterExecutor(Executor):
 
     def count_workers(self) -> int:
         """Return how many calls the workers that there are now run at once."""
-        try:
+        # Of a scheduler that does not answer, the tasks in flight will tell.
+        with suppress(OSError):
             self._n_threads = sum(self._client.nthreads().values())
-        except OSError:
-            # The scheduler does not answer. That it is gone is what the tasks in flight will say.
-            pass
         return self._n_threads
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import dagster as dg
@@ -14,7 +18,9 @@ from tests.e2e.day import spend_a_day
 from tests.e2e.postgres import programs, running_postgres
 from tests.pipeline.instance.test_event_storage import KEYS, as_it_is_read, run_tiles
 
-DEPLOYED = Path(__file__).parents[2] / "deploy" / "dagster-postgres.yaml"
+ROOT = Path(__file__).parents[2]
+
+DEPLOYED = ROOT / "deploy" / "dagster-postgres.yaml"
 
 pytestmark = [
     pytest.mark.postgres,
@@ -24,6 +30,42 @@ pytestmark = [
         reason="dagster-postgres is not installed",
     ),
 ]
+
+
+RECIPE = re.compile(r"## One GPU server with PostgreSQL\n\n```console\n(.*?)```", re.DOTALL)
+
+
+def follow_recipe(home: Path, url: str, *, then: str) -> str:
+    """Run what the page on deploying says, up to `patchworks ui`; give what another command says.
+
+    Left out is the installation; home and database are the test's.
+    """
+    (recipe,) = RECIPE.findall((ROOT / "docs" / "deploy.md").read_text())
+    recipe = recipe.replace("/srv/patchworks/home", str(home))
+    recipe, n = re.subn(r"(?<=DAGSTER_PG_URL=)\S+", url, recipe)
+    install, *lines, serve = recipe.splitlines()
+    assert n == 1
+    assert (install[:12], serve) == ("pip install ", "patchworks ui")
+    script = "\n".join([*lines, f"{sys.executable} -m patchworks_pipeline {then}"])
+    own = ("PATCHWORKS_HOME", "DAGSTER_HOME", "DAGSTER_PG_URL")
+    environment = {name: value for name, value in os.environ.items() if name not in own}
+    done = subprocess.run(
+        ["bash", "-euc", script], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_recipe_works_in_a_home_that_is_not_there_yet(tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    with running_postgres() as url:
+        follow_recipe(home, url, then="status")
+        assert (home / "dagster" / "dagster.yaml").read_bytes() == DEPLOYED.read_bytes()
+        monkeypatch.setenv("DAGSTER_PG_URL", url)
+        with dg.DagsterInstance.from_config(str(home / "dagster")) as instance:
+            assert type(instance.event_log_storage).__name__ == "PostgresEvents"
+    assert not list((home / "dagster").rglob("*.db")), "something was kept in SQLite"
 
 
 @pytest.mark.slow
