@@ -90,7 +90,7 @@ class ClusterExecutor(Executor):
         self._client = client
         self._limits = limits
         self._executor = client.get_executor(pure=False)
-        self._n_threads = sum(client.nthreads().values())
+        self._n_threads = int(sum(client.nthreads().values()))
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Run a call on the cluster."""
@@ -121,7 +121,7 @@ class ClusterExecutor(Executor):
         """Return how many calls the workers that there are now run at once."""
         # Of a scheduler that does not answer, the tasks in flight will tell.
         with suppress(OSError):
-            self._n_threads = sum(self._client.nthreads().values())
+            self._n_threads = int(sum(self._client.nthreads().values()))
         return self._n_threads
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
