@@ -26,6 +26,7 @@ from patchworks_pipeline.automation.alerts import (
 from patchworks_pipeline.automation.events import (
     BATCH_OP,
     IMAGES_OF_BATCH,
+    IN_PROGRESS,
     RANGE_END,
     RANGE_START,
 )
@@ -194,17 +195,34 @@ class _Jobs:
             return definitions.resolve_job_def(name)
 
 
-def batch_run(lineage: Lineage, images: list[SmallImage], tags: dict[str, str]) -> dg.RunRequest:
+def batch_run(
+    instance: dg.DagsterInstance, lineage: Lineage, images: list[SmallImage], tags: dict[str, str]
+) -> dg.RunRequest:
     """Return the run that takes a batch."""
     names = "\n".join(image.run_key for image in images)
     name = blake2b(names.encode(), digest_size=8).hexdigest()
     config = {IMAGES_OF_BATCH: [image.model_dump() for image in images]}
     return dg.RunRequest(
-        run_key=f"batch:{name}",
+        run_key=_next_run_key(instance, lineage, name),
         job_name=lineage.name(BATCH_JOB),
         tags={**tags, BATCH: name},
         run_config={"ops": {lineage.name(BATCH_OP): {"config": config}}},
     )
+
+
+def _next_run_key(instance: dg.DagsterInstance, lineage: Lineage, name: str) -> str:
+    """Return the key of the next run of a batch: a daemon starts none twice.
+
+    A batch that ended before its first image is asked for again, and is the same batch then.
+    """
+    first = f"batch:{name}"
+    filters = dg.RunsFilter(job_name=lineage.name(BATCH_JOB), tags={BATCH: name})
+    runs = instance.get_runs(filters, limit=1)
+    if not runs:
+        return first
+    if runs[0].status in IN_PROGRESS:
+        return runs[0].tags.get(RUN_KEY, first)
+    return f"{first}~{runs[0].run_id}"
 
 
 def _must_give_way(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:

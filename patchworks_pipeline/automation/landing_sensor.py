@@ -286,6 +286,7 @@ class _Decisions:
 
     def _request_batch(self, arrivals: list[Arrival], level: int) -> None:
         request = batch_run(
+            self.instance,
             self.lineage,
             [
                 SmallImage(

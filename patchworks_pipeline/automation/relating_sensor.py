@@ -17,6 +17,7 @@ from patchworks_pipeline.automation.events import (
     EventCursor,
     cursor_record,
     last,
+    latest_event,
     new_partitions,
     unique,
 )
@@ -87,16 +88,19 @@ def _request(
     instance: dg.DagsterInstance, mount: Mount, store: LabelStore, image: str
 ) -> tuple[dg.RunRequest | None, bool]:
     """Return the run that makes the relations which are due; and whether to look again."""
-    due, contents = [], []
+    due, made = [], []
     for a, b in mount.relations:
         folders = store.folder(image, a), store.folder(image, b)
         if not is_related(*folders):
-            due.append(mount.lineage(a).key(relation_name(b)))
-            contents.append(related_content(*folders))
+            key = mount.lineage(a).key(relation_name(b))
+            due.append(key)
+            # The last relation is part of the name, so that labels that change and change back are
+            # related.
+            made.append([related_content(*folders), latest_event(instance, key, image)])
     if not due:
         return None, False
     job = mount.shared.name("relate")
-    digest = blake2b(json.dumps(contents).encode(), digest_size=8).hexdigest()
+    digest = blake2b(json.dumps(made).encode(), digest_size=8).hexdigest()
     run_key, is_waiting = next_run_key(instance, job, image, f"{image}:{digest}")
     if run_key is None:
         return None, is_waiting

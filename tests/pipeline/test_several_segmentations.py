@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import dagster as dg
 import numpy as np
 import pyarrow.parquet as pq
@@ -104,6 +106,22 @@ def test_an_image_that_lands_is_segmented_twice_and_related(daemon, home, instan
     staged = instance.get_materialized_partitions(dg.AssetKey(["nuclei", "staged_labels"]))
     assert len(staged) == folder_of("nuclei").plan().grid.n_blocks
     assert instance.get_materialized_partitions(dg.AssetKey("image")) == {"a"}
+
+
+@pytest.mark.slow
+def test_labels_that_change_and_change_back_are_related_again(daemon, home, mended):
+    mended.touch()
+    land(home)
+    daemon.until_quiet()
+    cells, at_first = folder_of("cells"), folder_of("cells").acquisition()
+    in_cells = []
+    for merge in ({"min_size": 10_000}, at_first.merge):
+        cells.write_acquisition(replace(at_first, merge=merge))
+        assert daemon.execute("cells__merge_image", dg.RunRequest(partition_key="a")).success
+        assert daemon.until_quiet() == ["relate"]
+        table = pq.read_table(str(folder_of("nuclei").path / "in_cells.parquet"))
+        in_cells.append(any(table["b"].to_pylist()))
+    assert in_cells == [False, True]
 
 
 def test_one_that_fails_is_repaired_without_the_other(daemon, home, mended):
