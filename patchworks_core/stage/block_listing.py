@@ -67,6 +67,8 @@ class BlockListing:
     def _keep(self) -> None:
         """Keep what the headers say, where the folder may be written to."""
         kept = {key: both for key, both in self._summaries.items() if both[1] is not None}
+        if not kept:  # all are damaged
+            return
         marks = np.array([mark for mark, _ in kept.values()], dtype=np.int64)
         content = pack_summaries(list(kept), [of for _, of in kept.values() if of], marks)
         with suppress(OSError):

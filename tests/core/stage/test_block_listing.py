@@ -93,3 +93,11 @@ def test_a_folder_that_can_only_be_read_is_listed(
     again, read = _again(stage, monkeypatch)
     assert (again.counts() >= 0).all()
     assert len(read) == stage.grid.n_blocks
+
+
+def test_headers_that_are_all_damaged_leave_a_stage_that_opens(stage: Stage) -> None:
+    for file in _folder(stage).iterdir():
+        file.write_bytes(b"not a tile block")
+    for _ in range(2):
+        again = Stage.open(stage.path, stage.plan)
+        assert (again.counts() == -1).all()
