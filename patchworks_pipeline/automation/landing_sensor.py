@@ -8,7 +8,6 @@ nothing twice.
 import json
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
@@ -46,10 +45,10 @@ from patchworks_pipeline.landing.arrivals import (
     looks_to_json,
     why_unreadable,
 )
-from patchworks_pipeline.landing.candidates import Candidate, find_candidates
+from patchworks_pipeline.landing.candidates import Candidate, find_candidates, former_keys
 from patchworks_pipeline.landing.opening import with_setting
 from patchworks_pipeline.lineage import BATCH_JOB, Lineage, Mount
-from patchworks_pipeline.partitions import IMAGE, former_image_key
+from patchworks_pipeline.partitions import IMAGE
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.resources import AcquisitionSource, Automation, LabelStore
 
@@ -375,13 +374,11 @@ def _as_before(candidate: Candidate, store: LabelStore, faults: ImageFaults) -> 
     """Return a candidate with the key that it was planned under by version 0.1.0, if it was."""
     if candidate.name.isascii() or not candidate.key:
         return candidate
-    former = candidate.key
-    with suppress(PlanError):
-        former = former_image_key(candidate.name.replace("/", "_"))
     with faults.about(candidate.name):
-        folder = store.folder(former)
-        if folder.is_registered and folder.acquisition().url == candidate.url:
-            return replace(candidate, key=folder.key)
+        for former in former_keys(candidate.name):
+            folder = store.folder(former)
+            if folder.is_registered and folder.acquisition().url == candidate.url:
+                return replace(candidate, key=folder.key)
     return candidate
 
 

@@ -32,7 +32,9 @@ from patchworks_pipeline.automation.events import (
 )
 from patchworks_pipeline.cli.status import refusals
 from patchworks_pipeline.definitions import defs
+from patchworks_pipeline.image_faults import ImageFaults
 from patchworks_pipeline.landing.arrivals import Ledger, Quarantine
+from patchworks_pipeline.landing.candidates import Candidate
 from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.partitions import tile_keys, tiles
 from patchworks_pipeline.records import Acquisition
@@ -392,6 +394,17 @@ def test_names_in_any_script_are_taken_and_kept_apart(daemon, clock, landing):
     assert len({request.partition_key for request in requests}) == 4
     urls = {LabelStore().folder(str(r.partition_key)).acquisition().url for r in requests}
     assert len(urls) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "former"),
+    [("gewebe_ä.ome.zarr/B/03/0", "gewebe_B03_0"), ("schnitt_ä.lif#2", "schnitt_2")],
+)
+def test_an_image_within_another_that_was_planned_under_its_former_key_keeps_it(home, name, former):
+    choose(former, home / name)
+    candidate = Candidate(str(home / name), name, "another", is_folder=True)
+    again = landing_module._as_before(candidate, LabelStore(), ImageFaults(lambda words: None))
+    assert again.key == former
 
 
 def test_an_image_that_was_planned_under_its_former_key_keeps_it(daemon, clock, landing):
