@@ -12,6 +12,11 @@ ENVIRONMENT = {
 }
 """What may stand in place of any value."""
 
+NOTHING = {"type": "null"}
+
+ALSO = {"channel": ({"type": "integer"},)}
+"""What fields take beside their type."""
+
 
 def schema() -> None:
     """Print the JSON schema of a home's patchworks.yaml, for editors that check it."""
@@ -43,7 +48,7 @@ def _section(kind: Any) -> dict[str, Any]:
     """Return the schema of a section: the fields that its file may set."""
     record = kind.model_json_schema()
     fields = {
-        name: {"anyOf": [record["properties"][name], ENVIRONMENT, {"type": "null"}]}
+        name: {"anyOf": [record["properties"][name], *ALSO.get(name, ()), ENVIRONMENT, NOTHING]}
         for name in kind.file_fields()
     }
     description = (kind.__doc__ or "").strip().split("\n")[0]

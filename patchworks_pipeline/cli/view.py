@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from patchworks_core.errors import PlanError
 from patchworks_pipeline.cli.options import (
     HOME,
     LEVEL,
@@ -63,7 +64,8 @@ def view(
     if wants_napari:
         show(layers_of(opened, labelled, grid), title=image)
         return
-    path = picture or Path(f"{Path(request.image.rstrip('/')).name}.overlay.png")
+    of = f".{only}" if only else ""
+    path = picture or Path(f"{Path(request.image.rstrip('/')).name}{of}.overlay.png")
     reads = [i.source for i in (opened, labelled) if i is not None]
     naming: dict[str, Any] = {"what": "a picture", "another": "--picture"}
     with replacing(as_path(path), reads=reads, overwrite=overwrite, **naming) as working:
@@ -111,6 +113,8 @@ class ViewRequest:
         with open_home(home.absolute()):
             # Of several segmentations the first is shown where none is asked for.
             names = Several.of_home().names
+            if only is not None and only not in names:
+                raise PlanError(f"--only {only!r} is none of the segmentations {list(names)!r}")
             name = only or (names[0] if names else "")
             folder = LabelStore().of_home().folder(self.image, name)
             if not folder.is_registered:

@@ -200,7 +200,8 @@ def test_the_source_of_acquisitions_is_shared(home):
 
 
 @pytest.mark.slow
-def test_the_command_line_runs_all_and_says_which(home, tmp_path, mended):
+def test_the_command_line_runs_all_and_says_which(home, tmp_path, mended, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     write_settings(home)
     land(home, marked=True)
     path = home / "landing" / "a.tif"
@@ -219,3 +220,9 @@ def test_the_command_line_runs_all_and_says_which(home, tmp_path, mended):
     code, words = call_command_line("run", path, "--home", home, "--overlap", "4")
     assert code == 2
     assert "--only" in words
+    code, words = call_command_line("view", "a", "--only", "nucleus", "--home", home)
+    assert code == 2
+    assert "--only 'nucleus' is none of the segmentations ['nuclei', 'cells']" in words
+    code, words = call_command_line("view", "a", "--only", "cells", "--home", home)
+    assert code == 0
+    assert "a.tif.cells.overlay.png" in words

@@ -30,6 +30,11 @@ def test_the_example_of_every_section_fits(section, example):
     assert problems(f"{section}: {{{example}}}") == []
 
 
+@pytest.mark.parametrize("channel", ["1", "DAPI", "'2'"])
+def test_a_channel_is_a_position_or_a_name(channel):
+    assert problems(f"segmentations: {{nuclei: {{channel: {channel}}}}}") == []
+
+
 @pytest.mark.parametrize(
     "text",
     [
