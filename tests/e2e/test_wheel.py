@@ -71,7 +71,7 @@ def test_definitions_load_from_a_wheel(installed, tmp_path):
     core, pipeline, n_jobs = found.stdout.split("\n")[:3]
     assert Path(core).is_relative_to(installed)
     assert Path(pipeline).is_relative_to(installed)
-    assert int(n_jobs) == 5
+    assert int(n_jobs) == 6
 
 
 def test_a_wheel_has_the_files_that_are_no_modules(installed):
