@@ -97,7 +97,8 @@ def main() -> None:
         for seed in range(args.seeds):
             for what, of_rule in rows[*case, seed].items():
                 results.setdefault((*case, what), []).append(of_rule)
-    text = table(results)
+    peer = "the peer is `patchworks` 3.3.0" if args.peer_python else "no peer was run for it"
+    text = f"Seeds a row: {args.seeds}; {peer}.\n\n{table(results)}"
     print(text)
     if args.write:
         from seams import write_between
