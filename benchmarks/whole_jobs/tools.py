@@ -198,6 +198,7 @@ def small(job: Job, folder: Path) -> Job:
     shape = (2 * edge, *tile_shape[1:])
     pixels = np.zeros(shape, dtype="uint16" if workload.kind == "nuclei" else "int32")
     pixels[edge // 2 : edge // 2 + 4] = pixels[-4:] = LEVEL + 1
+    zarr.create_group(str(folder / "tiles"))
     for name in ("image", "tiles"):
         array = zarr.create_array(
             str(folder / name) + "/labels" * (name == "tiles"),
