@@ -12,7 +12,6 @@ import dagster as dg
 
 from patchworks_core.errors import PlanError
 from patchworks_pipeline.assets import define_assets
-from patchworks_pipeline.assets.acquiring import OWNERS
 from patchworks_pipeline.assets.acquisitions import define_acquisition, define_can_be_taken
 from patchworks_pipeline.automation.alert_sensors import define_alert_sensors
 from patchworks_pipeline.automation.alerts import Alerts
@@ -123,7 +122,7 @@ def definitions(
     sensors.append(define_landing_sensor(mount, [job for job in jobs if job.name in landing]))
     sensors += [define_relating_sensor(mount)] if mount.relations else []
     return dg.Definitions(
-        assets=[define_acquisition(mount.shared, OWNERS), *define_assets(mount, policy)],
+        assets=[define_acquisition(mount.shared), *define_assets(mount, policy)],
         asset_checks=[define_can_be_taken(mount.shared)],
         jobs=jobs,
         sensors=[*sensors, *define_alert_sensors(mount), define_dead_runs(mount.shared)],

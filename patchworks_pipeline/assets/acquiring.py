@@ -16,6 +16,7 @@ from patchworks_core.stage.staging import other_channels_of
 from patchworks_core.statistics.background import has_bright_background
 from patchworks_core.statistics.measuring import measure, measure_tiles
 from patchworks_pipeline.assets.acquisitions import ACQUISITION
+from patchworks_pipeline.assets.defining import image_asset
 from patchworks_pipeline.assets.metadata import picture, shape_text, size_text
 from patchworks_pipeline.assets.planned import Measured, is_asked_for, planned_function
 from patchworks_pipeline.assets.tile_events import log_tiles_again
@@ -31,20 +32,18 @@ from patchworks_pipeline.resources.resources import (
     SegmentationDefaults,
 )
 
-OWNERS = ["team:imaging-facility"]
-
 
 def define_image(lineage: Lineage) -> dg.AssetsDefinition:
     """Define the asset `image`."""
-    return dg.asset(
-        key=lineage.key("image"),
-        partitions_def=lineage.images,
+    return image_asset(
+        lineage,
+        "image",
+        image,
         deps=[lineage.shared.key(ACQUISITION)],
         group_name="acquisition",
         kinds={"zarr"},
-        owners=OWNERS,
         code_version="1",
-    )(lineage.bound(image))
+    )
 
 
 def image(
@@ -74,15 +73,15 @@ def image(
 
 def define_shared_image(lineage: Lineage) -> dg.AssetsDefinition:
     """Define the asset `image` of images that have several segmentations."""
-    return dg.asset(
-        key=lineage.key("image"),
-        partitions_def=lineage.images,
+    return image_asset(
+        lineage,
+        "image",
+        shared_image,
         deps=[lineage.shared.key(ACQUISITION)],
         group_name="acquisition",
         kinds={"zarr"},
-        owners=OWNERS,
         code_version="1",
-    )(lineage.bound(shared_image))
+    )
 
 
 def shared_image(
@@ -105,15 +104,15 @@ def shared_image(
 
 def define_tile_plan(lineage: Lineage) -> dg.AssetsDefinition:
     """Define the asset `tile_plan`."""
-    return dg.asset(
-        key=lineage.key("tile_plan"),
-        partitions_def=lineage.images,
+    return image_asset(
+        lineage,
+        "tile_plan",
+        tile_plan,
         deps=[lineage.shared.key("image")],
         group_name="acquisition",
         kinds={"zarr"},
-        owners=OWNERS,
         code_version="1",
-    )(lineage.bound(tile_plan))
+    )
 
 
 def tile_plan(
@@ -230,15 +229,15 @@ def _take_up(
 
 def define_image_statistics(lineage: Lineage) -> dg.AssetsDefinition:
     """Define the asset `image_statistics`."""
-    return dg.asset(
-        key=lineage.key("image_statistics"),
-        partitions_def=lineage.images,
+    return image_asset(
+        lineage,
+        "image_statistics",
+        image_statistics,
         deps=[lineage.key("tile_plan" if lineage.segmentation else "image")],
         group_name="acquisition",
         kinds={"numpy"},
-        owners=OWNERS,
         code_version="1",
-    )(lineage.bound(image_statistics))
+    )
 
 
 def image_statistics(

@@ -4,13 +4,13 @@ The landing sensor reports each version that landed as a materialization, and wh
 failed check `can_be_taken` of the image's partition.
 """
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
 
 from patchworks_core.errors import ImageError, PlanError
+from patchworks_pipeline.assets.defining import OWNERS, defining_checks
 from patchworks_pipeline.image_faults import words_of
 from patchworks_pipeline.landing.arrivals import why_unreadable
 from patchworks_pipeline.lineage import Lineage
@@ -24,7 +24,7 @@ DATA_VERSION = "dagster/data_version"
 """Tag by which Dagster tells whether what was made of a materialization is out of date."""
 
 
-def define_acquisition(lineage: Lineage, owners: list[str]) -> dg.AssetSpec:
+def define_acquisition(lineage: Lineage) -> dg.AssetSpec:
     """Define the asset `acquisition`."""
     return dg.AssetSpec(
         lineage.key(ACQUISITION),
@@ -32,15 +32,13 @@ def define_acquisition(lineage: Lineage, owners: list[str]) -> dg.AssetSpec:
         description="An image as the instrument left it in the landing folder.",
         group_name="acquisition",
         kinds={"file"},
-        owners=owners,
+        owners=OWNERS,
     )
 
 
 def define_can_be_taken(lineage: Lineage) -> dg.AssetChecksDefinition:
     """Define the check of the asset `acquisition`."""
-    with warnings.catch_warnings():
-        # Dagster may still change it, which is why the project names one minor version of it.
-        warnings.simplefilter("ignore", dg.PreviewWarning)
+    with defining_checks():
         return dg.asset_check(
             asset=lineage.key(ACQUISITION),
             name=CAN_BE_TAKEN,

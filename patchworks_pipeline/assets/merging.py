@@ -1,7 +1,6 @@
 """From staged labels to one label image: pairs, lookup table, apply."""
 
 import time
-import warnings
 from datetime import timedelta
 from math import prod
 from typing import Any
@@ -25,7 +24,7 @@ from patchworks_core.stage.plan import Plan
 from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.staging import Staging, other_channels_of
 from patchworks_core.stage.unchanged import check_tiles
-from patchworks_pipeline.assets.acquiring import OWNERS
+from patchworks_pipeline.assets.defining import defining_checks, image_asset
 from patchworks_pipeline.assets.metadata import picture, shape_text
 from patchworks_pipeline.assets.planned import planned_function
 from patchworks_pipeline.assets.stage_reading import read_once
@@ -63,15 +62,15 @@ class PairingConfig(dg.Config):
 
 def define_boundary_pairs(lineage: Lineage) -> dg.AssetsDefinition:
     """Define the asset `boundary_pairs`."""
-    return dg.asset(
-        key=lineage.key("boundary_pairs"),
-        partitions_def=lineage.images,
+    return image_asset(
+        lineage,
+        "boundary_pairs",
+        boundary_pairs,
         deps=[dg.AssetDep(lineage.key("staged_labels"), partition_mapping=NOT_BY_KEY)],
         group_name="labels",
         kinds={"parquet"},
-        owners=OWNERS,
         code_version=CODE_VERSION,
-    )(lineage.bound(boundary_pairs))
+    )
 
 
 def boundary_pairs(
@@ -150,15 +149,15 @@ class MergeConfig(dg.Config):
 
 def define_global_lut(lineage: Lineage) -> dg.AssetsDefinition:
     """Define the asset `global_lut`."""
-    return dg.asset(
-        key=lineage.key("global_lut"),
-        partitions_def=lineage.images,
+    return image_asset(
+        lineage,
+        "global_lut",
+        global_lut,
         deps=[lineage.key("boundary_pairs")],
         group_name="labels",
         kinds={"scipy"},
-        owners=OWNERS,
         code_version=CODE_VERSION,
-    )(lineage.bound(global_lut))
+    )
 
 
 def global_lut(
@@ -211,17 +210,17 @@ class WritingConfig(dg.Config):
 
 def define_merged_labels(lineage: Lineage) -> dg.AssetsDefinition:
     """Define the asset `merged_labels`."""
-    return dg.asset(
-        key=lineage.key("merged_labels"),
-        partitions_def=lineage.images,
+    return image_asset(
+        lineage,
+        "merged_labels",
+        merged_labels,
         deps=[lineage.key("global_lut")],
         group_name="labels",
         kinds={"zarr"},
-        owners=OWNERS,
         code_version=CODE_VERSION,
         freshness_policy=FRESHNESS,
         check_specs=_checks(lineage),
-    )(lineage.bound(merged_labels))
+    )
 
 
 def _checks(lineage: Lineage) -> list[dg.AssetCheckSpec]:
@@ -233,9 +232,7 @@ def _checks(lineage: Lineage) -> list[dg.AssetCheckSpec]:
         SEAMS_AGREE: "No tile or face is at odds with its neighbours as the rest is not, and "
         "the seams as a whole are good. Warns, and names the worst.",
     }
-    with warnings.catch_warnings():
-        # Dagster may still change it, which is why the project names one minor version of it.
-        warnings.simplefilter("ignore", dg.PreviewWarning)
+    with defining_checks():
         return [
             dg.AssetCheckSpec(
                 name,

@@ -14,7 +14,7 @@ from patchworks_core.errors import StageError
 from patchworks_core.files.storage import write_bytes
 from patchworks_core.files.tables import bytes_of_table, table_of
 from patchworks_core.labels.relations import label_relations
-from patchworks_pipeline.assets.acquiring import OWNERS
+from patchworks_pipeline.assets.defining import image_asset
 from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore
@@ -30,15 +30,16 @@ def relation_name(other: str) -> str:
 
 def define_relation(lineage: Lineage, other: Lineage) -> dg.AssetsDefinition:
     """Define the asset that says in which object of another segmentation each object lies."""
-    return dg.asset(
-        key=lineage.key(relation_name(other.segmentation)),
-        partitions_def=lineage.images,
+    return image_asset(
+        lineage,
+        relation_name(other.segmentation),
+        relation,
+        hidden={"other": other},
         deps=[lineage.key("merged_labels"), other.key("merged_labels")],
         group_name="results",
         kinds={"parquet"},
-        owners=OWNERS,
         code_version="1",
-    )(lineage.bound(relation, other=other))
+    )
 
 
 def relation(

@@ -16,7 +16,7 @@ from patchworks_core.pictures.charts import size_histogram, tile_map
 from patchworks_core.pictures.drawing import png_bytes
 from patchworks_core.pictures.report import image_picture
 from patchworks_core.seams.faces import judge_sizes
-from patchworks_pipeline.assets.acquiring import OWNERS
+from patchworks_pipeline.assets.defining import image_asset
 from patchworks_pipeline.assets.merging import seam_figures, seams_of
 from patchworks_pipeline.assets.metadata import picture
 from patchworks_pipeline.assets.stage_reading import read_once
@@ -27,15 +27,15 @@ from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore
 
 def define_object_table(lineage: Lineage) -> dg.AssetsDefinition:
     """Define the asset `object_table`."""
-    return dg.asset(
-        key=lineage.key("object_table"),
-        partitions_def=lineage.images,
+    return image_asset(
+        lineage,
+        "object_table",
+        object_table,
         deps=[lineage.key("merged_labels")],
         group_name="results",
         kinds={"parquet"},
-        owners=OWNERS,
         code_version="2",
-    )(lineage.bound(object_table))
+    )
 
 
 def object_table(
@@ -85,15 +85,15 @@ def object_sizes(table: pa.Table) -> tuple[np.ndarray[Any, Any], str]:
 
 def define_quality_report(lineage: Lineage) -> dg.AssetsDefinition:
     """Define the asset `quality_report`."""
-    return dg.asset(
-        key=lineage.key("quality_report"),
-        partitions_def=lineage.images,
+    return image_asset(
+        lineage,
+        "quality_report",
+        quality_report,
         deps=[lineage.key("object_table")],
         group_name="results",
         kinds={"matplotlib"},
-        owners=OWNERS,
         code_version="1",
-    )(lineage.bound(quality_report))
+    )
 
 
 def quality_report(

@@ -17,7 +17,7 @@ from patchworks_core.plugins.segmentation import Segmentation
 from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.staging import StagedBlock, Staging, StagingCount, stage_all
 from patchworks_core.tiles.grid import TileBlock
-from patchworks_pipeline.assets.acquiring import OWNERS
+from patchworks_pipeline.assets.defining import OWNERS
 from patchworks_pipeline.assets.planned import Beside, planned_function
 from patchworks_pipeline.assets.throughput import add_staging
 from patchworks_pipeline.assets.tile_events import (

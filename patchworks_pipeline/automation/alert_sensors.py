@@ -11,6 +11,7 @@ from patchworks_pipeline.automation.alerts import (
     alerts_of_tiles,
     link_to_run,
 )
+from patchworks_pipeline.automation.defining import running_sensor
 from patchworks_pipeline.automation.events import images_of_run, why_failed
 from patchworks_pipeline.image_faults import ImageFaults
 from patchworks_pipeline.lineage import BATCH_JOB, Mount
@@ -41,12 +42,12 @@ def define_alert_sensors(mount: Mount) -> list[dg.SensorDefinition]:
             description="Tells of checks that failed in a run that did not, once per image and "
             "cause.",
         )(lineage.bound(check_failure_alerts, mount=mount)),
-        dg.sensor(
-            name=lineage.name("missed_alerts"),
-            minimum_interval_seconds=60,
-            default_status=dg.DefaultSensorStatus.RUNNING,
+        running_sensor(
+            lineage,
+            missed_alerts,
+            seconds=60,
             description="Tells again what a mail server or a webhook missed.",
-        )(lineage.bound(missed_alerts)),
+        ),
     ]
 
 

@@ -7,18 +7,17 @@ every round of the daemon.
 
 import dagster as dg
 
-from patchworks_pipeline.automation.events import EVERY_ROUND
+from patchworks_pipeline.automation.defining import running_sensor
 from patchworks_pipeline.lineage import Lineage
 
 
 def define_dead_runs(lineage: Lineage) -> dg.SensorDefinition:
     """Define the sensor that ends dead runs."""
-    return dg.sensor(
-        name=lineage.name("dead_runs"),
-        minimum_interval_seconds=EVERY_ROUND,
-        default_status=dg.DefaultSensorStatus.RUNNING,
+    return running_sensor(
+        lineage,
+        dead_runs,
         description="Ends runs whose process is gone, and frees the slots that they held.",
-    )(dead_runs)
+    )
 
 
 def dead_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:

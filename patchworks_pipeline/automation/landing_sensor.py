@@ -20,8 +20,8 @@ from patchworks_pipeline.assets.acquisitions import landed, verdict
 from patchworks_pipeline.automation import events
 from patchworks_pipeline.automation.alerts import MEMORY, Alert, Alerts, tell_of_lasting
 from patchworks_pipeline.automation.batches import BATCH, SmallImage, batch_run
+from patchworks_pipeline.automation.defining import running_sensor
 from patchworks_pipeline.automation.events import (
-    EVERY_ROUND,
     MAX_WAITING,
     cursor_record,
     last,
@@ -69,13 +69,13 @@ def define_landing_sensor(mount: Mount, jobs: Sequence[Job]) -> dg.SensorDefinit
         Those that plan an image, and that take a batch.
     """
     lineage = mount.shared
-    return dg.sensor(
-        name=lineage.name("landing_sensor"),
+    return running_sensor(
+        lineage,
+        landing_sensor,
+        mount=mount,
         jobs=jobs,
-        minimum_interval_seconds=EVERY_ROUND,
-        default_status=dg.DefaultSensorStatus.RUNNING,
         description="Takes up acquisitions that landed: complete ones, each version once.",
-    )(lineage.bound(landing_sensor, mount=mount))
+    )
 
 
 def landing_sensor(

@@ -11,8 +11,8 @@ import dagster as dg
 
 from patchworks_pipeline.assets.relating import is_related, related_content, relation_name
 from patchworks_pipeline.automation.alerts import Alerts, tell_of_lasting
+from patchworks_pipeline.automation.defining import running_sensor
 from patchworks_pipeline.automation.events import (
-    EVERY_ROUND,
     MAX_WAITING,
     EventCursor,
     cursor_record,
@@ -31,13 +31,13 @@ from patchworks_pipeline.resources.resources import Automation, LabelStore
 def define_relating_sensor(mount: Mount) -> dg.SensorDefinition:
     """Define the sensor that starts relating."""
     lineage = mount.shared
-    return dg.sensor(
-        name=lineage.name("relating_sensor"),
-        job_name=lineage.name("relate"),
-        minimum_interval_seconds=EVERY_ROUND,
-        default_status=dg.DefaultSensorStatus.RUNNING,
+    return running_sensor(
+        lineage,
+        relating_sensor,
+        mount=mount,
+        job="relate",
         description="Relates two segmentations of every image whose labels are both there.",
-    )(lineage.bound(relating_sensor, mount=mount))
+    )
 
 
 def relating_sensor(

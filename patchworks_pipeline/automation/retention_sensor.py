@@ -15,6 +15,7 @@ import dagster as dg
 
 from patchworks_pipeline.automation import events
 from patchworks_pipeline.automation.alerts import Alerts, tell_of_lasting
+from patchworks_pipeline.automation.defining import running_sensor
 from patchworks_pipeline.automation.events import IN_PROGRESS, MAX_WAITING, cursor_record, last
 from patchworks_pipeline.automation.retention import (
     SECONDS_PER_DAY,
@@ -41,14 +42,14 @@ SECONDS_TO_ASK_AGAIN = 3600
 
 def define_retention_sensor(lineage: Lineage) -> dg.SensorDefinition:
     """Define the sensor that looks after the tile partitions."""
-    return dg.sensor(
-        name=lineage.name("retention_sensor"),
-        job_name=lineage.name("retire_images"),
-        minimum_interval_seconds=300,
-        default_status=dg.DefaultSensorStatus.RUNNING,
+    return running_sensor(
+        lineage,
+        retention_sensor,
+        job="retire_images",
+        seconds=300,
         description="Keeps tile partitions in line with the store, and retires images that are "
         "finished: the oldest, once there are too many.",
-    )(lineage.bound(retention_sensor))
+    )
 
 
 def retention_sensor(

@@ -12,8 +12,8 @@ import dagster as dg
 
 from patchworks_pipeline.automation import events
 from patchworks_pipeline.automation.alerts import Alerts, tell_of_lasting
+from patchworks_pipeline.automation.defining import running_sensor
 from patchworks_pipeline.automation.events import (
-    EVERY_ROUND,
     MAX_WAITING,
     RANGE_END,
     RANGE_START,
@@ -46,13 +46,12 @@ SECONDS_TO_LOOK_AGAIN = 60
 
 def define_staging_sensor(lineage: Lineage) -> dg.SensorDefinition:
     """Define the sensor that starts staging."""
-    return dg.sensor(
-        name=lineage.name("staging_sensor"),
-        job_name=lineage.name("stage_tiles"),
-        minimum_interval_seconds=EVERY_ROUND,
-        default_status=dg.DefaultSensorStatus.RUNNING,
+    return running_sensor(
+        lineage,
+        staging_sensor,
+        job="stage_tiles",
         description="Stages the missing tiles of every image that was planned and measured.",
-    )(lineage.bound(staging_sensor))
+    )
 
 
 def staging_sensor(
@@ -172,14 +171,13 @@ def next_run_key(
 
 def define_merging_sensor(lineage: Lineage) -> dg.SensorDefinition:
     """Define the sensor that starts merging."""
-    return dg.sensor(
-        name=lineage.name("merging_sensor"),
-        job_name=lineage.name("merge_image"),
-        minimum_interval_seconds=EVERY_ROUND,
-        default_status=dg.DefaultSensorStatus.RUNNING,
+    return running_sensor(
+        lineage,
+        merging_sensor,
+        job="merge_image",
         description="Merges every image whose tiles are all staged, also when one was staged "
         "again.",
-    )(lineage.bound(merging_sensor))
+    )
 
 
 def merging_sensor(
