@@ -5,6 +5,8 @@ the latest one only, and a range of tiles is a thousand at once.
 """
 
 import json
+import re
+import signal
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -31,6 +33,19 @@ IN_PROGRESS = [
 
 BATCH_OP, IMAGES_OF_BATCH = "take_batch", "images"
 """Step of the runs that take many small images, and the field of its config."""
+
+FAILURE_REASON = "dagster/failure_reason"
+"""Tag of a run that failed and could say so."""
+
+ENDED = (None, "UNEXPECTED_TERMINATION", "START_TIMEOUT", "RUN_WORKER_RESTART")
+"""Values of it where the run was ended from outside; what is killed says nothing."""
+
+CRASHES = frozenset(
+    {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP}
+)
+
+_ENDS = re.compile(r"was terminated by signal (\d+)|unexpectedly exited with code")
+"""In which words a code server tells of the end of a run's process."""
 
 EVERY_ROUND = 1
 """Seconds between ticks: less than the daemon's round of 5 s, or every other round is missed."""
@@ -156,8 +171,34 @@ def why_failed(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
             return str(data.user_failure_data.description)
         error = error_of_step(data)
         return error.message.strip() if error is not None else str(event.message)
+    end_of_process = _end_of_process(instance, run)
+    if end_of_process is not None:
+        return end_of_process
     ends = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.RUN_FAILURE)
     return str(ends[-1].get_dagster_event().message) if ends else "the run says no reason"
+
+
+def was_killed(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Tell whether a run was ended from outside: killed, stopped, or lost with the machine.
+
+    Where its process crashed, that is its own doing: the function ran in it.
+    """
+    if run.status is not dg.DagsterRunStatus.FAILURE or run.tags.get(FAILURE_REASON) not in ENDED:
+        return False
+    end_of_process = _end_of_process(instance, run)
+    end = None if end_of_process is None else _ENDS.search(end_of_process)
+    return end is None or (end[1] is not None and int(end[1]) not in CRASHES)
+
+
+def _end_of_process(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str | None:
+    """Return in which words a code server told of the end of a run's process."""
+    if run.tags.get(FAILURE_REASON) is not None:  # it told so itself
+        return None
+    for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):
+        message = str(entry.get_dagster_event().message)
+        if _ENDS.search(message):
+            return message.partition("] ")[2] or message  # who said it stands in front
+    return None
 
 
 def image_of(key: str) -> str:

@@ -21,7 +21,7 @@ from patchworks_pipeline.automation.events import (
     new_partitions,
     unique,
 )
-from patchworks_pipeline.automation.sensors import IMAGES_PER_TICK, next_run_key
+from patchworks_pipeline.automation.sensors import IMAGES_PER_TICK, taking_of_image
 from patchworks_pipeline.image_faults import ImageFaults
 from patchworks_pipeline.lineage import Mount
 from patchworks_pipeline.partitions import IMAGE
@@ -101,8 +101,9 @@ def _request(
         return None, False
     job = mount.shared.name("relate")
     digest = blake2b(json.dumps(made).encode(), digest_size=8).hexdigest()
-    run_key, is_waiting = next_run_key(instance, job, image, f"{image}:{digest}")
-    if run_key is None:
-        return None, is_waiting
-    tags = {IMAGE: image}
-    return dg.RunRequest(run_key, partition_key=image, tags=tags, asset_selection=due), True
+    name = f"{image}:{digest}"
+    taking = taking_of_image(instance, job, image, name)
+    if not taking.is_due:
+        return None, taking.is_under_way
+    key, tags = taking.run_key(name), {IMAGE: image}
+    return dg.RunRequest(key, partition_key=image, tags=tags, asset_selection=due), True

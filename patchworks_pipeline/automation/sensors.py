@@ -27,7 +27,7 @@ from patchworks_pipeline.automation.events import (
     unique,
 )
 from patchworks_pipeline.automation.priorities import Step, priority_tags
-from patchworks_pipeline.automation.taking import State, taking_of
+from patchworks_pipeline.automation.taking import Taking, taking_of
 from patchworks_pipeline.image_faults import ImageFaults
 from patchworks_pipeline.lineage import BATCH_JOB, Lineage
 from patchworks_pipeline.partitions import IMAGE, tile_keys
@@ -139,14 +139,14 @@ def _staging_request(
         return None, False  # they were retired meanwhile
     event = latest_event(instance, lineage.key("image_statistics"), folder.key)
     job, name = lineage.name("stage_tiles"), f"{folder.key}:{plan.fingerprint}:{event}"
-    run_key, is_waiting = next_run_key(instance, job, folder.key, name)
-    if run_key is None:
-        return None, is_waiting
-    if failures and "~" in run_key:  # the run before was stopped by tiles that fail
+    taking = taking_of_image(instance, job, folder.key, name)
+    if not taking.is_due:
+        return None, taking.is_under_way
+    if failures and taking.n_runs and not taking.was_killed:  # it was stopped by tiles that fail
         return None, False
     config = {"skip_staged": True, "skip_failed": True}
     request = dg.RunRequest(
-        run_key=run_key,
+        run_key=taking.run_key(name),
         tags={
             RANGE_START: ends[0],
             RANGE_END: ends[1],
@@ -158,15 +158,10 @@ def _staging_request(
     return request, True
 
 
-def next_run_key(
-    instance: dg.DagsterInstance, job: str, image: str, name: str
-) -> tuple[str | None, bool]:
-    """Return the key of the run to ask for now, None where none is due; and whether to wait."""
+def taking_of_image(instance: dg.DagsterInstance, job: str, image: str, name: str) -> Taking:
+    """Return what came of the runs of a job for an image that were asked for under a name."""
     filters = dg.RunsFilter(job_name=job, tags={IMAGE: image})
-    taking = taking_of(instance, name, filters, now=events.now())
-    if taking.state in (State.NO_RUN, State.DUE):
-        return taking.run_key(name), True
-    return None, taking.state in (State.GOES_ON, State.WAITS)
+    return taking_of(instance, name, filters, now=events.now())
 
 
 def define_merging_sensor(lineage: Lineage) -> dg.SensorDefinition:
@@ -258,12 +253,12 @@ def _merge_request(
     # The last merge is part of the name, so that tiles that change and change back are merged.
     event = latest_event(instance, lineage.key("merged_labels"), folder.key)
     job, name = lineage.name("merge_image"), f"{folder.key}:{content}:{event}"
-    run_key, is_waiting = next_run_key(instance, job, folder.key, name)
-    if run_key is None:
-        return None, is_waiting
+    taking = taking_of_image(instance, job, folder.key, name)
+    if not taking.is_due:
+        return None, taking.is_under_way
     level = folder.acquisition().priority
     tags = {IMAGE: folder.key, **priority_tags(level, Step.MERGE, automation)}
-    return dg.RunRequest(run_key=run_key, partition_key=folder.key, tags=tags), True
+    return dg.RunRequest(run_key=taking.run_key(name), partition_key=folder.key, tags=tags), True
 
 
 def merged_content(folder: ImageFolder) -> str | None:

@@ -2,7 +2,9 @@
 
 An acquisition is taken once a run has planned and measured it, an image is done once it is staged
 and merged. Where a run failed it is tried again later, a few times and ever more rarely, for most
-of what can happen to a run passes.
+of what can happen to a run passes. A run that was killed says nothing of its image: the machine, or
+who restarted it, is at fault. It is tried again more often, though not for ever, as what takes all
+memory is killed too.
 """
 
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ from enum import Enum
 import dagster as dg
 
 from patchworks_core.errors import PlanError
-from patchworks_pipeline.automation.events import IN_PROGRESS, why_failed
+from patchworks_pipeline.automation.events import IN_PROGRESS, was_killed, why_failed
 from patchworks_pipeline.records import ImageFolder
 
 RUN_KEY = "dagster/run_key"
@@ -21,6 +23,9 @@ VERSION = "patchworks/version"
 
 TRIES = 3
 """Runs that may fail before a person has to look."""
+
+TRIES_OF_KILLED = 12
+"""Runs that may be killed before a person has to look; the daemon starts two of three anew."""
 
 SECONDS_TO_TRY_AGAIN = (60, 600)
 """From the end of the first run that failed, of the second."""
@@ -45,6 +50,18 @@ class Taking:
     n_runs: int = 0
     reason: str = ""
     """Why the last one failed."""
+    was_killed: bool = False
+    """True where the last one was ended from outside."""
+
+    @property
+    def is_due(self) -> bool:
+        """True where a run is to be asked for now."""
+        return self.state in (State.NO_RUN, State.DUE)
+
+    @property
+    def is_under_way(self) -> bool:
+        """True where a run is at it, or will be."""
+        return self.state in (State.GOES_ON, State.WAITS)
 
     def run_key(self, name: str) -> str:
         """Return the key of the next run; a daemon starts none twice."""
@@ -91,10 +108,15 @@ def taking_of(
         return Taking(State.GOES_ON, n_runs)
     if last.status is dg.DagsterRunStatus.CANCELED:
         return Taking(State.GIVEN_UP, n_runs, "its run was canceled")
-    if n_runs % TRIES == 0:
-        reason = f"{n_runs} runs failed, the last one of: {why_failed(instance, last)}"
-        return Taking(State.GIVEN_UP, n_runs, reason)
-    wait = SECONDS_TO_TRY_AGAIN[min(n_runs % TRIES, len(SECONDS_TO_TRY_AGAIN)) - 1]
+    is_killed = was_killed(instance, last)
+    n_alike = sum(was_killed(instance, record.dagster_run) == is_killed for record in records)
+    if n_alike % (TRIES_OF_KILLED if is_killed else TRIES) == 0:
+        what = "were killed" if is_killed else "failed"
+        reason = f"{n_alike} runs {what}, the last one of: {why_failed(instance, last)}"
+        return Taking(State.GIVEN_UP, n_runs, reason, is_killed)
+    wait = SECONDS_TO_TRY_AGAIN[
+        0 if is_killed else min(n_alike % TRIES, len(SECONDS_TO_TRY_AGAIN)) - 1
+    ]
     # Where the clock was set back, less than no time has gone by: it is not waited for.
-    is_early = 0 <= now - (records[0].end_time or 0) < wait
-    return Taking(State.WAITS if is_early else State.DUE, n_runs)
+    is_early = 0 <= now - int(records[0].end_time or 0) < wait
+    return Taking(State.WAITS if is_early else State.DUE, n_runs, was_killed=is_killed)

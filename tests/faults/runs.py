@@ -9,14 +9,15 @@ last, or after which time the process is killed.
 3. The same call once more must end well within a bounded time, leave the same bytes and no other
    file, label only those tiles again that were in flight, and leave no run open and no slot held.
 
-Calls are forked from this process, which has imported everything and used nothing: an interpreter
-that starts costs seconds.
+Calls are forked from this process, which has imported all that a call imports and used nothing: an
+interpreter that starts costs seconds.
 """
 
 from __future__ import annotations
 
 import argparse
 import errno
+import importlib
 import json
 import mmap
 import os
@@ -29,6 +30,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -107,6 +109,7 @@ class Scene:
         """Make the image and the empty home, and call once with nobody there."""
         write_tiff(self.folder / f"{KEY}.tif", tissue((96, 64)))
         self.wait(self.fork(self.folder / "empty", lambda: _opened(self.folder / "empty")))
+        self.import_modules()
         for fault in ("EIO", "kill"):
             home = self.new_home("undisturbed")
             begun = time.monotonic()
@@ -116,6 +119,23 @@ class Scene:
             self.n_steps[fault] = int.from_bytes(self.count[:8], "little")
         self.files = store_files(home)
         assert len(self.notes(home)) == len(set(self.notes(home))) == N_TILES, self.notes(home)
+
+    def import_modules(self) -> None:
+        """Import here what a call imports."""
+        home = self.new_home("modules")
+        names = home / "modules.txt"
+
+        def call() -> None:
+            try:
+                self.run(home)
+            finally:
+                names.write_text("\n".join(sys.modules))
+
+        assert self.wait(self.fork(home, call)) == 0, self.words(home)
+        for name in names.read_text().split():
+            if name not in sys.modules:
+                with suppress(ImportError):  # names that modules give themselves
+                    importlib.import_module(name)
 
     def new_home(self, name: str) -> Path:
         """Return a copy of the empty home."""

@@ -82,6 +82,26 @@ def counted(tile):
     return tile.astype(np.int64)
 
 
+NOTED = "PATCHWORKS_TEST_NOTED"
+"""Variable that names the file in which `noted` notes what it does, a line for each beginning and
+end."""
+
+IDS = 100
+"""Of each image in `noted`: the n-th has ids from n times that."""
+
+
+def noted(tile):
+    """The true labels, after a fifth of a second; the tile and the processes are noted."""
+    digest = blake2b(tile.tobytes(), digest_size=8).hexdigest()
+    line = f"{int(tile.max()) // IDS - 1} {digest} {os.getpid()} {os.getppid()}\n"
+    for word in ("begun", "done"):
+        with open(os.environ[NOTED], "a") as notes:
+            notes.write(f"{word} {line}")
+        if word == "begun":
+            time.sleep(0.2)
+    return tile.astype(np.int64)
+
+
 def mask(tile):
     """What no segmentation function may return: where there is an object."""
     return tile > 0

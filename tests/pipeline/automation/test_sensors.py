@@ -895,3 +895,27 @@ def test_a_merge_that_failed_once_is_done_by_itself(daemon, real_clock, landing,
 
 def out_of_space(*arguments: object, **options: object) -> None:
     raise OSError(28, "No space left on device")
+
+
+def test_a_staging_run_that_was_killed_after_a_tile_had_failed_is_taken_up(
+    daemon, real_clock, landing
+):
+    write_tiff(landing / "a.tif", tissue((40, 40)))
+    choose("a", landing / "a.tif")
+    land(daemon, real_clock)
+    (request,) = daemon.tick(staging_sensor, run=False)
+    folder = LabelStore().folder("a")
+    first, *others = folder.plan().grid.block_keys()
+    folder.write_failure(TileFailure(first, "WorkerLostError", "killed", "", kind="killed"))
+    run = daemon.instance.create_run_for_job(
+        defs.resolve_job_def("stage_tiles"),
+        tags={**request.tags, "dagster/run_key": request.run_key},
+        status=dg.DagsterRunStatus.STARTED,
+    )
+    daemon.instance.report_run_failed(run)
+    assert daemon.tick(staging_sensor) == [], "it is not due yet"
+    real_clock.now = int(time.time()) + 90
+    (again,) = daemon.tick(staging_sensor, run=False)
+    assert again.run_key == f"{request.run_key}~2"
+    keys = tile_keys("a", others)
+    assert (again.tags[RANGE_START], again.tags[RANGE_END]) == (keys[0], keys[-1])
