@@ -19,7 +19,7 @@ from patchworks_core.stage.staging import StagedBlock, Staging, StagingCount, st
 from patchworks_core.tiles.grid import TileBlock
 from patchworks_pipeline.assets.defining import OWNERS
 from patchworks_pipeline.assets.planned import Beside, planned_function
-from patchworks_pipeline.assets.throughput import add_staging
+from patchworks_pipeline.assets.throughput import StagingFigures
 from patchworks_pipeline.assets.tile_events import (
     StagingProgress,
     fail_if_any,
@@ -262,10 +262,11 @@ def _stage_image(run: _Run, folder: ImageFolder, keys: Sequence[str]) -> _Staged
     if run.config.skip_failed:
         keys = [key for key in keys if key not in failed or failed[key].is_transient]
     blocks = [plan.grid.block_of_key(key) for key in keys]
-    progress = StagingProgress(run.context, folder.key)
-    staged = _Staged(run, folder, plan.grid.axes, progress, frozenset(failed))
     function = planned_function(folder, plan)
     compute = replace(run.compute, wants_gpu=function.wants_gpu, declared=function.worker_kind)
+    figures = StagingFigures.begin(folder, plan)
+    progress = StagingProgress(run.context, folder.key, figures)
+    staged = _Staged(run, folder, plan.grid.axes, progress, frozenset(failed))
     try:
         with stage_all(_staging(folder, stage, function), blocks, compute, staged) as (_, count):
             pass  # nothing else runs on this pool
@@ -273,7 +274,7 @@ def _stage_image(run: _Run, folder: ImageFolder, keys: Sequence[str]) -> _Staged
         way_out = "what is staged is kept: make room, or mend the place, and run the image again"
         raise StorageError(f"{error}; {way_out}", error.errno) from error
     tag_run(run.context, progress.work(count).speed())
-    add_staging(folder, plan, progress.work(count))
+    figures.write(progress.work(count))
     if staged.failures:
         opened = folder.image(plan)
         staged.pictures = input_pictures(folder, opened, plan.grid.axes, staged.failures)

@@ -55,12 +55,29 @@ class Work:
         }
 
 
-def add_staging(folder: ImageFolder, plan: Plan, work: Work) -> None:
-    """Add what a run staged to what was staged of the same plan before."""
-    if work.n_tiles == 0:
-        return
-    record = {"plan": plan.fingerprint, **asdict(staging_of(folder, plan) + work)}
-    write_text(folder.path / STAGING, json.dumps(record) + "\n")
+@dataclass(frozen=True, slots=True)
+class StagingFigures:
+    """What a run adds to what was staged of the same plan before; written as it goes on.
+
+    So a run that is killed after days loses minutes of its figures.
+    """
+
+    folder: ImageFolder
+    plan: Plan
+    before: Work
+
+    @classmethod
+    def begin(cls, folder: ImageFolder, plan: Plan) -> "StagingFigures":
+        """Begin to add, before the first tile is staged."""
+        figures = cls(folder, plan, staging_of(folder, plan))
+        figures.write(Work())
+        return figures
+
+    def write(self, work: Work) -> None:
+        """Write what the run has done so far; time in which no tile was done is not counted."""
+        total = self.before + (work if work.n_tiles else Work())
+        record = {"plan": self.plan.fingerprint, **asdict(total)}
+        write_text(self.folder.path / STAGING, json.dumps(record) + "\n")
 
 
 def staging_of(folder: ImageFolder, plan: Plan) -> Work:

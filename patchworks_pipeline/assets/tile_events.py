@@ -13,7 +13,7 @@ from patchworks_core.pictures.drawing import flatten, png_bytes, thumbnail
 from patchworks_core.stage.staging import StagedBlock, StagingCount
 from patchworks_core.tiles.grid import TileBlock
 from patchworks_pipeline.assets.metadata import picture
-from patchworks_pipeline.assets.throughput import Work
+from patchworks_pipeline.assets.throughput import StagingFigures, Work
 from patchworks_pipeline.instance.tile_log import TileLog
 from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.progress import report_progress
@@ -119,19 +119,24 @@ class StagingProgress:
     """Says how the staging of one image goes, now and then."""
 
     def __init__(
-        self, context: dg.AssetExecutionContext | dg.OpExecutionContext, image: str
+        self,
+        context: dg.AssetExecutionContext | dg.OpExecutionContext,
+        image: str,
+        figures: StagingFigures,
     ) -> None:
         self._context = context
         self._image = image
+        self._figures = figures
         self._start = self._last = time.monotonic()
 
     def tell(self, count: StagingCount) -> None:
-        """Report one more tile, and log a line where the last one is a while ago."""
+        """Report one more tile; where the last line is a while ago, log one, and write figures."""
         report_progress("stage", count.n_done, count.n_blocks)
         now = time.monotonic()
         if now - self._last < SECONDS_BETWEEN_LOG_LINES and count.n_left:
             return
         self._last = now
+        self._figures.write(self.work(count))
         speed = self.work(count).speed()
         left = count.n_left / max(speed["tiles_per_second"], 1e-9)
         self._context.log.info(

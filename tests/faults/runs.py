@@ -231,11 +231,11 @@ def _opened(home: Path) -> None:
 
 
 def store_files(home: Path) -> dict[str, bytes]:
-    """Return the files of a store, those left out that say how fast it went or are locks."""
+    """Return the files of a store, without locks."""
     return {
         _GENERATION.sub("*", name): content
         for name, content in files_under(home / "store").items()
-        if not name.endswith((".lock", "/staging.json"))
+        if not name.endswith(".lock")
     }
 
 

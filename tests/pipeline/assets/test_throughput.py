@@ -11,7 +11,13 @@ from patchworks_core.files.storage import as_path
 from patchworks_core.images.image import open_image
 from patchworks_core.plugins.segmentation import segmentation_of
 from patchworks_core.stage.plan import make_plan
-from patchworks_pipeline.assets.throughput import Work, add_staging, figures_of, finish, staging_of
+from patchworks_pipeline.assets.throughput import (
+    StagingFigures,
+    Work,
+    figures_of,
+    finish,
+    staging_of,
+)
 from patchworks_pipeline.records import ImageFolder
 
 MONDAY, TUESDAY = date(2026, 11, 16), date(2026, 11, 17)
@@ -31,9 +37,12 @@ def folder(tmp_path):
 def test_runs_of_one_plan_add_up_and_another_plan_begins_anew(folder):
     plan, other = plan_of(1000), plan_of(2000)
     assert figures_of(folder, plan) == {"megapixels": 1.0}
-    add_staging(folder, plan, Work(n_tiles=3, n_pixels=750_000, seconds=1.5))
-    add_staging(folder, plan, Work(n_tiles=1, n_pixels=250_000, seconds=0.5))
-    add_staging(folder, plan, Work(n_tiles=0, n_pixels=0, seconds=60))
+    first = StagingFigures.begin(folder, plan)
+    for n_tiles in (1, 3):  # as it goes on: the last is what counts
+        first.write(Work(n_tiles=n_tiles, n_pixels=n_tiles * 250_000, seconds=n_tiles / 2))
+    second = Work(n_tiles=1, n_pixels=250_000, seconds=0.5)
+    StagingFigures.begin(folder, plan).write(second)
+    StagingFigures.begin(folder, plan).write(Work(n_tiles=0, n_pixels=0, seconds=60))
     assert figures_of(folder, plan) == {
         "megapixels": 1.0,
         "staging_seconds": 2.0,
@@ -41,8 +50,14 @@ def test_runs_of_one_plan_add_up_and_another_plan_begins_anew(folder):
         "staging_megapixels_per_second": 0.5,
     }
     assert staging_of(folder, other) == Work()
-    add_staging(folder, other, Work(n_tiles=8, n_pixels=2_000_000, seconds=4))
+    StagingFigures.begin(folder, other).write(Work(n_tiles=8, n_pixels=2_000_000, seconds=4))
     assert staging_of(folder, other).n_tiles == 8
+
+
+def test_a_run_that_is_killed_before_its_first_tile_leaves_a_record_that_counts_as_none(folder):
+    StagingFigures.begin(folder, plan_of(1000))
+    assert folder.has("staging.json")
+    assert figures_of(folder, plan_of(1000)) == {"megapixels": 1.0}
 
 
 def test_a_day_counts_every_image_once(tmp_path):
