@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -28,7 +28,7 @@ from patchworks_core.files.replacing import (
     replacing,
     work_folder,
 )
-from patchworks_core.files.storage import discard, is_local, remove
+from patchworks_core.files.storage import claimed, discard, is_local, remove
 from patchworks_core.images.image import Image
 from patchworks_core.machine.budget import granted_cores
 from patchworks_core.machine.engine import results
@@ -178,6 +178,7 @@ class Job:
         check_reads(self._stage_path(work), reads, what="a stage", another="stage_dir")
         with (
             self._interruptible(plan, work),
+            self._alone_in_stage_dir(),
             replacing(
                 target,
                 reads=reads,
@@ -224,6 +225,7 @@ class Job:
         work = work_folder(target.path)
         with (
             self._interruptible(plan, work),
+            self._alone_in_stage_dir(),
             target.writing(
                 reads=(self.image.source, self.image.pixels),
                 overwrite=self.overwrite,
@@ -304,6 +306,15 @@ class Job:
             except INTERRUPTIONS:
                 log.warning("interrupted: %s", self._kept(plan, work))
                 raise
+
+    def _alone_in_stage_dir(self) -> AbstractContextManager[None]:
+        """Keep other calls, whose targets are others, out of the stage's folder where it has one.
+
+        A stage beside the labels is within what one call at a time writes to.
+        """
+        if self.stage_dir is None:
+            return nullcontext()
+        return claimed(self.stage_dir / "stage.zarr", doing="staging in")
 
     def _kept(self, plan: Plan, work: UPath) -> str:
         """Say what there is for the next call to take up."""

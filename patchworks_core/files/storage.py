@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -215,10 +215,13 @@ def claimed(path: UPath, *, doing: str, patience: float = 0.0) -> Iterator[None]
     PlanError
         If another call has claimed it.
     """
-    busy = PlanError(
-        f"one call at a time is {doing} {path}, and another one is at it; wait for it, or name "
-        "another place"
-    )
+
+    def busy() -> PlanError:
+        return PlanError(
+            f"one call at a time is {doing} {path}, and another one is at it{_holder(path)}; wait "
+            "for it, or name another place"
+        )
+
     deadline = time.monotonic() + patience
     if is_local(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -249,11 +252,29 @@ def _claim(path: str) -> bool:
         return is_free
 
 
-def _wait_until(deadline: float, error: Exception) -> None:
+def _wait_until(deadline: float, error: Callable[[], Exception]) -> None:
     """Wait a moment for a place; raise the error where it is too late."""
     if time.monotonic() >= deadline:
-        raise error
+        raise error()
     time.sleep(0.02)
+
+
+def _holder(path: UPath) -> str:
+    """Say in brackets which process has a place, where that can be known."""
+    if not is_local(path):
+        return ", in this process"
+    try:
+        holder = Path(f"{path}.lock").read_text()
+    except OSError:  # it is gone meanwhile
+        holder = ""
+    return f" ({holder})" if holder else ""
+
+
+def _sign(descriptor: int) -> None:
+    """Leave in a lock file which process has it; on a full disk it goes without."""
+    with suppress(OSError):
+        os.ftruncate(descriptor, 0)  # of a call that was killed
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
 
 
 def _lock_file(path: str) -> int | None:
@@ -263,6 +284,7 @@ def _lock_file(path: str) -> int | None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(descriptor)):
+                _sign(descriptor)
                 return descriptor
         except BlockingIOError:
             os.close(descriptor)

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from tests.faults import damage, points
+from tests.faults import damage, points, two_calls
 from tests.faults.functions import trials as function_trials
 from tests.faults.trials import CALLS, FAULTS
 
@@ -36,6 +36,16 @@ def test_a_damaged_file_is_done_again_or_named_and_never_merged(every, tmp_path)
     assert [each for each in done if each.is_silent] == []
     assert sum(each.outcome == "same bytes" for each in done) >= len(done) // 3
     assert all(each.n_tiles <= 1 for each in done if each.kind == "tile block")
+
+
+@pytest.mark.parametrize(
+    "n", [2, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+)
+def test_of_two_calls_on_one_place_each_ends_right_or_names_the_other(n, tmp_path):
+    done = list(two_calls.trials(tmp_path / "pairs", seed=SEED, n=n))
+    assert [(p.kind, p.functions, p.options, p.pause, p.faults) for p in done if p.faults] == []
+    assert len(done) == n * len(two_calls.KINDS)
+    assert any(pair.n_refused for pair in done), "some met"
 
 
 @pytest.mark.slow

@@ -55,6 +55,13 @@ def labels_of_stripes(tile: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.where(tile > 0, rows, 0).astype(np.int32)
 
 
+def labels_of_columns(tile: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Label each column of pixels of a tile that is not 0, and note that it was called."""
+    note_call(int(tile.max()))
+    columns = np.arange(1, tile.shape[1] + 1, dtype=np.int32)[None, :]
+    return np.where(tile > 0, columns, 0).astype(np.int32)
+
+
 def note_call(number: int) -> None:
     """Add a byte to the file of a tile; not by a step that counts."""
     folder = os.environ["PATCHWORKS_TEST_CALLS"]
@@ -165,26 +172,55 @@ class Ended:
     """How often the function was called for each tile."""
 
 
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A call in a copy of this process that may go on."""
+
+    process: int
+    begun: float
+    calls: Path
+    answer: Path
+
+    def wait(self) -> Ended:
+        """Wait for its end."""
+        code = _wait(self.process, self.begun + SECONDS)
+        seconds = time.monotonic() - self.begun
+        whole = self.answer.exists()
+        n_steps, error = pickle.loads(self.answer.read_bytes()) if whole else (0, "")
+        self.answer.unlink(missing_ok=True)
+        counted = Counter({path.name: path.stat().st_size for path in self.calls.iterdir()})
+        return Ended(code, seconds, n_steps, error, counted)
+
+
+def start(
+    call: Callable[[Path], None],
+    folder: Path,
+    at: int | None = None,
+    fault: Fault = "kill",
+    *,
+    name: str = "",
+) -> Started:
+    """Start a call in a copy of this process, stopped at a step."""
+    calls = folder.with_name("calls")  # always the same: what a function reads tells it apart
+    calls.mkdir(exist_ok=True)
+    answer = folder.with_name(f"{folder.name}{name}.answer")
+    answer.unlink(missing_ok=True)
+    begun = time.monotonic()
+    process = os.fork()
+    if process == 0:
+        _in_the_copy(call, folder, calls, answer, at, fault)
+    return Started(process, begun, calls, answer)
+
+
 def run(
     call: Callable[[Path], None], folder: Path, at: int | None = None, fault: Fault = "kill"
 ) -> Ended:
     """Run a call in a copy of this process, stopped at a step; return how it ended."""
-    calls = folder.with_name("calls")  # always the same: what a function reads tells it apart
-    shutil.rmtree(calls, ignore_errors=True)
-    calls.mkdir()
-    answer = folder.with_name(f"{folder.name}.answer")
-    answer.unlink(missing_ok=True)
-    start = time.monotonic()
-    process = os.fork()
-    if process == 0:
-        _in_the_copy(call, folder, calls, answer, at, fault)
-    code = _wait(process, start + SECONDS)
-    seconds = time.monotonic() - start
-    n_steps, error = pickle.loads(answer.read_bytes()) if answer.exists() else (0, "")
-    answer.unlink(missing_ok=True)
-    counted = Counter({path.name: path.stat().st_size for path in calls.iterdir()})
-    shutil.rmtree(calls)
-    return Ended(code, seconds, n_steps, error, counted)
+    shutil.rmtree(folder.with_name("calls"), ignore_errors=True)
+    started = start(call, folder, at, fault)
+    ended = started.wait()
+    shutil.rmtree(started.calls)
+    return ended
 
 
 def _in_the_copy(

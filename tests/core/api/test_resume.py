@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -159,6 +160,26 @@ def test_a_stage_of_its_own_that_is_of_another_plan_is_not_removed(tmp_path):
     with pytest.raises(StageError, match="holds the stage of another plan"):
         run(declared, tmp_path / "m.zarr", tile_shape=48, **where)
     assert run(declared, tmp_path / "m.zarr", merge="none", **where) == 0
+
+
+def test_of_two_calls_on_one_stage_of_its_own_the_second_is_told_which_the_first_is(tmp_path):
+    FAIL["now"] = False
+    where = {"stage_dir": tmp_path / "s"}
+    refused: list[str] = []
+
+    @declare(merge="touching", version="2")
+    def calls_another(tile):
+        if not refused:
+            with pytest.raises(PlanError) as error:
+                run(declared, tmp_path / "m.zarr", **where)
+            refused.append(str(error.value))
+        return ndimage.label(tile)[0]
+
+    run(calls_another, tmp_path / "l.zarr", **where)
+    assert f"one call at a time is staging in {tmp_path / 's'}" in refused[0]
+    assert f"another one is at it (process {os.getpid()} on " in refused[0]
+    assert not (tmp_path / "m.zarr").exists()
+    assert run(declared, tmp_path / "m.zarr", **where) == 6
 
 
 def test_tiles_that_are_staged_again_while_they_are_merged_are_not_published(tmp_path, monkeypatch):
