@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePath
 from types import (
@@ -317,13 +317,14 @@ def _replaced(function: FunctionType) -> set[str]:
     return {name for code in codes.values() for name in _stored(code, opcodes)}
 
 
-def _stored(code: CodeType, opcodes: Sequence[str]) -> Iterator[str]:
-    for instruction in dis.get_instructions(code):
-        if instruction.opname in opcodes:
-            yield str(instruction.argval)
+@lru_cache(maxsize=4096)
+def _stored(code: CodeType, opcodes: tuple[str, ...]) -> frozenset[str]:
+    """Return the names that code, and the code in it, stores by these instructions."""
+    names = {str(one.argval) for one in dis.get_instructions(code) if one.opname in opcodes}
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _stored(constant, opcodes)
+            names |= _stored(constant, opcodes)
+    return frozenset(names)
 
 
 def _stored_attributes(cls: type) -> Iterator[str]:

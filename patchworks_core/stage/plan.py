@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -339,10 +340,13 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
 
 def package_versions() -> dict[str, str]:
     """Return the versions of the packages that results depend on."""
-    versions = {}
-    for package in _RECORDED_PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions
+    return {package: _installed_version(package) for package in _RECORDED_PACKAGES}
+
+
+@cache
+def _installed_version(package: str) -> str:
+    """Return the version of a package, read once: what is imported stays what it is."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
