@@ -105,5 +105,5 @@ def _request(
     taking = taking_of_image(instance, job, image, name)
     if not taking.is_due:
         return None, taking.is_under_way
-    key, tags = taking.run_key(name), {IMAGE: image}
-    return dg.RunRequest(key, partition_key=image, tags=tags, asset_selection=due), True
+    run_key, tags = taking.run_key(name), {IMAGE: image}
+    return dg.RunRequest(run_key, partition_key=image, tags=tags, asset_selection=due), True

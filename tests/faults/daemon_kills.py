@@ -36,6 +36,7 @@ import dagster as dg
 import numpy as np
 import psutil
 
+from patchworks_core.files.storage import as_path
 from patchworks_pipeline.instance.home import home_environment, prepare_home
 from patchworks_pipeline.instance.run_processes import open_instance
 from patchworks_pipeline.landing.arrivals import Quarantine
@@ -46,23 +47,26 @@ from tests.tissue import environment_of_functions, python_command, tissue, write
 
 KINDS = ("worker", "run", "daemon")
 
-WEIGHTS = (5, 3, 2)
+WEIGHTS = (5, 3, 1)
 """How often each is chosen; a daemon takes long to be there again."""
 
 PAUSE = (1.0, 4.0)
 """Seconds between two kills, at least and at most."""
 
-SECONDS_TO_MEET = 10.0
+SECONDS_TO_MEET = 60.0
 """To wait for a process of the kind that is chosen; then another kind is."""
+
+SECONDS_OF_A_RUN = 10.0
+"""A run is met when it begins; it is killed so long after that at most."""
 
 SECONDS_TO_REST = 1200.0
 """From the last kill until nothing is left to do; runs that failed are tried again later."""
 
-N_AT_ONCE = 5
+N_AT_ONCE = 3
 
-SHAPE = (128, 192)
+SHAPE = (320, 384)
 
-N_TILES = 24
+N_TILES = 120
 
 IDS = 100
 """As in `tissue_functions`."""
@@ -106,8 +110,13 @@ class Night:
     begun: float = field(default_factory=time.monotonic)
     faults: list[str] = field(default_factory=list)
     seconds_to_rest: float = 0.0
+    n_twice: int = 0
+    """Tiles that were labelled once more."""
     n_repaired: int = 0
     """Images with tiles that failed, whose last word was a person's."""
+
+    ours: dict[tuple[int, float], bool] = field(default_factory=dict)
+    """Whether a process, by its id and its start, is of this home."""
 
     def __post_init__(self) -> None:
         self.chance = random.Random(self.seed)
@@ -157,20 +166,20 @@ class Night:
 
     # -- the killing ---------------------------------------------------------------------------
 
-    def kill(self, n_kills: int) -> Iterator[Kill]:
-        """Kill processes, until so many are."""
-        while len(self.kills) < n_kills:
+    def kill(self, n_kills: int, minutes: float = 1000.0) -> Iterator[Kill]:
+        """Kill processes, until so many are, or so many minutes have gone by."""
+        while len(self.kills) < n_kills and time.monotonic() - self.begun < 60 * minutes:
             self.supervise()
             self.land()
             time.sleep(self.chance.uniform(*PAUSE))
             (kind,) = self.chance.choices(KINDS, WEIGHTS)
-            deadline = time.monotonic() + SECONDS_TO_MEET
-            while not (processes := self.processes(kind)) and time.monotonic() < deadline:
-                self.supervise()
-                time.sleep(0.02)
+            processes = self.meet(kind)
+            if kind == "run":
+                time.sleep(self.chance.uniform(0, SECONDS_OF_A_RUN))
+                processes = self.processes(kind)
             if not processes:
                 continue
-            process = self.chance.choice(processes)
+            process = processes[int(self.chance.random() * len(processes))]
             kill = Kill(kind, round(time.monotonic() - self.begun, 1), process.pid)
             with suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -178,6 +187,15 @@ class Night:
                 yield kill
             if kind == "daemon" and self.daemon is not None:
                 self.daemon.wait(30)
+
+    def meet(self, kind: str) -> list[psutil.Process]:
+        """Wait for processes of a kind."""
+        deadline = time.monotonic() + SECONDS_TO_MEET
+        while not (processes := self.processes(kind)) and time.monotonic() < deadline:
+            self.supervise()
+            self.land()
+            time.sleep(0.1)
+        return processes
 
     def processes(self, kind: str) -> list[psutil.Process]:
         """Return the processes of a kind, the oldest first."""
@@ -205,9 +223,13 @@ class Night:
         return [p for p in psutil.process_iter() if p.pid != os.getpid() and self._is_ours(p)]
 
     def _is_ours(self, process: psutil.Process) -> bool:
-        with suppress(psutil.Error):
-            return process.environ().get("DAGSTER_HOME") == self.environment["DAGSTER_HOME"]
-        return False
+        """Tell by its environment, which is read once: what is forked has it from the start."""
+        known = (process.pid, process.create_time())
+        if known not in self.ours:
+            with suppress(psutil.Error):
+                home = process.environ().get("DAGSTER_HOME")
+                self.ours[known] = home == self.environment["DAGSTER_HOME"]
+        return self.ours.get(known, False)
 
     # -- the rest ------------------------------------------------------------------------------
 
@@ -283,15 +305,10 @@ class Night:
         )
         self.faults += [f"{name} is left over" for name in sorted(mine - theirs)]
         self.faults += [f"{name} is missing" for name in sorted(theirs - mine)]
-        refused = Quarantine(self.home_store() / ".quarantine").reasons()
+        refused = Quarantine(as_path(self.home / "store" / ".quarantine")).reasons()
         self.faults += [f"{name} is in quarantine: {why}" for name, why in refused.items()]
         self.attribute()
         self.count_tiles()
-
-    def home_store(self):
-        from upath import UPath
-
-        return UPath(self.home / "store")
 
     def attribute(self) -> None:
         """Say of each kill what it hit, by the notes of tiles and the books of runs."""
@@ -317,7 +334,6 @@ class Night:
             word, image, digest, _, _ = line.split()
             if word == "done":
                 done[int(image)][digest] += 1
-        self.n_twice = 0
         for image, counts in done.items():
             twice = sum(counts.values()) - len(counts)
             self.n_twice += twice
@@ -392,6 +408,7 @@ def main() -> int:
     """Kill, let it rest, and print what came of it."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--kills", type=int, default=300)
+    parser.add_argument("--minutes", type=float, default=1000.0, help="To kill for at most.")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--keep", help="A folder for the home, which stays.")
     options = parser.parse_args()
@@ -400,7 +417,7 @@ def main() -> int:
         folder.mkdir(parents=True, exist_ok=True)
         night = Night(folder, options.seed)
         try:
-            for kill in night.kill(options.kills):
+            for kill in night.kill(options.kills, options.minutes):
                 print(json.dumps(asdict(kill)), flush=True)
             night.rest()
         finally:

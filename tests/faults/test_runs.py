@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.daemon_kills import KINDS as KINDS_OF_PROCESSES
+from tests.faults.daemon_kills import Night
 from tests.faults.runs import KINDS
 
 ROOT = Path(__file__).parents[2]
@@ -42,3 +44,20 @@ def test_whatever_is_killed_and_whoever_meets_the_result_is_that_of_one_quiet_ca
     n_trials = 50 if "+" in kind else 100
     became = trials(kind, n_trials=n_trials, seconds=7000)
     assert [trial["faults"] for trial in became] == [[]] * n_trials
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_home_whose_workers_runs_and_daemon_are_killed_comes_to_rest_with_the_right_labels(
+    tmp_path,
+):
+    """By `python -m tests.faults.daemon_kills`, which does hundreds."""
+    night = Night(tmp_path / "night", seed=4)
+    try:
+        assert len(list(night.kill(6))) == 6
+        night.rest()
+    finally:
+        night.stop()
+    night.judge()
+    assert night.faults == []
+    assert {kill.kind for kill in night.kills} == set(KINDS_OF_PROCESSES)
