@@ -46,9 +46,8 @@ def ours(job: Job) -> Any:
     """Run `patchworks_core.tile_process` with its default workers."""
     from patchworks_core import tile_process
 
-    phases = Phases()
-
     def run() -> dict[str, float]:
+        phases = Phases()
         rule = "overlap" if job.workload.halo else "touching"
         tile_process(
             job.image,
@@ -68,19 +67,24 @@ def ours(job: Job) -> Any:
 
 
 class Phases:
-    """Seconds between the first and the last word of each step."""
+    """Seconds of each step, from the end of the one before; planning counts to the first."""
 
     def __init__(self) -> None:
-        self.spans: dict[str, list[float]] = {}
+        self.begun = time.perf_counter()
+        self.ends: dict[str, float] = {}
 
     def __call__(self, step: str, done: int, total: int) -> None:
         """Take a report of progress."""
-        now = time.perf_counter()
-        self.spans.setdefault(step, [now, now])[1] = now
+        self.ends[step] = time.perf_counter()
 
     def seconds(self) -> dict[str, float]:
-        """Return the length of each step."""
-        return {step: round(stop - start, 3) for step, (start, stop) in self.spans.items()}
+        """Return the length of each step, and of what came after the last."""
+        ends = {**self.ends, "publish": time.perf_counter()}
+        starts = [self.begun, *ends.values()]
+        return {
+            step: round(end - start, 3)
+            for (step, end), start in zip(ends.items(), starts, strict=False)
+        }
 
 
 def peer(job: Job) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import numpy.typing as npt
 from upath import UPath
 
 from patchworks_core.files.faults import storing
+from patchworks_core.files.packed import is_background
 from patchworks_core.files.storage import is_local, open_array, write_bytes
 from patchworks_core.tiles.regions import Region
 
@@ -57,8 +59,13 @@ class ArrayWriter:
         dtype = np.dtype(array.dtype)
         return cls(path, array.shape, array.chunks, dtype, level, prefix)
 
-    def write(self, region: Region, values: Array) -> None:
+    def write(self, region: Region, values: Array) -> bytes:
         """Write pixels of `region`; chunks of background alone are not stored.
+
+        Returns
+        -------
+        bytes
+            What `digest` returns now.
 
         Raises
         ------
@@ -69,12 +76,19 @@ class ArrayWriter:
         with storing(self.path):
             if self.level is None or not self._is_whole(region):
                 open_array(self.path, mode="r+")[region.slices] = values
-                return
-            for chunk in region.pieces(self.chunks):
+                return b""
+            return _digest(
                 self._write_chunk(chunk, values[chunk.relative_to(region.start).slices])
+                for chunk in region.pieces(self.chunks)
+            )
 
-    def erase(self, region: Region) -> None:
+    def erase(self, region: Region) -> bytes:
         """Make `region` background.
+
+        Returns
+        -------
+        bytes
+            What `digest` returns now.
 
         Raises
         ------
@@ -82,11 +96,9 @@ class ArrayWriter:
             If that cannot be written where the array is.
         """
         if self.level is None or not self._is_whole(region):
-            self.write(region, np.zeros(region.shape, dtype=self.dtype))
-            return
+            return self.write(region, np.zeros(region.shape, dtype=self.dtype))
         with storing(self.path):
-            for chunk in region.pieces(self.chunks):
-                self._chunk_path(chunk).unlink(missing_ok=True)
+            return _digest(self._remove_chunk(chunk) for chunk in region.pieces(self.chunks))
 
     def digest(self, region: Region) -> bytes:
         """Return a digest of what is stored of `region`, as it is stored; empty where Zarr writes.
@@ -95,14 +107,17 @@ class ArrayWriter:
         """
         if self.level is None or not self._is_whole(region):
             return b""
-        stored = hashlib.blake2b(digest_size=8)
-        for chunk in region.pieces(self.chunks):
-            try:
-                content = self._chunk_path(chunk).read_bytes()
-            except FileNotFoundError:
-                content = b""
-            stored.update(len(content).to_bytes(8, "little") + content)
-        return stored.digest()
+        return _digest(self._read_chunk(chunk) for chunk in region.pieces(self.chunks))
+
+    def _read_chunk(self, chunk: Region) -> bytes:
+        try:
+            return self._chunk_path(chunk).read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    def _remove_chunk(self, chunk: Region) -> bytes:
+        self._chunk_path(chunk).unlink(missing_ok=True)
+        return b""
 
     def _chunk_path(self, chunk: Region) -> Path:
         numbers = [str(a // c) for a, c in zip(chunk.start, self.chunks, strict=True)]
@@ -113,16 +128,25 @@ class ArrayWriter:
         bounds = zip(region.start, region.stop, self.chunks, self.shape, strict=True)
         return all(a % c == 0 and (b % c == 0 or b == n) for a, b, c, n in bounds)
 
-    def _write_chunk(self, chunk: Region, pixels: Array) -> None:
-        file = self._chunk_path(chunk)
-        if not pixels.any():
-            file.unlink(missing_ok=True)
-            return
+    def _write_chunk(self, chunk: Region, pixels: Array) -> bytes:
+        """Write a chunk, or remove one of background; return what is stored of it."""
+        if is_background(pixels):
+            return self._remove_chunk(chunk)
         if pixels.shape != self.chunks:  # at the border of the array
             whole = np.zeros(self.chunks, dtype=self.dtype)
             whole[tuple(slice(n) for n in pixels.shape)] = pixels
             pixels = whole
-        write_bytes(file, zstd.compress(np.ascontiguousarray(pixels), self.level))
+        content = bytes(zstd.compress(np.ascontiguousarray(pixels), self.level))
+        write_bytes(self._chunk_path(chunk), content)
+        return content
+
+
+def _digest(stored: Iterable[bytes]) -> bytes:
+    """Return a digest of what is stored of chunks; nothing is, of background."""
+    digest = hashlib.blake2b(digest_size=8)
+    for content in stored:
+        digest.update(len(content).to_bytes(8, "little") + content)
+    return digest.digest()
 
 
 def _level_of(metadata: dict[str, Any]) -> int | None:

@@ -39,6 +39,9 @@ _N_HEAD = 4096
 _LEVEL = 1
 """Of zstd: labels hardly become smaller at a higher one."""
 
+_PIECE = 2**16
+"""Elements that are looked at together for one that is not 0."""
+
 
 @dataclass(frozen=True, slots=True)
 class PackedArray:
@@ -77,7 +80,9 @@ def pack(header: Mapping[str, Any], arrays: Mapping[str, Array]) -> bytes:
     start = 0
     for name, array in arrays.items():
         piece = (
-            b"" if _is_empty(array) else bytes(zstd.compress(np.ascontiguousarray(array), _LEVEL))
+            b""
+            if is_background(array)
+            else bytes(zstd.compress(np.ascontiguousarray(array), _LEVEL))
         )
         places[name] = [array.dtype.str, list(array.shape), start, len(piece), _digest(piece)]
         pieces.append(piece)
@@ -86,11 +91,21 @@ def pack(header: Mapping[str, Any], arrays: Mapping[str, Array]) -> bytes:
     return b"".join([_FIRST_LINE % (len(text), _digest(text).encode()), text, *pieces])
 
 
-def _is_empty(array: Array) -> bool:
-    """Tell whether all elements are 0; of one that is broadcast from a number, by that alone."""
+def is_background(array: Array) -> bool:
+    """Tell whether all elements are 0; of one that is broadcast from a number, by that alone.
+
+    Examples
+    --------
+    >>> is_background(np.zeros(3)), is_background(np.array([0, -1]))
+    (True, False)
+    """
     if array.size and not any(array.strides):
         array = array[(slice(1),) * array.ndim]
-    return not array.any()
+    if not array.flags.c_contiguous:
+        return not array.any()
+    flat = array.reshape(-1)  # `any` of whole numbers looks at all of them
+    pieces = (flat[start : start + _PIECE] for start in range(0, flat.size, _PIECE))
+    return not any(piece.any() for piece in pieces)
 
 
 @dataclass(frozen=True, slots=True)

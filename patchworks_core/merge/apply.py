@@ -24,7 +24,7 @@ from patchworks_core.machine.engine import Outcome
 from patchworks_core.machine.pools import Pool
 from patchworks_core.seams.lookup import LookupTable
 from patchworks_core.seams.views import BlockOutlines, Outlines, draw_block
-from patchworks_core.stage.label_runs import take_ids
+from patchworks_core.stage.label_runs import LabelRuns, take_ids
 from patchworks_core.stage.stage import Stage
 from patchworks_core.tiles.grid import TileBlock, TileGrid
 from patchworks_core.tiles.regions import Region
@@ -66,10 +66,10 @@ class _ApplyTask:
             # Killed between the pixels and their record, the old one must not vouch for them.
             self._record(block, NOT_WRITTEN)
         if merged is None:
-            self.labels.erase(block.core)
+            stored = self.labels.erase(block.core)
         else:
-            self.labels.write(block.core, merged)
-        self._record(block, _record(item.made_from, self.labels.digest(block.core)))
+            stored = self.labels.write(block.core, merged)
+        self._record(block, _record(item.made_from, stored))
         return block.key
 
     def _record(self, block: TileBlock, record: np.uint64) -> None:
@@ -85,9 +85,10 @@ class _ApplyTask:
         # A block without labels may be one that is not staged.
         if all(len(lut) == 1 for lut in item.luts):
             return None
-        staged = self.stage.labels(block)
-        if len(item.luts) == 1:
-            return take_ids(item.luts[0].astype(dtype, copy=False), staged)
+        staged = self.stage.kept_labels(block)
+        if isinstance(staged, LabelRuns) or len(item.luts) == 1:
+            ids = np.concatenate([item.luts[0], *(lut[1:] for lut in item.luts[1:])])
+            return take_ids(ids.astype(dtype, copy=False), staged)
         merged = np.zeros(block.core.shape, dtype=dtype)
         for tile, lut in zip(block.tiles, item.luts, strict=True):
             place = tile.core.relative_to(block.core.start).slices

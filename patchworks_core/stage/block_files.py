@@ -1,7 +1,7 @@
 """The file of one tile block: everything that is kept of its tiles, committed at once.
 
 ============  =================================================================================
-``labels``    local ids of the core, the tiles side by side; the smallest type that holds them
+``labels``    of the core, the tiles side by side, or their runs (`block_labels`)
 ``strips/*``  by axis and side, the strips of its tiles side by side
 ``areas``     pixels of each label in the core, tile after tile
 ``whole``     where objects are measured: sums of coordinates, box starts and box stops
@@ -34,6 +34,12 @@ from patchworks_core.seams.strips import (
     slot_slices,
     strip_axes,
 )
+from patchworks_core.stage.block_labels import (
+    arrays_of_labels,
+    counted_over_block,
+    digest_of_labels,
+)
+from patchworks_core.stage.label_runs import LabelRuns
 from patchworks_core.stage.object_sums import ObjectSums
 from patchworks_core.stage.tile_labels import NumberedLabels
 from patchworks_core.tiles.grid import Tile, TileBlock, TileGrid
@@ -91,14 +97,14 @@ class BlockSummary:
         DamagedError
             If it is that of another one.
         """
-        header, labels = packed.header, packed.arrays["labels"]
+        header = packed.header
         if header["block"] != key:
             raise DamagedError(f"it is that of tile block {header['block']!r}")
         return cls(
             header["plan"],
             tuple(header["counts"]),
             tuple(header["pixels"]),
-            int(labels.digest, 16),
+            digest_of_labels(packed),
             _digest_of_strips(packed),
             packed.n_bytes,
         )
@@ -181,11 +187,11 @@ def encode_block(
     if objects:
         arrays["whole"] = np.concatenate([np.hstack(_whole(sums)) for sums in objects])
         arrays["real"] = np.concatenate([np.stack(_real(sums), axis=1) for sums in objects])
-    return pack(header, {**arrays, "labels": _labels_of(block, tiles)})
+    return pack(header, {**arrays, **arrays_of_labels(_labels_of(grid, block, tiles))})
 
 
-def _labels_of(block: TileBlock, tiles: Sequence[StagedTile]) -> Array:
-    """Return the labels of a block's core."""
+def _labels_of(grid: TileGrid, block: TileBlock, tiles: Sequence[StagedTile]) -> Array | LabelRuns:
+    """Return the labels of a block's core, or their runs counted over its tiles."""
     filled = [staged for staged in tiles if staged.labels.n_core]
     if not filled:
         return _background(block.core.shape)
@@ -194,11 +200,14 @@ def _labels_of(block: TileBlock, tiles: Sequence[StagedTile]) -> Array:
         for staged in filled
     ]
     if len(tiles) == 1:
-        return cores[0]
+        return cores[0] if tiles[0].labels.core_runs is None else tiles[0].labels.core_runs
     labels = np.zeros(block.core.shape, dtype=np.result_type(*cores))
     for staged, core in zip(filled, cores, strict=True):
         labels[staged.tile.core.relative_to(block.core.start).slices] = core
-    return labels
+    runs = LabelRuns.of(labels, box=grid.tile_shape)
+    if runs is None:
+        return labels
+    return counted_over_block(runs, [staged.labels.n_core for staged in tiles], grid.tile_shape)
 
 
 def _background(shape: tuple[int, ...]) -> Array:

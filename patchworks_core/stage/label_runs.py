@@ -1,4 +1,4 @@
-"""Runs of equal labels: counted and renumbered by run, labels take a fraction of the time."""
+"""Runs of equal labels: counted, renumbered and kept by run, labels take a fraction of the time."""
 
 from __future__ import annotations
 
@@ -25,14 +25,20 @@ class LabelRuns:
     """Of each run, in the type of the labels."""
 
     lengths: Array
-    """Pixels of each run, int64."""
+    """Pixels of each run, whole numbers."""
 
     shape: tuple[int, ...]
     """Of the labels."""
 
     @classmethod
-    def of(cls, labels: Array) -> LabelRuns | None:
+    def of(cls, labels: Array, *, box: tuple[int, ...] | None = None) -> LabelRuns | None:
         """Return the runs of labels; None where they gain nothing: too short, or too few.
+
+        Parameters
+        ----------
+        labels : ndarray of int
+        box : tuple of int, optional
+            No run reaches from one box of that shape into the next, counted from the first pixel.
 
         Examples
         --------
@@ -43,13 +49,20 @@ class LabelRuns:
         if labels.size < MIN_PIXELS:
             return None
         flat = np.ascontiguousarray(labels).reshape(-1)
-        is_last = flat[1:] != flat[:-1]
-        if (np.count_nonzero(is_last) + 1) * MIN_LENGTH > flat.size:
+        is_last = np.empty(flat.size, dtype=bool)
+        np.not_equal(flat[1:], flat[:-1], out=is_last[:-1])
+        is_last[-1] = True
+        if box is not None:
+            _end_with_boxes(is_last.reshape(labels.shape), box)
+        if np.count_nonzero(is_last) * MIN_LENGTH > flat.size:
             return None
-        first = np.flatnonzero(is_last) + 1
-        starts = np.concatenate([[0], first])
-        lengths = np.diff(starts, append=flat.size)
-        return cls(flat[starts], lengths, labels.shape)
+        last = np.flatnonzero(is_last)
+        return cls(flat[last], np.diff(last, prepend=-1), labels.shape)
+
+    @property
+    def starts(self) -> Array:
+        """Where each run begins, counted in pixels in row-major order, int64."""
+        return np.cumsum(self.lengths, dtype=np.int64) - self.lengths
 
     def counts(self, n_ids: int) -> Array:
         """Return the pixels of each id below `n_ids`, int64; all ids are below 2**63."""
@@ -67,6 +80,16 @@ class LabelRuns:
         return np.repeat(values[self.ids], self.lengths).reshape(self.shape)
 
 
+def _end_with_boxes(is_last: Array, box: tuple[int, ...]) -> None:
+    """Mark the pixels after which another box comes, in row-major order."""
+    for axis, (length, n) in enumerate(zip(box, is_last.shape, strict=True)):
+        if n > length:
+            # Rows, planes and so on: what comes after the last of one is another box too.
+            by_line = is_last.reshape(*is_last.shape[: axis + 1], -1)[..., -1]
+            by_line[..., length - 1 :: length] = True
+            by_line[..., -1] = True
+
+
 def count_ids(labels: Array, n_ids: int) -> Array:
     """Return the pixels of each id below `n_ids`, int64.
 
@@ -81,22 +104,19 @@ def count_ids(labels: Array, n_ids: int) -> Array:
     >>> count_ids(np.array([[0, 2], [2, 0]]), 4)
     array([2, 0, 2, 0])
     """
-    runs = LabelRuns.of(labels)
-    if runs is not None:
-        return runs.counts(n_ids)
     if labels.dtype == np.uint64:  # which bincount does not take
         labels = labels.astype(np.int64)
     return np.bincount(labels.reshape(-1), minlength=n_ids)
 
 
-def take_ids(values: Array, labels: Array) -> Array:
+def take_ids(values: Array, labels: Array | LabelRuns) -> Array:
     """Return ``values[labels]``: what each label becomes.
 
     Parameters
     ----------
     values : ndarray, shape (n,)
         By id.
-    labels : ndarray of int
+    labels : ndarray of int, or LabelRuns
         Ids from 0 to ``n - 1``.
 
     Examples
@@ -105,5 +125,7 @@ def take_ids(values: Array, labels: Array) -> Array:
     array([[0, 9],
            [9, 0]])
     """
+    if isinstance(labels, LabelRuns):
+        return labels.taken_from(values)
     runs = LabelRuns.of(labels)
     return np.take(values, labels) if runs is None else runs.taken_from(values)

@@ -19,8 +19,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
-import re
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -55,10 +53,18 @@ from patchworks_core.stage.block_files import (
     objects_in,
     strips_in,
 )
+from patchworks_core.stage.block_labels import labels_in, local_labels
 from patchworks_core.stage.block_listing import SUFFIX, BlockListing
 from patchworks_core.stage.first_layout import FirstLayout
+from patchworks_core.stage.label_runs import LabelRuns
 from patchworks_core.stage.object_sums import ObjectSums
 from patchworks_core.stage.plan import OtherLayoutError, Plan
+from patchworks_core.stage.stage_folder import (
+    BLOCKS,
+    begin_generation,
+    check_stage_only,
+    read_generation,
+)
 from patchworks_core.tiles.grid import TileBlock, TileGrid
 
 Array = npt.NDArray[Any]
@@ -66,19 +72,6 @@ Array = npt.NDArray[Any]
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
-
-BLOCKS = "blocks"
-"""Folder of the files of tile blocks."""
-
-_GENERATION = "generation"
-
-_GENERATION_NAME = re.compile(rb"[0-9a-f]{32}")
-
-_OF_FIRST_LAYOUT = "0"
-"""Generation of a stage that version 0.1.0 made."""
-
-PARTS = frozenset({"plan.json", _GENERATION, BLOCKS, "image.npy"}) | first_layout.PARTS
-"""What a stage consists of; a folder that holds anything else is not replaced by one."""
 
 
 class Stage:
@@ -93,7 +86,7 @@ class Stage:
         self.plan = plan
         self.grid: TileGrid = plan.grid
         self._fingerprint = plan.fingerprint
-        self.generation = _read_generation(self.path)
+        self.generation = read_generation(self.path)
         self._first_layout = FirstLayout.at(self.path, self.grid)
         self._listing = BlockListing(self._folder)
         self._damage: dict[str, str] = {}
@@ -116,11 +109,11 @@ class Stage:
             If the folder holds what is no part of a stage.
         """
         path = as_path(location)
-        _check_stage_only(path)
+        check_stage_only(path)
         # The record of the plan goes first and comes last: what lies between is no stage.
         for name in ("plan.json", BLOCKS, *sorted(first_layout.PARTS)):
             remove(path / name)
-        write_text(path / _GENERATION, _new_generation())
+        begin_generation(path)
         write_text(path / "plan.json", plan.to_json())
         return cls(path, plan)
 
@@ -192,7 +185,7 @@ class Stage:
             If the place cannot be written to.
         """
         content = encode_block(self.grid, block, tiles, plan=self._fingerprint)
-        if _read_generation(self.path) != self.generation:
+        if read_generation(self.path) != self.generation:
             if not (self.path / "plan.json").exists():
                 raise StorageError(f"the stage at {self.path} is gone", errno.ENOENT)
             raise StageError(
@@ -335,8 +328,25 @@ class Stage:
         return self._read(
             "the labels",
             block,
-            lambda packed: packed.load(["labels"])["labels"],
+            lambda packed: local_labels(labels_in(packed, block), packed.header["counts"]),
             FirstLayout.labels,
+        )
+
+    def kept_labels(self, block: TileBlock) -> Array | LabelRuns:
+        """Return the staged labels of a block's core as they are kept.
+
+        Returns
+        -------
+        ndarray of uint16 or int32, or LabelRuns
+            Local ids; those of runs are counted over the tiles of the block.
+
+        Raises
+        ------
+        StageError
+            If they are damaged, or the block is not staged.
+        """
+        return self._read(
+            "the labels", block, lambda packed: labels_in(packed, block), FirstLayout.labels
         )
 
     def strips(
@@ -454,38 +464,6 @@ class Stage:
 
     def _block_path(self, key: str) -> UPath:
         return self._folder / f"{key}{SUFFIX}"
-
-
-def _check_stage_only(path: UPath) -> None:
-    """Raise StageError where a folder holds what is no part of a stage."""
-    if not path.exists():
-        return
-    names = {inner.name for inner in path.iterdir()} if path.is_dir() else {path.name}
-    # What starts with a dot is litter: of file managers, of removals that were cut short.
-    others = sorted(n for n in names - PARTS if not n.startswith(".") and not n.endswith(".part"))
-    if others:
-        raise StageError(
-            f"a stage replaces nothing but a stage, and {path} holds {others[0]!r}, which is no "
-            "part of one; name another folder, or move that elsewhere"
-        )
-
-
-def _new_generation() -> str:
-    return uuid.uuid4().hex
-
-
-def _read_generation(path: UPath) -> str:
-    """Return the generation of the stage at `path`, by its folder where the file is damaged."""
-    try:
-        generation = (path / _GENERATION).read_bytes()
-        if _GENERATION_NAME.fullmatch(generation):
-            return generation.decode()
-    except FileNotFoundError:
-        pass
-    folders = (
-        [inner.name for inner in (path / BLOCKS).iterdir()] if (path / BLOCKS).exists() else []
-    )
-    return folders[0] if len(folders) == 1 else _OF_FIRST_LAYOUT
 
 
 @lru_cache(maxsize=8)

@@ -154,11 +154,14 @@ class Staging:
         place = tile.read.relative_to(block.read.start).slices
         own = pixels[place]
         shape = tuple(own.shape[axis] for axis in grid.spatial)
-        # A copy, because a function may write into its input and the next tile shares pixels.
-        copied = own.reshape(shape).copy()
-        others = {name: other[place].reshape(shape).copy() for name, other in beside.items()}
-        checksum = checksum_of_pixels([copied, *others.values()])
-        labels = self.function(copied, **others)
+        inside = own.reshape(shape)
+        others = {name: other[place].reshape(shape) for name, other in beside.items()}
+        if len(block.tiles) > 1 or self.measures:
+            # A function may write into its input, and the next tile shares pixels.
+            inside = inside.copy()
+            others = {name: other.copy() for name, other in others.items()}
+        checksum = checksum_of_pixels([inside, *others.values()])
+        labels = self.function(inside, **others)
         checked = check_labels(labels, shape=shape, where=where).reshape(own.shape)
         numbered = number_labels(checked, tile.core.relative_to(tile.read.start), where=where)
         return StagedTile(tile, numbered, self._measure(tile, numbered, own), checksum)

@@ -43,6 +43,9 @@ class NumberedLabels:
     areas: npt.NDArray[np.int64]
     """Pixels in the core of each of 1..n_core."""
 
+    core_runs: LabelRuns | None = None
+    """Of the core; None where they gain nothing."""
+
 
 def check_labels(labels: object, *, shape: tuple[int, ...], where: str) -> np.ndarray[Any, Any]:
     """Return `labels` if they are a label image of `shape`.
@@ -137,15 +140,15 @@ def number_labels(labels: np.ndarray[Any, Any], core: Region, *, where: str) -> 
     if largest == 0:
         return without_labels(labels.shape)
     compact, runs, n_ids = _compact(labels, largest)
-    if core.shape == labels.shape and runs is not None:
-        areas = runs.counts(n_ids)
-    else:
-        areas = count_ids(compact[core.slices], n_ids)
+    is_whole = core.shape == labels.shape
+    inside = compact if is_whole else compact[core.slices]
+    core_runs = runs if is_whole else LabelRuns.of(inside)
+    areas = count_ids(inside, n_ids) if core_runs is None else core_runs.counts(n_ids)
     areas[0] = 0
     is_in_core = areas > 0
     n_core = n_seen = int(np.count_nonzero(is_in_core))
     beyond = np.zeros(0, dtype=np.int64)
-    if core.shape != labels.shape:
+    if not is_whole:
         is_there = np.zeros(n_ids, dtype=bool)
         is_there[compact.reshape(-1) if runs is None else runs.ids] = True
         is_there[0] = False
@@ -155,12 +158,14 @@ def number_labels(labels: np.ndarray[Any, Any], core: Region, *, where: str) -> 
         raise TileOutputError(f"{where}: {n_seen} labels in one tile; use smaller tiles")
     dtype = np.uint16 if n_seen <= np.iinfo(np.uint16).max else np.int32
     if n_core == n_ids - 1:  # they have those numbers already
-        return NumberedLabels(compact.astype(dtype), n_core, n_seen, areas[1:])
+        return NumberedLabels(compact.astype(dtype), n_core, n_seen, areas[1:], core_runs)
     lookup = np.zeros(n_ids, dtype=dtype)
     lookup[is_in_core] = np.arange(1, n_core + 1, dtype=dtype)
     lookup[beyond] = np.arange(n_core + 1, n_seen + 1, dtype=dtype)
     numbered = np.take(lookup, compact) if runs is None else runs.taken_from(lookup)
-    return NumberedLabels(numbered, n_core, n_seen, areas[is_in_core])
+    if core_runs is not None:
+        core_runs = replace(core_runs, ids=lookup[core_runs.ids])
+    return NumberedLabels(numbered, n_core, n_seen, areas[is_in_core], core_runs)
 
 
 def _compact(labels: Array, largest: int) -> tuple[Array, LabelRuns | None, int]:

@@ -26,6 +26,28 @@ def test_labels_are_counted_and_renumbered_as_by_pixel(mean_run: float, dtype: t
     )
     np.testing.assert_array_equal(take_ids(values, labels), values[whole])
     assert take_ids(values, labels).dtype == values.dtype
+    runs = LabelRuns.of(labels)
+    if runs is not None:
+        np.testing.assert_array_equal(runs.counts(70_000), count_ids(labels, 70_000))
+        np.testing.assert_array_equal(take_ids(values, runs), values[whole])
+
+
+@pytest.mark.parametrize("box", [(256, 512), (100, 512), (256, 200), (60, 90), (1, 512), (256, 1)])
+def test_runs_end_with_boxes(box: tuple[int, int]) -> None:
+    labels = _labels(300, np.uint16)[:, :512]
+    runs = LabelRuns.of(labels, box=box)
+    if box == (256, 1):
+        assert runs is None, "runs of one pixel gain nothing"
+        return
+    assert runs is not None
+    np.testing.assert_array_equal(runs.labels, labels)
+    rows, columns = np.indices(labels.shape)
+    boxes = (rows // box[0]) * labels.shape[1] + columns // box[1]
+    run_of_pixel = np.repeat(np.arange(len(runs.ids)), runs.lengths)
+    for number in (runs.starts, runs.starts + runs.lengths - 1):
+        np.testing.assert_array_equal(
+            boxes.ravel()[number][run_of_pixel], boxes.ravel(), err_msg="a run lies in one box"
+        )
 
 
 def test_a_view_across_rows_is_read_in_its_own_order() -> None:

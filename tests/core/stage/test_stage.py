@@ -206,7 +206,7 @@ def test_another_channel_is_not_called_other_content(tmp_path):
 def test_a_stage_killed_while_it_is_replaced_is_no_stage(tmp_path, monkeypatch):
     stage = stage_into(tmp_path / "stage", blobs((8, 8)))
     _, other = plan_of(blobs((8, 8)), tile_shape=3)
-    monkeypatch.setattr("patchworks_core.stage.stage._new_generation", lambda: 1 / 0)
+    monkeypatch.setattr("patchworks_core.stage.stage.begin_generation", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         Stage.create(tmp_path / "stage", other)
     with pytest.raises(StageError, match="no stage at"):

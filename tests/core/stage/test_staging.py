@@ -103,7 +103,7 @@ def test_where_it_is_decided_or_there_is_one_nothing_runs_alone(n, tmp_path):
 
 
 def test_the_stage_is_the_same_to_the_byte_whichever_way(tmp_path, monkeypatch):
-    monkeypatch.setattr("patchworks_core.stage.stage._new_generation", lambda: "one")
+    monkeypatch.setattr("patchworks_core.stage.stage_folder.new_generation", lambda: "one")
     for name, is_decided, n in (("decided", True, 1), ("measured", False, 3)):
         staging, blocks = staging_of(tmp_path / name)
         with stage_all(staging, blocks, Chosen(is_decided, n), Heard()):
@@ -151,3 +151,24 @@ def test_tiles_alone_run_one_after_the_other(tmp_path):
     found = [o.item.key for o in stage_alone(staging, blocks[:4], compute)]
     assert found == [block.key for block in blocks[:4]]
     assert compute.asked == [(1, 0)]
+
+
+@pytest.mark.parametrize("measures", [False, True])
+def test_a_function_that_writes_into_its_input_harms_no_other_tile_and_no_sum(measures, tmp_path):
+    def blots(pixels):
+        labels = label_components(pixels)
+        pixels[...] = 99
+        return labels
+
+    image, plan = plan_of(PIXELS)
+    stages = []
+    for function in (label_components, blots):
+        stage = Stage.create(tmp_path / function.__name__, plan)
+        staging = Staging(image, stage, function, measures=measures)
+        for block in plan.grid.blocks():
+            staging(block)
+        stages.append(stage)
+    assert stages[0].content() == stages[1].content()
+    for block in plan.grid.blocks() if measures else ():
+        sums = [stage.objects(block).intensity_sum for stage in stages]
+        np.testing.assert_array_equal(*sums)
