@@ -88,17 +88,6 @@ def image_key(location: str) -> str:
     return key
 
 
-def former_image_key(location: str) -> str:
-    """Return the key that version 0.1.0 gave an acquisition whose name is not in ASCII.
-
-    Examples
-    --------
-    >>> former_image_key("Gewebe_ä_1.tif")
-    'Gewebe___1'
-    """
-    return image_key("".join(letter if letter.isascii() else " " for letter in location))
-
-
 def _without_accents(text: str) -> str:
     """Return a decomposed text without the marks of its letters, and what is no ASCII as blank."""
     letters = (letter for letter in text if not unicodedata.combining(letter))

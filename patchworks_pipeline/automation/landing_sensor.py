@@ -45,10 +45,11 @@ from patchworks_pipeline.landing.arrivals import (
     looks_to_json,
     why_unreadable,
 )
-from patchworks_pipeline.landing.candidates import Candidate, find_candidates, former_keys
+from patchworks_pipeline.landing.candidates import Candidate, find_candidates
 from patchworks_pipeline.landing.opening import with_setting
+from patchworks_pipeline.landing.registered import LEDGER, registered_keys
 from patchworks_pipeline.lineage import BATCH_JOB, Lineage, Mount
-from patchworks_pipeline.partitions import IMAGE
+from patchworks_pipeline.partitions import IMAGE, image_key
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.resources import AcquisitionSource, Automation, LabelStore
 
@@ -92,10 +93,10 @@ def landing_sensor(
     if off:
         return dg.SkipReason(off)
     record: dict[str, Any] = cursor_record(context.cursor)
-    ledger = Ledger.read(store.path() / ".landing.json")
+    ledger = Ledger.read(store.path() / LEDGER)
     if ledger.damage:
         context.log.warning(ledger.damage)
-    before = dict(ledger.taken)
+    before = dict(ledger.taken), dict(ledger.keys)
     quarantine = Quarantine(store.path() / ".quarantine")
     quarantine.note_told(record.get("told", []))  # by a tick that came to its end
     faults_before = record.get("faults")
@@ -122,7 +123,8 @@ def landing_sensor(
         with faults.about(arrival.candidate.name):  # it is tried again
             decisions.take(arrival)
     decisions.gather()
-    if ledger.taken != before or ledger.damage:
+    is_begun = ledger.is_new and bool(candidates)
+    if (ledger.taken, ledger.keys) != before or ledger.damage or is_begun:
         ledger.write()
     refused = quarantine.untold()[:REFUSALS_PER_TICK]
     messages = _alerts_of(refused, quarantine, lineage)
@@ -206,16 +208,20 @@ class _Decisions:
         taking = self._taking(key, name, signature)
         version = Version(signature, glance)
         if taking.state is State.DONE:
-            self.ledger.taken[url] = version
+            self._note_taken(url, version, key)
         elif taking.state in (State.GOES_ON, State.WAITS) or self._is_batch_at_work(batch):
             self.pending[url] = [name, signature, glance, batch]
         elif batch and taking.state is State.NO_RUN:
             self.left.add(url)
         elif taking.state is State.GIVEN_UP:
+            self.ledger.keys[url] = key
             if self._is_planned(key):  # by hand, since
-                self.ledger.taken[url] = version
+                self._note_taken(url, version, key)
                 return
             self.quarantine.record(name, taking.reason, url, key, signature)
+
+    def _note_taken(self, url: str, version: Version, key: str) -> None:
+        self.ledger.taken[url], self.ledger.keys[url] = version, key
 
     def _is_batch_at_work(self, batch: str) -> bool:
         """Tell whether a batch goes on, and may come to an image that it has not begun."""
@@ -240,6 +246,10 @@ class _Decisions:
 
     def take(self, arrival: Arrival) -> None:
         """Request the plan of an acquisition, or refuse it."""
+        by_hand = self._as_registered_by_hand(arrival)
+        if by_hand is not arrival and by_hand.name in self.quarantine.names():
+            return
+        arrival = by_hand
         candidate, version = arrival.candidate, arrival.version
         folder = self.store.folder(candidate.key) if candidate.key else None
         why = _why_refused(arrival, folder)
@@ -248,11 +258,11 @@ class _Decisions:
             return
         if candidate.url not in self.ledger.taken and self._is_planned(folder.key):
             # Planned by hand, or taken before the ledger was lost.
-            self.ledger.taken[candidate.url] = version
+            self._note_taken(candidate.url, version, folder.key)
             return
         taking = self._taking(candidate.key, arrival.name, version.signature)
         if taking.state is State.DONE:
-            self.ledger.taken[candidate.url] = version
+            self._note_taken(candidate.url, version, folder.key)
             return
         self.pending[candidate.url] = [arrival.name, version.signature, version.glance]
         if taking.state in (State.GOES_ON, State.WAITS):
@@ -270,6 +280,20 @@ class _Decisions:
             self.small.append(arrival)
         else:
             self.requests.append(self._plan_request(arrival, taking.run_key(arrival.name)))
+
+    def _as_registered_by_hand(self, arrival: Arrival) -> Arrival:
+        """Return it under the key that its file name makes, where a person registered it so."""
+        candidate = arrival.candidate
+        if self.ledger.keys.get(candidate.url):
+            return arrival
+        try:
+            folder = self.store.folder(image_key(candidate.url))
+            if not folder.is_registered or folder.acquisition().url != candidate.url:
+                return arrival
+        except PlanError:  # no key, or the damaged record of another
+            return arrival
+        self.ledger.keys[candidate.url] = folder.key
+        return replace(arrival, candidate=replace(candidate, key=folder.key))
 
     def gather(self) -> None:
         """Request batches of small images: of those that are urgent, and of many at once."""
@@ -367,19 +391,9 @@ def _candidates(
                 "source.landing in patchworks.yaml"
             )
     candidates = find_candidates(layout, taken=ledger.taken, faults=faults)
-    return [_as_before(candidate, store, faults) for candidate in candidates]
-
-
-def _as_before(candidate: Candidate, store: LabelStore, faults: ImageFaults) -> Candidate:
-    """Return a candidate with the key that it was planned under by version 0.1.0, if it was."""
-    if candidate.name.isascii() or not candidate.key:
-        return candidate
-    with faults.about(candidate.name):
-        for former in former_keys(candidate.name):
-            folder = store.folder(former)
-            if folder.is_registered and folder.acquisition().url == candidate.url:
-                return replace(candidate, key=folder.key)
-    return candidate
+    if candidates and ledger.lacks_keys:
+        ledger.recall(registered_keys(store.path()), {c.url: c.key for c in candidates})
+    return [replace(c, key=ledger.keys.get(c.url) or c.key) for c in candidates]
 
 
 def _alerts_of(refused: Sequence[Refusal], quarantine: Quarantine, lineage: Lineage) -> list[Alert]:

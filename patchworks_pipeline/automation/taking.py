@@ -48,8 +48,11 @@ class Taking:
 
     state: State
     n_runs: int = 0
+    """How many were asked for; some may no longer be in the books."""
+
     reason: str = ""
     """Why the last one failed."""
+
     was_killed: bool = False
     """True where the last one was ended from outside."""
 
@@ -101,7 +104,9 @@ def taking_of(
     ]
     if not records:
         return Taking(State.NO_RUN)
-    n_runs, last = len(records), records[0].dagster_run
+    last = records[0].dagster_run
+    # A person may delete a run that failed: a count would give a number that is taken.
+    n_runs = max(_number_of(record.dagster_run) for record in records)
     if any(record.dagster_run.is_success for record in records):
         return Taking(State.DONE, n_runs)
     if last.status in IN_PROGRESS:
@@ -120,3 +125,9 @@ def taking_of(
     # Where the clock was set back, less than no time has gone by: it is not waited for.
     is_early = 0 <= now - int(records[0].end_time or 0) < wait
     return Taking(State.WAITS if is_early else State.DUE, n_runs, was_killed=is_killed)
+
+
+def _number_of(run: dg.DagsterRun) -> int:
+    """Return which run of its name it is, counted from 1."""
+    _, _, number = run.tags[RUN_KEY].partition("~")
+    return int(number) if number.isdecimal() else 1

@@ -195,7 +195,8 @@ def _run_one(
         segmentation_of_home,
     )
     from patchworks_pipeline.image_faults import IMAGE_FAULTS, words_of
-    from patchworks_pipeline.partitions import check_image_key, image_key
+    from patchworks_pipeline.landing.registered import key_of
+    from patchworks_pipeline.partitions import check_image_key
     from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore
 
     folder = None
@@ -204,7 +205,7 @@ def _run_one(
             deployed = ComputeBudget(**(budget or {})).of_home()
             store = LabelStore().of_home()
             url = url if "://" in url else str(Path(url).absolute())
-            key = check_image_key(name) if name else image_key(url)
+            key = check_image_key(name) if name else key_of(store.path(), url)
             wants_pilot = chosen.get("overlap") == "auto"
             options = {**chosen, "overlap": None} if wants_pilot else chosen
             acquisition = choose(store.folder(key, segmentation), url, options)
@@ -360,22 +361,13 @@ def _known_image(image: str, home: Path, segmentation: str = "") -> Iterator[tup
         yield instance, LabelStore().of_home().folder(key, segmentation)
 
 
-def _key_or_none(image: str) -> str | None:
-    """Return the key of a path; None where it has none."""
-    from patchworks_core.errors import PlanError
-    from patchworks_pipeline.partitions import image_key
-
-    try:
-        return image_key(image)
-    except PlanError:
-        return None
-
-
 @contextmanager
 def _known_images(image: str | None, home: Path) -> Iterator[tuple[Any, list[str]]]:
     """Give the instance of a home and the keys of one image or all; end where there are none."""
     from patchworks_pipeline.cli.runs import open_home
+    from patchworks_pipeline.landing.registered import keys_of
     from patchworks_pipeline.partitions import images
+    from patchworks_pipeline.resources.resources import LabelStore
 
     if not (home / "dagster").is_dir():
         fail(f"no patchworks home at {home}; make one with 'patchworks run IMAGE'", BAD_INPUT)
@@ -383,7 +375,8 @@ def _known_images(image: str | None, home: Path) -> Iterator[tuple[Any, list[str
         image_keys = sorted(instance.get_dynamic_partitions(str(images.name)))
         keys = image_keys
         if image is not None:
-            keys = [key for key in (image, _key_or_none(image)) if key in image_keys][:1]
+            named = (image, *keys_of(LabelStore().of_home().path(), image))
+            keys = [key for key in named if key in image_keys][:1]
         if image is not None and not keys:
             fail(f"no image {image!r} in {home}; its images are {image_keys!r}", BAD_INPUT)
         yield instance, keys

@@ -101,6 +101,35 @@ class Ledger:
     damage: str = ""
     """What is wrong with the files, in words; writing the ledger mends them."""
 
+    keys: dict[str, str] = field(default_factory=dict)
+    """Keys that images are registered under, by URL; empty where one could not be made out."""
+
+    is_new: bool = False
+    """True where there is no file."""
+
+    @property
+    def lacks_keys(self) -> bool:
+        """True where it may not say under which key an image was registered before."""
+        is_of_before = not self.taken.keys() <= self.keys.keys()
+        return self.is_new or bool(self.damage) or is_of_before
+
+    def recall(self, registered: Mapping[str, Sequence[str]], own: Mapping[str, str]) -> None:
+        """Enter the keys that images have in the store, and of several the one that is its own.
+
+        Parameters
+        ----------
+        registered : mapping of str to sequence of str
+            Keys by URL.
+        own : mapping of str to str
+            The key that the name makes now, by URL, of all that lies in the landing folder.
+        """
+        for url in {**own, **self.taken}:
+            keys = registered.get(url)
+            if keys and not self.keys.get(url):
+                self.keys[url] = own[url] if own.get(url) in keys else keys[0]
+        for url in self.taken:
+            self.keys.setdefault(url, "")
+
     @classmethod
     def read(cls, path: UPath) -> "Ledger":
         """Read a ledger, or its copy where it is damaged; one that is not there is empty.
@@ -116,22 +145,40 @@ class Ledger:
         copy = _copy_of(path)
         records = [_read_ledger(place) for place in (path, copy)]
         if records == [None, None]:
-            return cls(path)
+            return cls(path, is_new=True)
         (first, is_whole), (second, copy_is_whole) = (record or ({}, False) for record in records)
         if is_whole:
-            return cls(path, first)
+            return cls._of(path, first)
         if copy_is_whole:
-            return cls(path, second, f"{path} is damaged or lost; its copy {copy.name!r} is used")
-        return cls(
+            damage = f"{path} is damaged or lost; its copy {copy.name!r} is used"
+            return cls._of(path, second, damage)
+        return cls._of(
             path,
             {**second, **first},
             f"{path} and its copy are damaged; what they no longer say is made out from the images "
             "that are planned, and from the runs there were",
         )
 
+    @classmethod
+    def _of(cls, path: UPath, entries: Mapping[str, dict[str, str]], damage: str = "") -> "Ledger":
+        """Return the ledger that says what stands in a file."""
+        taken = {
+            url: Version(entry["signature"], entry["glance"])
+            for url, entry in entries.items()
+            if "signature" in entry
+        }
+        keys = {url: entry["key"] for url, entry in entries.items() if "key" in entry}
+        return cls(path, taken, damage, keys)
+
     def write(self) -> None:
         """Write the ledger, its copy first."""
-        record = {url: asdict(version) for url, version in sorted(self.taken.items())}
+        record = {
+            url: {
+                **(asdict(self.taken[url]) if url in self.taken else {}),
+                **({"key": self.keys[url]} if url in self.keys else {}),
+            }
+            for url in sorted({*self.taken, *self.keys})
+        }
         text = json.dumps(sealed(record), indent=0) + "\n"
         write_text(_copy_of(self.path), text)
         write_text(self.path, text)
@@ -141,7 +188,7 @@ def _copy_of(path: UPath) -> UPath:
     return path.with_name(f"{path.name}.copy")
 
 
-def _read_ledger(path: UPath) -> tuple[dict[str, Version], bool] | None:
+def _read_ledger(path: UPath) -> tuple[dict[str, dict[str, str]], bool] | None:
     """Return what one file still says, and whether that is all it said; None without a file."""
     try:
         record = mapping_of(path.read_bytes())
@@ -155,14 +202,15 @@ def _read_ledger(path: UPath) -> tuple[dict[str, Version], bool] | None:
     content = unsealed(record)
     if content is None:  # of what is there, any could be wrong
         return {}, False
-    taken = {url: Version(**version) for url, version in content.items() if _is_version(version)}
-    return taken, len(taken) == len(content)
+    entries = {url: entry for url, entry in content.items() if _is_entry(entry)}
+    return entries, len(entries) == len(content)
 
 
-def _is_version(record: Any) -> bool:
+def _is_entry(record: Any) -> bool:
+    """Tell whether this is a version, a key, or both."""
     return (
         isinstance(record, dict)
-        and record.keys() == {"signature", "glance"}
+        and record.keys() - {"key"} in ({"signature", "glance"}, set())
         and all(isinstance(value, str) for value in record.values())
     )
 

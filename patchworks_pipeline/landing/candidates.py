@@ -19,15 +19,12 @@ from patchworks_core.images.readers.sources import list_images
 from patchworks_core.images.readers.tiff import other_files
 from patchworks_pipeline.image_faults import ImageFaults
 from patchworks_pipeline.landing.opening import ALL, DEFAULT, Opening
-from patchworks_pipeline.partitions import SUFFIXES, former_image_key, image_key, suffix_of
+from patchworks_pipeline.partitions import SUFFIXES, image_key, suffix_of
 from patchworks_pipeline.records import Acquisition
 
 _FIELD = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 _ZARR_SUFFIX = ".zarr"
-
-_INSIDE = re.compile(r"(?<=\.zarr)/.*|#\d+\Z")
-"""Path within a folder or file that holds several images."""
 
 _TIFF_SUFFIXES = (".tif", ".tiff")
 
@@ -313,23 +310,6 @@ def _key(name: str) -> str:
         return image_key(name.replace("/", "_"))
     except PlanError:
         return ""
-
-
-def former_keys(name: str) -> list[str]:
-    """Return the keys that version 0.1.0 may have given to what has a name that is not in ASCII.
-
-    Examples
-    --------
-    >>> former_keys("Gewebe_ä_1.tif"), former_keys("plate_ä.ome.zarr/B/03/0")
-    (['Gewebe___1'], ['plate_B03_0', 'plate'])
-    """
-    match = _INSIDE.search(name)
-    whole, path = (name[: match.start()], match[0]) if match else (name, "")
-    try:
-        key = former_image_key(whole.replace("/", "_"))
-    except PlanError:
-        return []
-    return [f"{key}_{_key_within(path)}", key] if path else [key]
 
 
 def _marker(pattern: str, url: str) -> str | None:

@@ -32,9 +32,7 @@ from patchworks_pipeline.automation.events import (
 )
 from patchworks_pipeline.cli.status import refusals
 from patchworks_pipeline.definitions import defs
-from patchworks_pipeline.image_faults import ImageFaults
 from patchworks_pipeline.landing.arrivals import Ledger, Quarantine
-from patchworks_pipeline.landing.candidates import Candidate
 from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.partitions import tile_keys, tiles
 from patchworks_pipeline.records import Acquisition
@@ -396,15 +394,67 @@ def test_names_in_any_script_are_taken_and_kept_apart(daemon, clock, landing):
     assert len(urls) == 4
 
 
-@pytest.mark.parametrize(
-    ("name", "former"),
-    [("gewebe_ä.ome.zarr/B/03/0", "gewebe_B03_0"), ("schnitt_ä.lif#2", "schnitt_2")],
-)
-def test_an_image_within_another_that_was_planned_under_its_former_key_keeps_it(home, name, former):
-    choose(former, home / name)
-    candidate = Candidate(str(home / name), name, "another", is_folder=True)
-    again = landing_module._as_before(candidate, LabelStore(), ImageFaults(lambda words: None))
-    assert again.key == former
+class _Template:
+    """A landing folder whose template is changed."""
+
+    def __init__(self, daemon: Daemon, landing: Path) -> None:
+        self.daemon, self.path = daemon, landing / "plate_1" / "well_B03.tif"
+        self.path.parent.mkdir()
+        self.write(0)
+        self.set("plate_{plate}/well_{well}.tif")
+
+    def write(self, seed: int) -> None:
+        write_tiff(self.path, tissue((40, 40), seed=seed))
+
+    def set(self, template: str) -> None:
+        source = AcquisitionSource(settle_seconds=SETTLE, template=template)
+        self.daemon.resources["source"] = source
+
+
+@pytest.fixture
+def template(daemon: Daemon, landing: Path) -> _Template:
+    return _Template(daemon, landing)
+
+
+@pytest.mark.parametrize("ledger", ["whole", "of 0.1.0", "lost"])
+def test_an_image_keeps_its_key_when_the_template_changes(daemon, clock, template, ledger):
+    assert [request.partition_key for request in land(daemon, clock)] == ["1_B03"]
+    daemon.tick(landing_sensor)
+    for name in LEDGERS if ledger != "whole" else ():
+        path = LabelStore().path() / name
+        version = json.loads(path.read_text())[str(template.path)]
+        path.unlink()
+        if ledger == "of 0.1.0" and name == LEDGERS[0]:
+            version = {key: version[key] for key in ("signature", "glance")}
+            path.write_text(json.dumps({str(template.path): version}))
+    template.set("{folder}/{file}.tif")
+    assert land(daemon, clock) == []
+    template.write(1)
+    assert [request.partition_key for request in land(daemon, clock)] == ["1_B03"]
+    assert list(daemon.instance.get_dynamic_partitions("images")) == ["1_B03"]
+
+
+def test_what_is_refused_under_the_key_it_keeps_is_told_of_once(daemon, clock, template):
+    land(daemon, clock)
+    template.set("{folder}/{file}.tif")
+    template.path.write_bytes(b"II*\0damaged")
+    assert land(daemon, clock) == []
+    (name,) = Quarantine(LabelStore().path() / ".quarantine").names()
+    assert name.startswith("1_B03-")
+    record = LabelStore().path() / ".quarantine" / f"{name}.json"
+    when = record.stat().st_mtime_ns
+    assert land(daemon, clock) == []
+    assert record.stat().st_mtime_ns == when
+
+
+def test_an_image_that_was_run_by_hand_is_taken_under_the_key_it_has(daemon, clock, template):
+    pipeline = Pipeline(daemon.instance, {})
+    pipeline.plan(pipeline.register(template.path, "well_B03", tile_shape=None, overlap=None))
+    other = template.path.with_name("well_B04.tif")
+    write_tiff(other, tissue((40, 40)))
+    assert [request.partition_key for request in land(daemon, clock)] == ["1_B04"]
+    template.write(1)
+    assert [request.partition_key for request in land(daemon, clock)] == ["well_B03"]
 
 
 def test_an_image_that_was_planned_under_its_former_key_keeps_it(daemon, clock, landing):
@@ -743,7 +793,7 @@ def test_an_acquisition_is_taken_when_its_run_succeeded_and_not_before(
         unplannable(patch)
         (first,) = land(daemon, real_clock)
         assert land_again(daemon, real_clock) == [], "it is not due yet"
-        assert not ledger.exists()
+        assert Ledger.read(ledger).taken == {}
     real_clock.now += 120
     (second,) = land_again(daemon, real_clock)
     assert second.run_key != first.run_key
@@ -791,6 +841,23 @@ def test_what_fails_again_and_again_is_quarantined_with_the_reason_and_the_way_o
     assert [r.partition_key for r in land_again(daemon, real_clock)] == ["b"]
 
 
+@pytest.mark.parametrize("deleted", [0, 1])
+def test_a_run_that_is_deleted_from_the_books_keeps_no_other_from_starting(
+    daemon, real_clock, landing, monkeypatch, deleted
+):
+    write_tiff(landing / "a.tif", tissue((40, 40)))
+    with monkeypatch.context() as patch:
+        unplannable(patch)
+        land(daemon, real_clock)
+        real_clock.now += 120
+        assert len(land_again(daemon, real_clock)) == 1
+    runs = sorted(daemon.instance.get_runs(), key=lambda run: run.tags["dagster/run_key"])
+    daemon.instance.delete_run(runs[deleted].run_id)
+    real_clock.now += 1200
+    assert len(land_again(daemon, real_clock)) == 1
+    assert LabelStore().folder("a").has("statistics.json")
+
+
 def test_an_acquisition_whose_run_waits_in_line_is_asked_for_once(daemon, real_clock, landing):
     write_tiff(landing / "a.tif", tissue((40, 40)))
     (request,) = land_without_running(daemon, real_clock)
@@ -805,7 +872,7 @@ def test_an_acquisition_whose_run_waits_in_line_is_asked_for_once(daemon, real_c
         for _ in range(4):
             real_clock.now += SETTLE
             assert daemon.tick(landing_sensor, run=False) == []
-    assert not (LabelStore().path() / ".landing.json").exists()
+    assert Ledger.read(LabelStore().path() / ".landing.json").taken == {}
     daemon.instance.report_run_canceled(run)
     assert land_again(daemon, real_clock) == []
     (reason,) = Quarantine(LabelStore().path() / ".quarantine").reasons().values()

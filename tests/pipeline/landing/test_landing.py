@@ -35,7 +35,8 @@ from patchworks_pipeline.landing.arrivals import (
 )
 from patchworks_pipeline.landing.candidates import Candidate, LandingLayout, find_candidates
 from patchworks_pipeline.landing.opening import Opening
-from patchworks_pipeline.records import Acquisition
+from patchworks_pipeline.landing.registered import LEDGER, key_of, keys_of, registered_keys
+from patchworks_pipeline.records import Acquisition, ImageFolder
 from tests.tissue import tissue, write_tiff
 
 SETTLE = 10
@@ -397,7 +398,10 @@ def test_one_that_is_taken_away_meanwhile_stops_nothing(folder, landing):
 
 
 def test_a_ledger_is_read_as_it_was_written(tmp_path):
-    ledger = Ledger(as_path(tmp_path / "ledger.json"), {"/landing/a.tif": Version("s", "g")})
+    keys = {"/landing/a.tif": "a", "/landing/b.tif": "b"}
+    ledger = Ledger(
+        as_path(tmp_path / "ledger.json"), {"/landing/a.tif": Version("s", "g")}, keys=keys
+    )
     ledger.write()
     assert Ledger.read(ledger.path) == ledger
 
@@ -449,6 +453,30 @@ def test_a_ledger_of_the_version_before_is_read(tmp_path):
     path = as_path(tmp_path / "ledger.json")
     path.write_text(json.dumps({"/landing/a.tif": {"signature": "s", "glance": "g"}}))
     assert Ledger.read(path) == Ledger(path, {"/landing/a.tif": Version("s", "g")})
+
+
+def test_a_path_leads_to_the_key_that_its_image_was_taken_under(tmp_path):
+    store, taken = as_path(tmp_path), tmp_path / "well_B03.tif"
+    assert key_of(store, str(taken)) == "well_B03"
+    Ledger(store / LEDGER, keys={str(taken): "1_B03"}).write()
+    assert key_of(store, str(taken)) == "1_B03"
+    assert keys_of(store, str(taken)) == ["1_B03", "well_B03"]
+    assert keys_of(store, "___.tif") == []
+
+
+def test_keys_are_recalled_from_the_records_of_images_and_damage_hides_no_other(tmp_path):
+    store = as_path(tmp_path)
+    for key, url in (("a", "/landing/x.tif"), ("x", "/landing/x.tif"), ("z", "/landing/y.tif")):
+        ImageFolder(store / key, key).write_acquisition(Acquisition(url))
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "acquisition.json").write_bytes(b"{")
+    registered = registered_keys(store)
+    assert registered == {"/landing/x.tif": ["a", "x"], "/landing/y.tif": ["z"]}
+    ledger = Ledger(store / LEDGER, {"/landing/gone.tif": Version("s", "g")})
+    assert ledger.lacks_keys
+    ledger.recall(registered, {"/landing/x.tif": "x", "/landing/y.tif": "y"})
+    assert ledger.keys == {"/landing/x.tif": "x", "/landing/y.tif": "z", "/landing/gone.tif": ""}
+    assert not ledger.lacks_keys
 
 
 @pytest.mark.parametrize("name", ["ledger.json", "ledger.json.copy"])
