@@ -98,6 +98,9 @@ class _Retiring:
     why_not: dict[str, str]
     """Why an image may not be retired, in words."""
 
+    newest: int | None
+    """Storage id of the newest run when it was looked which images are at work."""
+
     n_images: int = 0
     n_tiles: int = 0
 
@@ -129,12 +132,29 @@ class _Retiring:
         keys = self.live.get(folder.key, [])
         with self.faults.about(folder.key):
             instance, lineage = self.context.instance, self.lineage
+            why = self._why_not_any_more(folder)
+            if why is not None:
+                self.why_not[folder.key] = why
+                self.context.log.info(f"{folder.key} is left: it is {why} by now")
+                return
             is_purged = retire(instance, lineage, folder, keys, keeps_stage=keeps_stage)
             self.live.pop(folder.key, None)
             self.n_images, self.n_tiles = self.n_images + 1, self.n_tiles + len(keys)
             what = "tile partitions" if keeps_stage else "tile partitions and the stage"
             left = "" if is_purged else "; what was logged of them stays, see docs/deploy.md"
             self.context.log.info(f"{folder.key}: {len(keys)} {what} retired{left}")
+
+    def _why_not_any_more(self, folder: ImageFolder) -> str | None:
+        """Return why an image may not be retired after all; None where it may.
+
+        Many are retired one after the other, and runs begin meanwhile.
+        """
+        newest = newest_run(self.context.instance)
+        if newest == self.newest:
+            return None
+        if folder.key in images_at_work(self.context.instance, self.lineage):
+            return "in work"
+        return _why_unfinished(folder)
 
 
 def retire_old_stages(
@@ -147,10 +167,11 @@ def retire_old_stages(
 ) -> None:
     """Retire the images that were finished first, or long enough ago."""
     instance = context.instance
+    newest = newest_run(instance)
     at_work = dict.fromkeys(images_at_work(instance, lineage), "in work")
     faults = ImageFaults(context.log.warning)
     live = live_tile_keys(instance, lineage)
-    run = _Retiring(context, lineage, store, faults, live, at_work)
+    run = _Retiring(context, lineage, store, faults, live, at_work, newest)
     days = retention.days if config.days is None else config.days
     before = now() - days * SECONDS_PER_DAY
     candidates = list(run.live)
@@ -218,6 +239,12 @@ def retire(
 def is_retired(folder: ImageFolder) -> bool:
     """Tell whether the tiles of an image are no partitions any more, and its labels kept."""
     return folder.is_retired
+
+
+def newest_run(instance: dg.DagsterInstance) -> int | None:
+    """Return the storage id of the newest run in the books; None where there is none."""
+    records = instance.get_run_records(limit=1)
+    return records[0].storage_id if records else None
 
 
 def images_at_work(instance: dg.DagsterInstance, lineage: Lineage) -> frozenset[str]:

@@ -160,15 +160,17 @@ class _Look:
         """Make partitions of all tiles of an image where some are none."""
         if not folder.has("stage.zarr/plan.json") or folder.is_retired:
             return
-        grid, before = folder.plan().grid, self.live.get(folder.key, [])
-        if len(before) == grid.n_blocks:
+        before = self.live.get(folder.key, [])
+        keys = tile_keys(folder.key, folder.plan().grid.block_keys())
+        own = set(keys) & set(before)
+        if len(own) == len(keys) == len(before):
             return
-        keys = tile_keys(folder.key, grid.block_keys())
         replace_tile_keys(self.context.instance, self.lineage, before, keys)
         self.live[folder.key] = keys
+        others = len(before) - len(own)
         self.context.log.warning(
-            f"image {folder.key!r} has {len(keys)} tiles, of which {len(before)} were partitions: "
-            "all are now"
+            f"image {folder.key!r} has {len(keys)} tiles, of which {len(own)} were partitions: "
+            "all are now" + (f", and {others} of another plan are none" if others else "")
         )
 
 

@@ -266,6 +266,27 @@ def test_retiring_by_count_that_was_cut_short_is_finished(instance, finished, mo
     assert n_live(instance) == {"b": N_TILES}
 
 
+@pytest.mark.parametrize("what", ["a run begins", "it is planned anew"])
+def test_an_image_that_is_taken_up_while_others_are_retired_is_left(
+    instance, finished, monkeypatch, what
+):
+    retires = retention.retire
+
+    def meanwhile(*arguments, **options):
+        if what == "a run begins":
+            _in_work(instance, finished[1])
+        else:  # by a run that has ended by now
+            _in_work(instance, finished[1])
+            instance.report_run_failed(instance.get_runs(limit=1)[0])
+            _with_failures(instance, finished[1])
+        return retires(*arguments, **options)
+
+    monkeypatch.setattr(retention, "retire", meanwhile)
+    retire(instance, max_live_keys=1)
+    assert n_live(instance) == {"b": N_TILES}
+    assert not finished[1].is_retired
+
+
 # The sensor
 
 
@@ -332,6 +353,14 @@ def test_tiles_that_the_instance_lacks_are_registered_in_one_range(instance, fin
     assert tile_keys_of(instance, Lineage(), second.key) == []  # a run is at it
     keys = list(instance.get_dynamic_partitions("tiles"))
     assert keys == before
+
+
+def test_tiles_of_another_plan_give_way_to_those_of_the_stage(instance, finished):
+    before = tile_keys_of(instance, Lineage(), "a")
+    instance.delete_dynamic_partition("tiles", before[1])
+    instance.add_dynamic_partitions("tiles", ["a/z009"])
+    tick(instance)
+    assert tile_keys_of(instance, Lineage(), "a") == before
 
 
 def test_one_bad_image_keeps_no_other_from_being_registered(instance, finished):
