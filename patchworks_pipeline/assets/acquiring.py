@@ -19,6 +19,7 @@ from patchworks_pipeline.assets.acquisitions import ACQUISITION
 from patchworks_pipeline.assets.defining import image_asset
 from patchworks_pipeline.assets.metadata import picture, shape_text, size_text
 from patchworks_pipeline.assets.planned import Measured, is_asked_for, planned_function
+from patchworks_pipeline.assets.stage_reading import what_is_replaced
 from patchworks_pipeline.assets.tile_events import log_tiles_again
 from patchworks_pipeline.instance.tile_partitions import replace_tile_keys, tile_keys_of
 from patchworks_pipeline.lineage import Lineage
@@ -175,6 +176,8 @@ def _planned(
 ) -> dict[str, Any]:
     """Take up a plan, and return what a person reads of it."""
     decision = budget.decide(plan)
+    if replaced := what_is_replaced(folder, plan):
+        context.log.warning(replaced)
     n_new, n_retired = _take_up(context, lineage, folder, plan)
     grid = plan.grid
     return {
@@ -186,6 +189,7 @@ def _planned(
         "n_tile_partitions_retired": n_retired,
         "pixels_read_per_pixel": round(grid.read_factor, 3),
         "segmentation": dg.MetadataValue.json(plan.segmentation),
+        "stage": replaced or "kept as it is, or new",
         "workers": decision.reason,
         "fingerprint": plan.fingerprint,
     }

@@ -8,8 +8,12 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from upath import UPath
 
-from patchworks_core.stage.stage import Stage
+from patchworks_core.errors import PlanError, StageError
+from patchworks_core.stage.plan import Plan
+from patchworks_core.stage.stage import BLOCKS, Stage
+from patchworks_pipeline.records import ImageFolder
 
 
 class StageReading(Stage):
@@ -40,3 +44,20 @@ def read_once(stage: Stage) -> StageReading:
 def _frozen(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     values.flags.writeable = False
     return values
+
+
+def what_is_replaced(folder: ImageFolder, plan: Plan) -> str | None:
+    """Return what of an image's stage cannot be kept under a plan, in words; None where all can."""
+    path = folder.path / "stage.zarr"
+    if not (path / "plan.json").exists():
+        return None
+    try:
+        Stage.open(path, plan)
+    except (PlanError, StageError) as why:
+        files = [file for begun in _entries(path / BLOCKS) for file in _entries(begun)]
+        return f"a stage with {len(files)} tile blocks is replaced by an empty one: {why}"
+    return None
+
+
+def _entries(folder: UPath) -> list[UPath]:
+    return list(folder.iterdir()) if folder.is_dir() else []

@@ -21,6 +21,7 @@ from patchworks_core.stage.plan import Plan
 from patchworks_core.tiles.grid import SPATIAL_AXES
 from patchworks_pipeline.assets.planned import planned_function
 from patchworks_pipeline.assets.relating import is_related, relation_name
+from patchworks_pipeline.assets.stage_reading import what_is_replaced
 from patchworks_pipeline.assets.tile_events import not_logged
 from patchworks_pipeline.automation.events import RANGE_END, RANGE_START
 from patchworks_pipeline.automation.in_process import InProcess, JobError
@@ -186,6 +187,8 @@ def _run_missing(
     resources = {"budget": {"config": dict(budget)}}
     if not _is_planned(folder, plan):
         steps.append("plan_image")
+        if replaced := what_is_replaced(folder, plan):
+            say(replaced, on=errors)
         error = _run(
             instance,
             "plan_image",

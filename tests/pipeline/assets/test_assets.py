@@ -215,6 +215,28 @@ def test_planning_again_without_a_change_keeps_what_is_staged(pipeline, tissue_p
     assert metadata_of(result, "image")["n_tile_partitions_new"] == 0
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"record_version": 999}, "has layout 999, this patchworks reads"),
+        ({"tile_shape": (20,)}, "was made by another plan"),
+    ],
+)
+def test_a_stage_that_cannot_be_kept_is_said_to_be_replaced(pipeline, tissue_path, change, words):
+    folder = pipeline.register(tissue_path)
+    assert pipeline.plan(folder).success
+    assert pipeline.stage(folder, "y000x000").success
+    if "record_version" in change:
+        record = folder.path / "stage.zarr" / "plan.json"
+        record.write_text(json.dumps({**json.loads(record.read_text()), **change}))
+    else:
+        pipeline.register(tissue_path, **change)
+    said = metadata_of(pipeline.plan(folder), "image")["stage"]
+    assert "a stage with 1 tile blocks is replaced by an empty one" in said
+    assert words in said
+    assert "replaced" not in metadata_of(pipeline.plan(folder), "image")["stage"]
+
+
 def test_staging_a_tile_again_rewrites_nothing_that_is_the_same(pipeline, tissue_path):
     folder = pipeline.register(tissue_path)
     pipeline.run_to_labels(folder)

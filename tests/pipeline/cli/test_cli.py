@@ -164,6 +164,7 @@ def test_other_options_plan_anew_and_the_rest_is_kept(patchworks, tissue_path):
     code, printed = patchworks("run", tissue_path, "--param", "level=20")
     assert code == 0
     assert "(plan_image, stage_tiles, merge_image)" in printed
+    assert "is replaced by an empty one: " in printed
     folder = LabelStore().folder("tissue")
     assert folder.acquisition().tile_shape == (32,)
     assert folder.plan().segmentation["parameters"] == {"level": 20}
