@@ -145,6 +145,35 @@ def file_axes(
     return letters
 
 
+_ORIENTATIONS = {
+    2: "mirrored left to right",
+    3: "turned by 180 degrees",
+    4: "mirrored top to bottom",
+    5: "with rows for columns",
+    6: "turned by 90 degrees to the right",
+    7: "turned by 180 degrees, with rows for columns",
+    8: "turned by 90 degrees to the left",
+}
+"""How an image is to be shown, by the number in TIFF and EXIF (TIFF 6.0, section 8)."""
+
+
+def orientation_notes(orientation: object, url: str) -> tuple[str, ...]:
+    """Say where an image is to be shown otherwise than it is stored, as its metadata have it.
+
+    Examples
+    --------
+    >>> orientation_notes(1, "a.tif"), orientation_notes(None, "a.tif")
+    ((), ())
+    """
+    how = _ORIENTATIONS.get(orientation) if isinstance(orientation, int) else None
+    if how is None:
+        return ()
+    return (
+        f"{url!r} says that it is to be shown {how} (Orientation {orientation}); it is read as it "
+        "is stored, and so are its labels: turn it and save it anew where a viewer is to show both",
+    )
+
+
 def axes_notes(
     names: Sequence[str] | None, letters: str, override: str | None, where: str
 ) -> tuple[str, ...]:

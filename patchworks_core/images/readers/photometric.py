@@ -15,10 +15,13 @@ import numpy.typing as npt
 import tifffile
 
 from patchworks_core.errors import ImageError
-from patchworks_core.images.readers.opened import Opened
+from patchworks_core.images.readers.opened import Opened, orientation_notes
 
 _DATA = {"imagej", "ome", "shaped", "lsm", "stk", "mmstack", "ndtiff", "scanimage"}
 """Kinds of series, as tifffile names them, whose stored values are what was measured."""
+
+ORIENTATION = 274
+"""Tag of TIFF and EXIF."""
 
 _COLOURS: dict[int, str] = {
     tifffile.PHOTOMETRIC.SEPARATED: "inks (CMYK)",
@@ -88,6 +91,8 @@ def as_shown(opened: Opened, page: tifffile.TiffPage, kind: str, url: str) -> Op
     ImageError
         If the values are no intensities and cannot be turned into them.
     """
+    turned = orientation_notes(page.tags.valueof(ORIENTATION), url)
+    opened = replace(opened, notes=(*opened.notes, *turned))
     meaning = page.photometric
     colours = _COLOURS.get(meaning)
     is_ycbcr = meaning == tifffile.PHOTOMETRIC.YCBCR

@@ -20,7 +20,13 @@ from PIL import UnidentifiedImageError
 
 from patchworks_core.errors import ImageError
 from patchworks_core.files.locations import file_stamp, filesystem, is_remote
-from patchworks_core.images.readers.opened import Opened, check_level, check_size, file_axes
+from patchworks_core.images.readers.opened import (
+    Opened,
+    check_level,
+    check_size,
+    file_axes,
+    orientation_notes,
+)
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP"}
 """Extensions and what they mean."""
@@ -42,14 +48,14 @@ _PILLOW_LIMIT = threading.Lock()
 def open_raster(url: str, level: int, axes: str | None) -> Opened:
     """Decode a raster file whole, into memory, once; use TIFF or Zarr for what must stay on disk.
 
-    Colour, and opacity where the file has it, is a channel axis that comes last; a palette is
-    applied, nothing is dropped.
+    Colour, and opacity where the file has a channel of it, is a channel axis that comes last; a
+    palette is applied. That one colour is to be shown transparent is left out, and said.
     """
     extension = next(e for e in FORMATS if url.lower().endswith(e))
-    array = _decode(url, extension)
+    array, notes = _decode(url, extension)
     letters = file_axes("yx" if array.ndim == 2 else "yxc", array.shape, axes, repr(url))
     check_level(level, [array.shape], repr(url))
-    return Opened(array, letters, FORMATS[extension], partial(file_stamp, url))
+    return Opened(array, letters, FORMATS[extension], partial(file_stamp, url), notes=notes)
 
 
 def _check_plausible(n_pixels: int, n_bytes: int, extension: str, url: str) -> None:
@@ -62,8 +68,8 @@ def _check_plausible(n_pixels: int, n_bytes: int, extension: str, url: str) -> N
         )
 
 
-def _decode(url: str, extension: str) -> npt.NDArray[Any]:
-    """Return the first image of a raster file."""
+def _decode(url: str, extension: str) -> tuple[npt.NDArray[Any], tuple[str, ...]]:
+    """Return the first image of a raster file, and what is to be said of it."""
     source: Any = url
     if is_remote(url):
         fs, path = filesystem(url)
@@ -79,15 +85,21 @@ def _decode(url: str, extension: str) -> npt.NDArray[Any]:
                 )
             check_size(shape, shape, 1, repr(url))
             _check_plausible(prod(shape[:2]), n_bytes, extension, url)
-            mode = file.metadata(index=0).get("mode")
+            metadata = file.metadata(index=0, exclude_applied=False)
+            mode = metadata.get("mode")
             if mode in _INKS:
                 raise ImageError(
                     f"pixels must be intensities or RGB, got {mode} in {url!r}; save it as gray "
                     "levels or RGB"
                 )
+            notes = orientation_notes(metadata.get("Orientation"), url)
             if deep := _deep_png(source):
-                return np.asarray(imagecodecs.png_decode(deep))
-            return np.asarray(file.read(index=0))
+                return np.asarray(imagecodecs.png_decode(deep)), notes
+            if "transparency" in metadata:
+                notes += (f"colours of {url!r} are to be shown transparent; that is not read",)
+                if mode == "P":  # Pillow warns of leaving it out by itself
+                    return np.asarray(file.read(index=0, mode="RGBA"))[..., :3], notes
+            return np.asarray(file.read(index=0)), notes
     except (UnidentifiedImageError, OSError, imagecodecs.PngError) as error:
         raise ImageError(f"cannot decode {url!r}: {error}; the file may be damaged") from error
 

@@ -9,9 +9,12 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image as PillowImage
+from PIL import ImageOps
 
 from patchworks_core import ImageError, tile_process
 from patchworks_core.images.image import open_image
+from patchworks_core.tiles.regions import Region
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (16, 20, 3), "u1")
 
@@ -82,3 +85,74 @@ def test_colour_of_16_bits_is_read_whole_and_a_png_of_it_that_is_cut_off_is_refu
     (tmp_path / "a.png").write_bytes(content[: len(content) // 2])
     with pytest.raises(ImageError, match=r"a\.png"):
         open_image(tmp_path / "a.png", channel=None)
+
+
+INDICES = np.random.default_rng(1).integers(0, 4, (8, 10), "u1")
+
+COLOURS = np.array([(200, 10, 10), (5, 5, 5), (0, 250, 0), (128, 128, 128)], "u1")
+
+
+@pytest.mark.parametrize("extension", ["png", "bmp"])
+@pytest.mark.parametrize("transparency", [None, 2, bytes([255, 0, 100, 20])])
+def test_a_palette_is_turned_into_its_colours_and_never_read_as_numbers(
+    tmp_path, extension, transparency
+):
+    picture = PillowImage.fromarray(INDICES)
+    picture.putpalette(COLOURS.ravel().tolist())
+    path = tmp_path / f"a.{extension}"
+    options = {} if transparency is None or extension == "bmp" else {"transparency": transparency}
+    picture.save(path, **options)
+    image = open_image(path, channel=None)
+    pixels = image.read(Region((0, 0, 0), image.shape))
+    assert image.axes == "cyx"
+    np.testing.assert_array_equal(pixels, np.moveaxis(COLOURS[INDICES], -1, 0))
+    said = f"colours of {str(path)!r} are to be shown transparent; that is not read"
+    assert image.notes == ((said,) if options else ())
+
+
+def test_a_tiff_of_numbers_of_colours_is_refused_with_the_way_out(tmp_path):
+    picture = PillowImage.fromarray(INDICES)
+    picture.putpalette(COLOURS.ravel().tolist())
+    picture.save(tmp_path / "a.tif")
+    with pytest.raises(ImageError, match="got numbers of colours .* save it as gray levels or RGB"):
+        open_image(tmp_path / "a.tif")
+
+
+SHOWN = {
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: np.transpose,
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a.T, 2),
+    8: np.rot90,
+}
+"""What Pillow makes of each orientation, an independent reader of the tag."""
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("extension", ["tif", "png", "jpg"])
+def test_an_image_that_is_to_be_shown_turned_is_read_as_stored_and_said(
+    tmp_path, extension, orientation
+):
+    stored = np.random.default_rng(2).integers(0, 255, (16, 24), "u1")
+    path = tmp_path / f"a.{extension}"
+    if extension == "tif":
+        tags = [(274, "H", 1, orientation, True)]
+        tifffile.imwrite(path, stored, extratags=tags, metadata=None)
+        stored = tifffile.imread(path)
+    else:
+        exif = PillowImage.Exif()
+        exif[274] = orientation
+        PillowImage.fromarray(stored).save(path, exif=exif)
+        with PillowImage.open(path) as opened:
+            stored = np.asarray(opened)
+            shown = np.asarray(ImageOps.exif_transpose(opened))
+        np.testing.assert_array_equal(shown, SHOWN.get(orientation, np.asarray)(stored))
+    image = open_image(path)
+    np.testing.assert_array_equal(image.read(Region((0, 0), image.shape)), stored)
+    if orientation == 1:
+        assert image.notes == ()
+    else:
+        (note,) = image.notes
+        assert f"(Orientation {orientation}); it is read as it is stored, and so are its" in note
