@@ -163,6 +163,7 @@ class Mount:
         for kind, names in (("key prefix", self.prefix), ("segmentation", self.segmentations)):
             for name in names:
                 check_name(kind, name)
+        _check_folders(self.segmentations)
         for a, b in self.relations:
             if a == b or not {a, b} <= set(self.segmentations):
                 raise PlanError(
@@ -216,11 +217,23 @@ def check_name(kind: str, name: str) -> str:
         raise PlanError(
             f"a {kind} must be a name of letters, digits and single '_', got {name!r}; rename it"
         )
-    if name in (*ASSETS, *FOLDERS):
+    if name.lower() in (*ASSETS, *FOLDERS):
         raise PlanError(
             f"a {kind} cannot be called {name!r}, as an asset or a folder of an image is; rename it"
         )
     return name
+
+
+def _check_folders(segmentations: Sequence[str]) -> None:
+    """Raise PlanError where two would share a folder on a disk that does not tell case apart."""
+    before: dict[str, str] = {}
+    for name in segmentations:
+        other = before.setdefault(name.lower(), name)
+        if other != name:
+            raise PlanError(
+                f"segmentations {other!r} and {name!r} differ by case alone, and would share a "
+                "folder on some disks; rename one"
+            )
 
 
 ALONE = Mount()

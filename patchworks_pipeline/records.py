@@ -108,6 +108,17 @@ class Acquisition:
         """True where somebody chose the channel to segment."""
         return not (self.is_of_image or is_default(self.channel))
 
+    def of_image(self) -> "Acquisition":
+        """Return what is said of the image alone, whatever segmentations it has."""
+        return Acquisition(
+            self.url,
+            channel=self.channel,
+            level=self.level,
+            axes=self.axes,
+            pixel_size=self.pixel_size,
+            priority=self.priority,
+        )
+
     def open(self) -> Image:
         """Open the image."""
         return open_image(
@@ -221,7 +232,8 @@ class ImageFolder:
             return Acquisition.from_json(text, where=str(self.path / ACQUISITION))
         image = self.shared.acquisition()
         if not self.has(ACQUISITION):
-            return replace(image, is_of_image=True)
+            # What else stands there was chosen when the image had one segmentation.
+            return replace(image.of_image(), is_of_image=True)
         text = self._read(ACQUISITION, "the image's registration")
         own = Acquisition.from_json(text, where=str(self.path / ACQUISITION))
         is_of_image = is_default(own.channel)
@@ -249,15 +261,12 @@ class ImageFolder:
         if not self.segmentation:
             write_text(self.path / ACQUISITION, acquisition.to_json())
             return
-        image = Acquisition(
-            acquisition.url,
-            level=acquisition.level,
-            axes=acquisition.axes,
-            pixel_size=acquisition.pixel_size,
-            priority=acquisition.priority,
-        )
+        image = replace(acquisition.of_image(), channel=DEFAULT_CHANNEL)
         if self.is_registered:
-            image = replace(image, channel=self.shared.acquisition().channel)
+            # What was chosen when the image had one segmentation holds once it has one again.
+            before = self.shared.acquisition()
+            names = ("url", "level", "axes", "pixel_size", "priority")
+            image = replace(before, **{name: getattr(acquisition, name) for name in names})
         self.shared.write_acquisition(image)
         if acquisition.is_of_image:
             acquisition = replace(acquisition, channel=DEFAULT_CHANNEL)

@@ -17,7 +17,7 @@ from patchworks_core.statistics.background import has_bright_background
 from patchworks_core.statistics.measuring import measure, measure_tiles
 from patchworks_pipeline.assets.acquisitions import ACQUISITION
 from patchworks_pipeline.assets.defining import image_asset
-from patchworks_pipeline.assets.metadata import picture, shape_text, size_text
+from patchworks_pipeline.assets.metadata import file_of, picture, shape_text, size_text
 from patchworks_pipeline.assets.planned import Measured, is_asked_for, planned_function
 from patchworks_pipeline.assets.stage_reading import what_is_replaced
 from patchworks_pipeline.assets.tile_events import log_tiles_again
@@ -132,7 +132,9 @@ def tile_plan(
     plan = segmentation.plan_of(acquisition, opened, folder)
     channel = _channel_text(plan.image.channel, plan.grid.axes)
     planned = _planned(context, lineage, folder, plan, budget)
-    return dg.MaterializeResult(metadata={"channel": channel, **planned, "notes": notes})
+    return dg.MaterializeResult(
+        metadata={**file_of(folder), "channel": channel, **planned, "notes": notes}
+    )
 
 
 def _register(folder: ImageFolder, source: AcquisitionSource) -> None:

@@ -25,7 +25,7 @@ from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.staging import Staging, other_channels_of
 from patchworks_core.stage.unchanged import check_tiles
 from patchworks_pipeline.assets.defining import defining_checks, image_asset
-from patchworks_pipeline.assets.metadata import picture, shape_text
+from patchworks_pipeline.assets.metadata import file_of, picture, shape_text
 from patchworks_pipeline.assets.planned import planned_function
 from patchworks_pipeline.assets.stage_reading import read_once
 from patchworks_pipeline.lineage import Lineage
@@ -292,6 +292,7 @@ def merged_labels(
     pictures = _pictures(folder, stage, target)
     return dg.MaterializeResult(
         metadata={
+            **file_of(folder),
             "labels": dg.MetadataValue.path(str(target.path)),
             **_figures(stage, lut, written, seconds),
             **seam_figures(seams),

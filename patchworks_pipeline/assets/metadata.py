@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import dagster as dg
 
+from patchworks_pipeline.records import ImageFolder
+
 
 def picture(png: bytes, title: str) -> dg.MarkdownMetadataValue:
     """Return a picture as Markdown; the UI shows it behind "Show Markdown"."""
@@ -38,3 +40,8 @@ def size_text(axes: str, pixel_size: dict[str, float], unit: dict[str, str]) -> 
     return ", ".join(
         f"{axis} {pixel_size[axis]:.6g} {unit.get(axis, '(no unit)')}" for axis in sized
     )
+
+
+def file_of(folder: ImageFolder) -> dict[str, dg.PathMetadataValue]:
+    """Return where the image is: its key need not show its name."""
+    return {"file": dg.MetadataValue.path(folder.acquisition().url)}

@@ -18,7 +18,7 @@ from patchworks_core.pictures.report import image_picture
 from patchworks_core.seams.faces import judge_sizes
 from patchworks_pipeline.assets.defining import image_asset
 from patchworks_pipeline.assets.merging import seam_figures, seams_of
-from patchworks_pipeline.assets.metadata import picture
+from patchworks_pipeline.assets.metadata import file_of, picture
 from patchworks_pipeline.assets.stage_reading import read_once
 from patchworks_pipeline.assets.throughput import figures_of, finish
 from patchworks_pipeline.lineage import Lineage
@@ -130,6 +130,7 @@ def quality_report(
     write_text(folder.report / "summary.json", json.dumps(content, indent=2) + "\n")
     return dg.MaterializeResult(
         metadata={
+            **file_of(folder),
             "report": dg.MetadataValue.path(str(folder.report)),
             **{name: value for name, value in summary.items() if value is not None},
             **figures_of(folder, plan),

@@ -6,7 +6,6 @@ nothing twice.
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -14,8 +13,7 @@ from typing import Any
 
 import dagster as dg
 
-from patchworks_core.errors import ImageError, PlanError
-from patchworks_core.files.locations import is_remote
+from patchworks_core.errors import PlanError
 from patchworks_pipeline.assets.acquisitions import landed, verdict
 from patchworks_pipeline.automation import events
 from patchworks_pipeline.automation.alerts import MEMORY, Alert, Alerts, tell_of_lasting
@@ -45,7 +43,7 @@ from patchworks_pipeline.landing.arrivals import (
     looks_to_json,
     why_unreadable,
 )
-from patchworks_pipeline.landing.candidates import Candidate, find_candidates
+from patchworks_pipeline.landing.candidates import Candidate, check_landing, find_candidates
 from patchworks_pipeline.landing.opening import with_setting
 from patchworks_pipeline.landing.registered import LEDGER, registered_keys
 from patchworks_pipeline.lineage import BATCH_JOB, Lineage, Mount
@@ -385,11 +383,7 @@ def _candidates(
     """Return what lies in the landing folder, under the keys that it has."""
     layout = source.layout()
     with faults.about(layout.landing):
-        if not is_remote(layout.landing) and not os.path.isdir(layout.landing):
-            raise ImageError(
-                f"the landing folder {layout.landing!r} does not exist; mount its disk, or correct "
-                "source.landing in patchworks.yaml"
-            )
+        check_landing(layout)
     candidates = find_candidates(layout, taken=ledger.taken, faults=faults)
     if candidates and ledger.lacks_keys:
         ledger.recall(registered_keys(store.path()), {c.url: c.key for c in candidates})

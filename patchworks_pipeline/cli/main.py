@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -389,37 +388,22 @@ def status(
     home: Home = HOME,
 ) -> None:
     """Show how far images are: their tiles, objects and labels; and which ones were refused."""
-    from patchworks_pipeline.cli.status import UNKNOWN, refusals, status_of
-    from patchworks_pipeline.image_faults import ImageFaults
-    from patchworks_pipeline.resources.resources import LabelStore
+    from patchworks_pipeline.cli.status import state_of
 
-    faults = ImageFaults(say_error)
-    with _known_images(image, home) as (_, keys):
-        store = LabelStore().of_home()
-        numbers = ("tiles", "staged", "failed", "missing", "objects")
-        table = Table(Column("image", overflow="fold"), *numbers)
-        labels, records = [], []
-        for key, name in product(keys, _segmentations(home, None)):
-            row, folder = UNKNOWN, store.folder(key, name)
-            with faults.about(folder.title):
-                row = status_of(folder)
-                for failure in folder.failures():
-                    if image or failure.is_unreadable:
-                        failed = f"{failure.error_type}: {failure.message}"
-                        say(f"{folder.title}/{failure.block}: {failed}", on=errors)
-            records.append({"image": key, **({"segmentation": name} if name else {}), **row})
-            table.add_row(folder.title, *("-" if row[n] is None else str(row[n]) for n in numbers))
-            labels += [f"{folder.title}: labels {row['labels']}"] if row["labels"] else []
-        refused = [] if image else refusals()
-        for refusal in refused:
-            say(refusal, on=errors)
+    names = _segmentations(home, None)
+    with _known_images(image, home) as (instance, keys):
+        state = state_of(instance, keys, names, of_home=image is None)
+    for text in state.complaints:
+        say_error(text)
+    for text in (*state.refused, *state.left_over):
+        say(text, on=errors)
     if json:
-        say_json({"images": records, "refused": refused})
+        say_json(state.record())
     else:
-        console.print(table)
-        for line in labels:
+        console.print(state.table())
+        for line in state.labels():
             say(line)
-    if faults.found:
+    if not state.is_sound:
         raise typer.Exit(BAD_INPUT)
 
 

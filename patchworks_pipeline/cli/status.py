@@ -1,33 +1,168 @@
 """How far the images of a home are, and what it refused: read from what lies on disk."""
 
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
-from patchworks_core.errors import StageError
-from patchworks_core.stage.plan import Plan
-from patchworks_pipeline.landing.arrivals import Quarantine
-from patchworks_pipeline.records import ImageFolder
-from patchworks_pipeline.resources.resources import LabelStore
+import dagster as dg
+from rich.table import Column, Table
 
-UNKNOWN = dict.fromkeys(("tiles", "staged", "failed", "missing", "objects", "labels"))
+from patchworks_core.errors import StageError
+from patchworks_core.plugins.segmentation import segmentation_of
+from patchworks_core.stage.plan import Plan
+from patchworks_pipeline.cli.runs import location
+from patchworks_pipeline.image_faults import IMAGE_FAULTS, ImageFaults, words_of
+from patchworks_pipeline.instance.home import SETTINGS
+from patchworks_pipeline.landing.arrivals import Quarantine
+from patchworks_pipeline.landing.candidates import check_landing
+from patchworks_pipeline.lineage import Lineage
+from patchworks_pipeline.partitions import suffix_of
+from patchworks_pipeline.records import ImageFolder
+from patchworks_pipeline.resources.backfills import Backfills
+from patchworks_pipeline.resources.resources import (
+    AcquisitionSource,
+    LabelStore,
+    SegmentationDefaults,
+)
+from patchworks_pipeline.resources.settings import Deployed
+
+UNKNOWN = dict.fromkeys(("file", "tiles", "staged", "failed", "missing", "objects", "labels"))
 """Of an image of which nothing can be read."""
 
 
+NOT_FOR_RUNS = ("automation", "alerts", "retention", "backfills")
+"""Sections that no run of an image reads; a variable of theirs may be that of the service alone."""
+
+
+@dataclass(slots=True)
+class State:
+    """How far the images of a home are, and what is wrong."""
+
+    images: list[dict[str, Any]] = field(default_factory=list)
+    """One record per image and segmentation."""
+
+    titles: list[str] = field(default_factory=list)
+    """What people are told each is."""
+
+    complaints: list[str] = field(default_factory=list)
+    """What is wrong with images, tiles and settings."""
+
+    refused: list[str] = field(default_factory=list)
+    left_over: list[str] = field(default_factory=list)
+    mistakes: list[str] = field(default_factory=list)
+    """In the settings, and a landing folder that is not there."""
+
+    is_sound: bool = True
+    """False where an image cannot be read, or would not be run."""
+
+    def record(self) -> dict[str, Any]:
+        """Return it for a program to read."""
+        return {
+            "images": self.images,
+            "refused": self.refused,
+            "left_over": self.left_over,
+            "mistakes": self.mistakes,
+        }
+
+    def table(self) -> Table:
+        """Return how far the images are; with their files, where keys do not tell them."""
+        numbers = ("tiles", "staged", "failed", "missing", "objects")
+        has_files = not all(tells_its_file(row["image"], row["file"]) for row in self.images)
+        names = ["image", "file"] if has_files else ["image"]
+        table = Table(*(Column(name, overflow="fold") for name in names), *numbers)
+        for title, row in zip(self.titles, self.images, strict=True):
+            texts = [title, shown_file(row["file"])] if has_files else [title]
+            table.add_row(*texts, *("-" if row[n] is None else str(row[n]) for n in numbers))
+        return table
+
+    def labels(self) -> list[str]:
+        """Return where the labels are, in words."""
+        return [
+            f"{title}: labels {row['labels']}"
+            for title, row in zip(self.titles, self.images, strict=True)
+            if row["labels"]
+        ]
+
+
+def state_of(
+    instance: dg.DagsterInstance, keys: Sequence[str], names: Sequence[str], *, of_home: bool
+) -> State:
+    """Return how far images are; of the home also what was refused, and mistakes in its settings.
+
+    Parameters
+    ----------
+    instance : DagsterInstance
+    keys : sequence of str
+        Images.
+    names : sequence of str
+        Their segmentations; an empty name where images have one.
+    of_home : bool
+        False where one image was asked for, whose failed tiles are then named.
+    """
+    store, state = LabelStore().of_home(), State()
+    faults = ImageFaults(state.complaints.append)
+    for key, name in product(keys, names):
+        row, folder = UNKNOWN, store.folder(key, name)
+        with faults.about(folder.title):
+            row = status_of(folder)
+            for failure in folder.failures():
+                if not of_home or failure.is_unreadable:
+                    failed = f"{failure.error_type}: {failure.message}"
+                    state.complaints.append(f"{folder.title}/{failure.block}: {failed}")
+        state.images.append({"image": key, **({"segmentation": name} if name else {}), **row})
+        state.titles.append(folder.title)
+    state.is_sound = not faults.found
+    state.left_over = left_over(instance, store, keys, names)
+    if of_home:
+        state.refused = refusals()
+        mistakes = mistakes_of_home()
+        state.mistakes = list(mistakes.values())
+        state.is_sound &= not set(mistakes) - set(NOT_FOR_RUNS)
+        state.complaints += state.mistakes
+    return state
+
+
+def mistakes_of_home() -> dict[str, str]:
+    """Return what is wrong with the settings of the home, by what of it; run refuses most."""
+    mistakes: dict[str, str] = {}
+    resources: dict[str, Any] = {**(location().resources or {}), "backfills": Backfills()}
+    for name, resource in resources.items():
+        if not isinstance(resource, Deployed):
+            continue
+        try:
+            deployed = resource.of_home()
+            if isinstance(deployed, SegmentationDefaults):
+                segmentation_of(deployed.function, deployed.parameters)
+            if isinstance(deployed, AcquisitionSource):
+                check_landing(deployed.layout())
+        except IMAGE_FAULTS as error:
+            mistakes.setdefault(name, words_of(error))
+    return mistakes
+
+
 def status_of(folder: ImageFolder) -> dict[str, Any]:
-    """Return how far an image is: tiles by state, objects, and where its labels are.
+    """Return what an image is of, and how far it is: tiles by state, objects, where its labels are.
 
     Raises
     ------
     PlanError, StageError, OSError
         If a record of the image cannot be read.
     """
+    file = folder.acquisition().url if folder.is_registered else None
     if not folder.has("plan.json"):
-        return {"tiles": 0, "staged": 0, "failed": 0, "missing": 0, "objects": None, "labels": None}
+        return {
+            **UNKNOWN,
+            "file": file,
+            **dict.fromkeys(("tiles", "staged", "failed", "missing"), 0),
+        }
     plan = folder.plan()
     missing = _missing_blocks(folder, plan)
     failed = {failure.block for failure in folder.failures()} & missing
     labels = folder.labels(plan).path
     provenance = folder.provenance(plan)
     return {
+        "file": file,
         "tiles": plan.grid.n_blocks,
         "staged": plan.grid.n_blocks - len(missing),
         "failed": len(failed),
@@ -37,6 +172,25 @@ def status_of(folder: ImageFolder) -> dict[str, Any]:
     }
 
 
+def shown_file(url: str | None) -> str:
+    """Return the name of an image's file, with what stands within it.
+
+    Examples
+    --------
+    >>> shown_file("/data/plate.ome.zarr/B/03/0"), shown_file("s3://bucket/a.lif#2")
+    ('plate.ome.zarr/B/03/0', 'a.lif#2')
+    """
+    parts = (url or "").rstrip("/").split("/")
+    is_file = [bool(suffix_of(part.partition("#")[0])) for part in parts]
+    return "/".join(parts[is_file.index(True) :]) if any(is_file) else parts[-1]
+
+
+def tells_its_file(key: str, url: str | None) -> bool:
+    """Tell whether a key is its file's name without the ending, so that nobody need ask."""
+    name = shown_file(url)
+    return name.removesuffix(suffix_of(name)) in ("", key)
+
+
 def refusals() -> list[str]:
     """Return the versions of acquisitions that were refused in this home, each with the reason."""
     quarantine = Quarantine(LabelStore().of_home().path() / ".quarantine")
@@ -44,6 +198,55 @@ def refusals() -> list[str]:
         f"{name} was refused: {reason}; {quarantine.release(name)}"
         for name, reason in quarantine.reasons().items()
     ]
+
+
+def left_over(
+    instance: dg.DagsterInstance, store: LabelStore, images: Sequence[str], names: Collection[str]
+) -> list[str]:
+    """Return what is there of segmentations that the settings do not name, in words.
+
+    Parameters
+    ----------
+    instance : DagsterInstance
+    store : LabelStore
+    images : sequence of str
+        Keys.
+    names : collection of str
+        Segmentations that the settings name; an empty name where images have one.
+    """
+    of_others: dict[str, list[str]] = {}
+    for image in images:
+        for name in _planned(store.folder(image)):
+            if name not in names:
+                of_others.setdefault(name, []).append(image)
+    texts = []
+    for name, keys in sorted(of_others.items()):
+        tiles = str(Lineage((), name).tiles.name)
+        n_tiles = len(instance.get_dynamic_partitions(tiles))
+        why = (
+            f"segmentation {name!r} has no block in {SETTINGS}"
+            if name
+            else f"{SETTINGS} names several segmentations"
+        )
+        what = f"of segmentation {name!r}" if name else "of the one before, without a name,"
+        path = store.folder(keys[0], name).path
+        what_lies = path if name else f"plan.json and stage.zarr in {path} and the like"
+        where = f"{len(keys)} image{'' if len(keys) == 1 else 's'}, the first {keys[0]!r}"
+        texts.append(
+            f"{why}: what was made {what} stays in {where}, with {n_tiles} tile partitions "
+            f"({tiles!r}); nothing runs, shows or retires it until {SETTINGS} names it again. To "
+            f"be rid of it, remove {what_lies} and wipe those partitions in the UI"
+        )
+    return texts
+
+
+def _planned(image: ImageFolder) -> Iterator[str]:
+    """Yield the segmentations of an image that have a plan."""
+    if image.has("plan.json"):
+        yield ""
+    for entry in sorted(image.path.iterdir(), key=str) if image.path.is_dir() else ():
+        if entry.suffix != ".zarr" and (entry / "plan.json").exists():
+            yield entry.name
 
 
 def _missing_blocks(folder: ImageFolder, plan: Plan) -> set[str]:

@@ -78,6 +78,11 @@ class _RefusedError(PlanError):
         self.field = field.split(".")[1]
         self.rule = f"{field} {rule}"
 
+    @staticmethod
+    def in_section(words: str, name: str) -> str:
+        """Return words that begin with the name of a field, with that of its section in a file."""
+        return f"{name}.{words.partition('.')[2]}"
+
 
 class Deployed(dg.ConfigurableResource):
     """A resource whose fields a home may set."""
@@ -181,7 +186,7 @@ class Deployed(dg.ConfigurableResource):
         for name in section.values:
             if name not in fields:
                 raise PlanError(
-                    f"{section.where(name)}: section {self.section!r} has no field {name!r}; its "
+                    f"{section.where(name)}: section {section.name!r} has no field {name!r}; its "
                     f"fields are {fields!r}"
                 )
         try:
@@ -189,10 +194,9 @@ class Deployed(dg.ConfigurableResource):
         except _RefusedError as error:
             where, variable = section.where(error.field), section.variables.get(error.field)
             if variable is not None:  # its value may be a secret
-                raise PlanError(
-                    f"{where}: {error.rule}; correct the variable {variable!r}"
-                ) from None
-            raise PlanError(f"{where}: {error}") from None
+                rule = error.in_section(error.rule, section.name)
+                raise PlanError(f"{where}: {rule}; correct the variable {variable!r}") from None
+            raise PlanError(f"{where}: {error.in_section(str(error), section.name)}") from None
 
     @classmethod
     def file_fields(cls) -> list[str]:

@@ -13,8 +13,10 @@ import zarr
 
 from patchworks_core import PlanError, label_relations, open_image
 from patchworks_core.tiles.regions import Region
+from patchworks_pipeline.cli.status import left_over
 from patchworks_pipeline.cli.terminal import TILES_FAILED
 from patchworks_pipeline.definitions import definitions, deployed
+from patchworks_pipeline.records import Acquisition
 from patchworks_pipeline.resources.resources import AcquisitionSource, LabelStore
 from patchworks_pipeline.resources.several import Several
 from tests.pipeline.conftest import call_command_line
@@ -171,6 +173,8 @@ def test_a_home_without_blocks_has_one_segmentation_with_the_keys_of_before(home
         ("segmentations: {nuclei: {}}\nsegmentation: {function: threshold}", "cannot both stand"),
         ("segmentations: {my nuclei: {}}", "a segmentation must be a name of letters"),
         ("segmentations: {report: {}}", "cannot be called 'report'"),
+        ("segmentations: {Report: {}}", "cannot be called 'Report'"),
+        ("segmentations: {a: {}, A: {}}", "'a' and 'A' differ by case alone"),
         ("segmentations: {a: {}, b: {}}\nrelations: {a: c}", "must be of two of the segmentations"),
         ("relations: {a: b}", "must be of two of the segmentations"),
     ],
@@ -186,9 +190,53 @@ def test_a_mistake_in_a_block_is_named_with_its_line(home):
     segmentation = (deployed().resources or {})["nuclei__segmentation"]
     with pytest.raises(PlanError, match=r"line 3: .*overlap must be 0 or more pixels"):
         segmentation.of_home()
+    write_settings(home, "segmentations: {nuclei: {funktion: x}}")
+    with pytest.raises(PlanError, match=r"section 'segmentations.nuclei' has no field 'funktion'"):
+        segmentation.of_home()
+    write_settings(home, "segmentations: {nuclei: {min_iou: 2}}")
+    with pytest.raises(PlanError, match=r"line 1: segmentations.nuclei.min_iou must be less than"):
+        segmentation.of_home()
     write_settings(home, "segmentations:\n  nuclei: 3\n")
     with pytest.raises(PlanError, match=r"line 2: segmentations.nuclei must hold fields"):
         segmentation.of_home()
+
+
+def test_what_was_chosen_for_the_one_segmentation_is_none_of_a_new_block_and_is_kept(home):
+    chosen = Acquisition(
+        "/a.tif",
+        channel=1,
+        level=2,
+        function="watershed",
+        parameters={"sigma": 3},
+        tile_shape=(64,),
+        overlap=(9,),
+        merge={"min_iou": 0.7},
+        pilot={"best": 1},
+    )
+    LabelStore().folder("a").write_acquisition(chosen)
+    block = folder_of("nuclei").acquisition()
+    assert block == replace(Acquisition("/a.tif", channel=1, level=2), is_of_image=True)
+    folder_of("nuclei").write_acquisition(replace(block, function="threshold"))
+    assert folder_of("nuclei").acquisition().function == "threshold"
+    assert LabelStore().folder("a").acquisition() == chosen
+
+
+def test_the_status_says_what_is_left_of_segmentations_that_are_no_blocks_any_more(home, instance):
+    folders = LabelStore().folder("a"), folder_of("nuclei"), folder_of("cells")
+    for folder in folders:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        (folder.path / "plan.json").touch()
+    instance.add_dynamic_partitions("cells/tiles", ["a/y0", "a/y1"])
+
+    def said(*names: str) -> list[str]:
+        return left_over(instance, LabelStore(), ["a"], names)
+
+    assert said("", "nuclei", "cells") == []
+    (text,) = said("", "nuclei")
+    assert "segmentation 'cells' has no block in patchworks.yaml" in text
+    assert "stays in 1 image, the first 'a', with 2 tile partitions ('cells/tiles')" in text
+    (text,) = said("nuclei", "cells")
+    assert "what was made of the one before, without a name, stays in 1 image" in text
 
 
 def test_the_source_of_acquisitions_is_shared(home):
@@ -212,6 +260,11 @@ def test_the_command_line_runs_all_and_says_which(home, tmp_path, mended, monkey
     code, words = call_command_line("status", "--home", home)
     assert "a (nuclei)" in words
     assert "a (cells)" in words
+    assert "no block" not in words
+    write_settings(home, SETTINGS.replace("  nuclei:", "  others:").partition("relations")[0])
+    code, words = call_command_line("status", "--home", home)
+    assert "segmentation 'nuclei' has no block in patchworks.yaml" in words
+    write_settings(home)
     mended.touch()
     code, words = call_command_line("retry", "a", "--only", "nuclei", "--home", home)
     assert code == 0

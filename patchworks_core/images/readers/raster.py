@@ -98,7 +98,8 @@ def _decode(url: str, extension: str) -> tuple[npt.NDArray[Any], tuple[str, ...]
             if "transparency" in metadata:
                 notes += (f"colours of {url!r} are to be shown transparent; that is not read",)
                 if mode == "P":  # Pillow warns of leaving it out by itself
-                    return np.asarray(file.read(index=0, mode="RGBA"))[..., :3], notes
+                    with_opacity: dict[str, Any] = {"mode": "RGBA"}
+                    return np.asarray(file.read(index=0, **with_opacity))[..., :3], notes
             return np.asarray(file.read(index=0)), notes
     except (UnidentifiedImageError, OSError, imagecodecs.PngError) as error:
         raise ImageError(f"cannot decode {url!r}: {error}; the file may be damaged") from error

@@ -86,6 +86,7 @@ def test_every_asset_leaves_what_a_person_wants_to_see(pipeline, tissue_path):
     labels = metadata_of(done["merge"], "merged_labels")
     assert (labels["n_tiles_written"], labels["n_tiles_unchanged"]) == (12, 0)
     assert labels["n_objects"] == n_objects
+    assert labels["file"] == str(tissue_path)
     assert labels["overlay"].startswith("![overlay](data:image/png;base64,")
     table = metadata_of(done["merge"], "object_table")
     assert table["n_objects"] == n_objects
@@ -93,6 +94,7 @@ def test_every_asset_leaves_what_a_person_wants_to_see(pipeline, tissue_path):
     assert report["n_objects"] == n_objects
     assert report["megapixels"] == report["megapixels_today"] == round(tissue().size / 1e6, 3)
     assert report["images_today"] == 1
+    assert report["file"] == str(tissue_path)
     assert report["staging_tiles_per_second"] > 0
     for picture in ("image", "overlay", "overview", "sizes", "objects_per_tile"):
         assert (folder.report / f"{picture}.png").read_bytes().startswith(b"\x89PNG")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import dagster as dg
 import numpy as np
 import pytest
@@ -12,8 +15,11 @@ from patchworks_core.errors import StageError
 from patchworks_core.files.storage import as_path
 from patchworks_core.images.image import open_image
 from patchworks_core.machine.budget import Limit
+from patchworks_pipeline.cli.runs import open_home, register
 from patchworks_pipeline.landing.arrivals import Arrival, Quarantine, Version
 from patchworks_pipeline.landing.candidates import Candidate
+from patchworks_pipeline.partitions import image_key
+from patchworks_pipeline.records import Acquisition
 from patchworks_pipeline.resources.resources import LabelStore
 from tests.core.oracles import assert_same_partition
 from tests.pipeline.conftest import call_command_line
@@ -300,6 +306,47 @@ def test_the_status_of_nothing_says_how_to_begin(patchworks, home, tissue_path):
     assert code == 2
     assert "no image 'unknown'" in printed
     assert "its images are ['tissue']" in printed
+
+
+def registered(home, *urls: str) -> None:
+    """Make images known to a home without running them."""
+    with open_home(home) as instance:
+        for url in urls:
+            register(instance, LabelStore(), image_key(url), Acquisition(url))
+
+
+def test_the_status_names_the_file_beside_a_key_that_does_not_show_it(patchworks, home):
+    registered(home, "/landing/plain.tif")
+    assert "file" not in patchworks("status")[1]
+    registered(home, "/landing/細胞 7.tif")
+    code, printed = patchworks("status")
+    assert code == 0
+    assert re.search(r"7-59057345 \S+ 細胞 7\.tif \S+ 0", printed)
+    _, printed = patchworks("status", "--json")
+    files = {row["image"]: row["file"] for row in json.loads(printed)["images"]}
+    assert files == {"7-59057345": "/landing/細胞 7.tif", "plain": "/landing/plain.tif"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "code", "words"),
+    [
+        ("budget: {memory_fraction: 80}", 2, "line 1: budget.memory_fraction must be less than"),
+        ("segmentation: {min_iou: 3}", 2, "line 1: segmentation.min_iou must be less than"),
+        ("segmentation: {function: nowhere}", 2, "'nowhere'"),
+        ("source: {landing: /not/mounted}", 2, "landing folder '/not/mounted' does not exist"),
+        ("retention: {days: -1}", 0, "line 1: retention.days must be greater than or equal to 0"),
+        ("backfills: {max: 0}", 0, "line 1: section 'backfills' has no field 'max'"),
+    ],
+)
+def test_the_status_says_what_is_wrong_with_the_settings(patchworks, home, settings, code, words):
+    registered(home, "/landing/plain.tif")
+    assert patchworks("status")[0] == 0
+    (home / "patchworks.yaml").write_text(settings)
+    assert patchworks("status")[0] == code
+    printed = patchworks("status")[1]
+    assert words in printed
+    assert "plain" in printed, "the images are shown all the same"
+    assert words not in patchworks("status", "plain")[1]
 
 
 @pytest.mark.slow
