@@ -12,6 +12,7 @@ from patchworks_core.errors import PlanError
 from patchworks_pipeline.definitions import RESOURCES, definitions
 from patchworks_pipeline.lineage import OF_SEGMENTATION
 from patchworks_pipeline.resources.backfills import Backfills
+from patchworks_pipeline.resources.named_functions import check_exists
 from patchworks_pipeline.resources.resources import SegmentationDefaults
 from patchworks_pipeline.resources.several import Several
 
@@ -45,8 +46,12 @@ class Segmentation(dg.Component, dg.Model, dg.Resolvable):
         Raises
         ------
         PlanError
-            If both ways to say the segmentation are used, or a name or a field is unknown.
+            If both ways to say the segmentation are used, a name or a field is unknown, or another
+            component has the same prefix.
+        SegmentationError
+            If there is no such function.
         """
+        self._check_alone(context)
         if self.segmentation and self.segmentations:
             raise PlanError(
                 "'segmentation' and 'segmentations' cannot both stand; make the one a block of the "
@@ -62,6 +67,9 @@ class Segmentation(dg.Component, dg.Model, dg.Resolvable):
         named = {
             name: SegmentationDefaults(**chosen) for name, chosen in self.segmentations.items()
         }
+        for chosen in (self.segmentation, *self.segmentations.values()):
+            if "function" in chosen:
+                check_exists(str(chosen["function"]))
         relations = self.relations
         if not (self.segmentation or self.segmentations):
             several = Several.of_home(self.key_prefix)
@@ -75,3 +83,14 @@ class Segmentation(dg.Component, dg.Model, dg.Resolvable):
             backfills=Backfills(**self.backfills),
             timezone=self.timezone,
         )
+
+    def _check_alone(self, context: dg.ComponentLoadContext) -> None:
+        """Raise PlanError where two components would give the same names."""
+        every = context.component_tree.get_all_components(of_type=type(self))
+        n_same = sum(other.key_prefix == self.key_prefix for other in every)
+        if n_same > 1:
+            raise PlanError(
+                f"every component patchworks_pipeline.Segmentation of a code location must have a "
+                f"key_prefix of its own, got {self.key_prefix!r} in {n_same} of them; give each "
+                "another in its defs.yaml"
+            )

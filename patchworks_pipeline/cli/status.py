@@ -9,7 +9,6 @@ import dagster as dg
 from rich.table import Column, Table
 
 from patchworks_core.errors import StageError
-from patchworks_core.plugins.segmentation import segmentation_of
 from patchworks_core.stage.plan import Plan
 from patchworks_pipeline.cli.runs import location
 from patchworks_pipeline.image_faults import IMAGE_FAULTS, ImageFaults, words_of
@@ -20,6 +19,7 @@ from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.partitions import suffix_of
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.backfills import Backfills
+from patchworks_pipeline.resources.named_functions import check_exists
 from patchworks_pipeline.resources.resources import (
     AcquisitionSource,
     LabelStore,
@@ -133,7 +133,7 @@ def mistakes_of_home() -> dict[str, str]:
         try:
             deployed = resource.of_home()
             if isinstance(deployed, SegmentationDefaults):
-                segmentation_of(deployed.function, deployed.parameters)
+                check_exists(deployed.function)
             if isinstance(deployed, AcquisitionSource):
                 check_landing(deployed.layout())
         except IMAGE_FAULTS as error:

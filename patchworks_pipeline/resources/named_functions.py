@@ -1,8 +1,13 @@
-"""Which functions the config of a run may name: importing one runs the code of its module."""
+"""Which functions the config of a run may name: importing one runs the code of its module.
 
+Whether there is a function is told here without importing it: that of a model takes seconds.
+"""
+
+import symtable
+from importlib.util import find_spec
 from typing import Protocol
 
-from patchworks_core.errors import PlanError
+from patchworks_core.errors import PlanError, SegmentationError
 from patchworks_core.plugins.segmentation import segmentation_names, short_name
 from patchworks_pipeline.instance.home import SETTINGS
 
@@ -30,3 +35,40 @@ def check_named(function: str, deployment: Naming) -> None:
             f"{function!r}; to allow it, add it to the field 'functions' of the segmentation in "
             f"the home's {SETTINGS}"
         )
+
+
+def check_exists(function: str) -> None:
+    """Raise SegmentationError where a function is not built in, no plugin, and in no module.
+
+    Examples
+    --------
+    >>> check_exists("threshold"), check_exists("json:loads")
+    (None, None)
+    """
+    name = short_name(function)
+    if name in segmentation_names():
+        return
+    module, separator, attribute = name.partition(":")
+    if not separator:
+        raise SegmentationError(
+            f"no segmentation function is called {name!r}; use one of {segmentation_names()!r} or "
+            "an import path 'module:function'"
+        )
+    try:
+        spec = find_spec(module)
+    except (ImportError, ValueError):  # the package that it is in, or no name of a module
+        spec = None
+    if spec is None:
+        raise SegmentationError(
+            f"there is no module {module!r} for the segmentation function {name!r}; it must be "
+            "installed, or its folder on PYTHONPATH"
+        )
+    if spec.origin and spec.origin.endswith(".py"):
+        with open(spec.origin, encoding="utf-8") as file:
+            source = file.read()
+        names = symtable.symtable(source, spec.origin, "exec").get_identifiers()
+        # What a star brings, or a function of the module makes up, nobody knows before.
+        if attribute.partition(".")[0] not in {*names} and not (
+            "import *" in source or "__getattr__" in names
+        ):
+            raise SegmentationError(f"{spec.origin} has no {attribute!r}, of {name!r}; correct it")
