@@ -12,7 +12,8 @@ from upath import UPath
 
 from patchworks_core.errors import PlanError, StageError
 from patchworks_core.stage.plan import Plan
-from patchworks_core.stage.stage import BLOCKS, Stage
+from patchworks_core.stage.stage import Stage
+from patchworks_core.stage.stage_folder import BLOCKS
 from patchworks_pipeline.records import ImageFolder
 
 
