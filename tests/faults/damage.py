@@ -114,7 +114,7 @@ def _harmed(
 ) -> Damage:
     folder = before.with_name("trial")
     shutil.copytree(before, folder)
-    _do(folder / file, harm, seed)
+    harm_file(folder / file, harm, seed)
     again = run(CALLS[call], folder)
     if again.code:
         outcome = f"ended with {again.code}"
@@ -129,7 +129,8 @@ def _harmed(
     return Damage(call, state, file, _kind(file), harm, outcome, sum(again.calls.values()))
 
 
-def _do(path: Path, harm: Harm, seed: int) -> None:
+def harm_file(path: Path, harm: Harm, seed: int) -> None:
+    """Remove a file, cut it to half, or turn one of its bits."""
     content = bytearray(path.read_bytes())
     if harm == "removed" or not content:
         path.unlink()
