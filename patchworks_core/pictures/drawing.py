@@ -264,5 +264,5 @@ def png_bytes(rgb: Rgb) -> bytes:
     from PIL import Image
 
     buffer = BytesIO()
-    Image.fromarray(rgb).save(buffer, format="png", optimize=True)
+    Image.fromarray(rgb).save(buffer, format="png")
     return buffer.getvalue()

@@ -169,7 +169,7 @@ def _outcome(
     home: Path, file: str, code: int, words: str, same: dict[str, bytes], *, is_left: bool
 ) -> str:
     """Say what came of harm to a file."""
-    is_named = Path(file).name in words or any(part in words for part in Path(file).parts[2:])
+    is_named = any(part in words for part in (Path(file).stem, *Path(file).parts[2:]))
     if code:
         if code < 0 or "Traceback" in words:
             return f"ended with {code}: {words[-1500:]}"
