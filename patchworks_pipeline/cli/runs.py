@@ -16,6 +16,7 @@ from typing import Any
 import dagster as dg
 
 from patchworks_core.errors import PlanError, StageError
+from patchworks_core.files.written import fault_of, record_path
 from patchworks_core.images.image import open_image
 from patchworks_core.stage.plan import Plan
 from patchworks_core.tiles.grid import SPATIAL_AXES
@@ -224,7 +225,8 @@ def _run_missing(
         error = _run(instance, job, folder.key, resources, partition_key=folder.key)
         if error:
             return ImageRun(folder, tuple(steps), (), error.message)
-    return ImageRun(folder, tuple(steps), (), None)
+        return ImageRun(folder, tuple(steps), (), None)
+    return ImageRun(folder, tuple(steps), (), _why_not_as_written(folder, plan))
 
 
 def _planning(lineage: Lineage) -> list[dg.AssetKey]:
@@ -357,11 +359,24 @@ def _calibration(plan: Plan) -> tuple[dict[str, float], dict[str, str]]:
     return plan.image.pixel_size, plan.image.unit
 
 
+def _why_not_as_written(folder: ImageFolder, plan: Plan) -> str | None:
+    """Say what is wrong with labels that are there already; None where they are as written."""
+    labels = folder.labels(plan).path
+    fault = fault_of(labels) if record_path(labels).exists() else None
+    if fault is None:
+        return None
+    return (
+        f"{labels} is complete, but {fault}; it is left as it is: 'patchworks merge {folder.key} "
+        "--overwrite' makes it again of the staged tiles"
+    )
+
+
 def _is_merged(folder: ImageFolder, plan: Plan) -> bool:
     """Tell whether labels, table and report were made of the staged labels, by the same rule."""
     try:
         provenance = folder.provenance(plan)
-        if provenance is None or not folder.has("report/summary.json"):
+        made_last = ("objects.csv", "report/summary.json")
+        if provenance is None or not all(map(folder.has, made_last)):
             return False
         folder.summary()
         folder.objects()

@@ -56,13 +56,13 @@ PAUSE = (1.0, 4.0)
 SECONDS_TO_MEET = 60.0
 """To wait for a process of the kind that is chosen; then another kind is."""
 
-SECONDS_OF_A_RUN = 10.0
+SECONDS_OF_A_RUN = 3.0
 """A run is met when it begins; it is killed so long after that at most."""
 
 SECONDS_TO_REST = 1200.0
 """From the last kill until nothing is left to do; runs that failed are tried again later."""
 
-N_AT_ONCE = 3
+N_AT_ONCE = 6
 
 SHAPE = (320, 384)
 
@@ -70,6 +70,9 @@ N_TILES = 120
 
 IDS = 100
 """As in `tissue_functions`."""
+
+N_STAGING = 3
+"""Runs that stage at once, so that there is a worker at most times."""
 
 N_IN_FLIGHT = 2
 """Workers of a run: what a kill may let be done twice."""
@@ -122,6 +125,9 @@ class Night:
         self.chance = random.Random(self.seed)
         self.home = prepare_home(self.folder / "home")
         (self.home / "patchworks.yaml").write_text(SETTINGS)
+        instance = self.home / "dagster" / "dagster.yaml"
+        slots = f"default_limit: {N_STAGING} #"
+        instance.write_text(instance.read_text().replace("default_limit: 1 #", slots))
         self.notes = self.folder / "notes.txt"
         self.notes.touch()
         self.environment = {

@@ -6,7 +6,8 @@
    written, or came to its end.
 2. A file of one is harmed, and the same ``patchworks run`` is called once more.
 3. It leaves what a home that nobody harmed has, byte for byte; or it ends with an error that names
-   the file. Labels and tables that are other ones, and nothing said, are silent.
+   what is damaged; or it leaves a file as it is that is no result. Labels and tables of objects
+   that are other ones, and nothing said, are silent.
 """
 
 from __future__ import annotations
@@ -47,8 +48,9 @@ KINDS = (
 
 STATES = ("half staged", "half merged", "finished")
 
-TELLS = "figures of speed"
-"""A kind of files that tells how fast it went, and is no result."""
+RESULTS = r"/labels/labels/|/objects\."
+"""What a home is for. Other files are made again before anything is made from them, or belong to a
+group that may be a person's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,19 +171,18 @@ def _outcome(
     home: Path, file: str, code: int, words: str, same: dict[str, bytes], *, is_left: bool
 ) -> str:
     """Say what came of harm to a file."""
-    is_named = any(part in words for part in (Path(file).stem, *Path(file).parts[2:]))
     if code:
         if code < 0 or "Traceback" in words:
             return f"ended with {code}: {words[-1500:]}"
+        names = {Path(file).stem, "/".join(Path(file).parts[2:4]).replace(".work", "")}
+        is_named = any(name in words for name in names if len(name) > 3)
         return "refused" if is_named else f"refused, and the file is not named: {words[-1500:]}"
     now = store_files(home)
     others = [name for name in same if now.get(name) != same[name]]
-    results = [name for name in others if _kind(name) not in ("report", TELLS)]
+    results = [name for name in others if re.search(RESULTS, name)]
     if results:
-        return "left, and named" if is_named else f"silent: {', '.join(results)} are other ones"
-    if others or is_left:
-        return "left"
-    return "as unharmed"
+        return f"silent: {', '.join(results)} are other ones"
+    return "left" if others or is_left else "as unharmed"
 
 
 def table(done: list[Damage]) -> str:

@@ -463,6 +463,22 @@ def test_labels_corrected_by_hand_are_merged_over_only_with_overwrite(
     assert_same_partition(labels_of("tissue"), tissue())
 
 
+def test_a_run_of_a_finished_image_whose_labels_are_damaged_is_no_success(
+    patchworks, home, tissue_path
+):
+    assert patchworks("run", tissue_path, *PERFECT)[0] == 0
+    folder = LabelStore().folder("tissue").container / "labels" / "labels"
+    chunk = folder / "0" / "c" / "0" / "0"
+    content = bytearray(chunk.read_bytes())
+    content[-9] ^= 1
+    chunk.write_bytes(content)
+    code, printed = patchworks("run", tissue_path)
+    assert code == 1
+    assert f"{folder} is complete, but it was changed since patchworks wrote it" in printed
+    assert "'patchworks merge tissue --overwrite' makes it again" in printed
+    assert chunk.read_bytes() == content, "it may be a correction"
+
+
 @pytest.mark.slow
 def test_changing_the_rule_rewrites_only_tiles_whose_ids_changed(patchworks, home, tissue_path):
     assert patchworks("run", tissue_path, *PERFECT)[0] == 0
