@@ -61,3 +61,15 @@ def test_a_home_whose_workers_runs_and_daemon_are_killed_comes_to_rest_with_the_
     night.judge()
     assert night.faults == []
     assert {kill.kind for kill in night.kills} == set(KINDS_OF_PROCESSES)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_damaged_file_of_a_home_is_done_again_named_or_no_result():
+    command = [sys.executable, "-m", "tests.faults.home_damage", "--every", "17", "--seed", "1"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    became = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert {damage["outcome"] for damage in became} <= {"as unharmed", "refused", "left"}
+    assert len(became) > 10
