@@ -31,7 +31,6 @@ from patchworks_core.files.replacing import (
 from patchworks_core.files.storage import claimed, discard, is_local, remove
 from patchworks_core.images.image import Image
 from patchworks_core.machine.budget import granted_cores
-from patchworks_core.machine.engine import results
 from patchworks_core.machine.interrupts import INTERRUPTIONS, ended_by_sigterm
 from patchworks_core.machine.pools import Compute, Pool
 from patchworks_core.machine.progress import Progress, no_progress
@@ -204,7 +203,7 @@ class Job:
                     chunks=self.output_chunks,
                 )
                 create_apply_records(work / "applied", plan.grid)
-                outcomes = apply_lut(
+                blocks = apply_lut(
                     merging.stage,
                     merging.lut,
                     labels=working.new,
@@ -212,9 +211,8 @@ class Job:
                     pool=merging.pool,
                     outlines=merging.outlines,
                 )
-                n_blocks = plan.grid.n_blocks
-                for n, _ in enumerate(results(outcomes, doing="writing merged labels"), start=1):
-                    self.progress("apply", n, n_blocks)
+                for n, _ in enumerate(blocks, start=1):
+                    self.progress("apply", n, plan.grid.n_blocks)
 
     def write_ome(self, plan: Plan, target: LabelImage, *, resume: Resume) -> int:
         """Write the labels as an OME-Zarr label image; return how many objects there are."""

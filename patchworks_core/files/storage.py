@@ -135,8 +135,7 @@ def write_bytes(path: UPath | Path, content: bytes) -> None:
         return
     # Plain names: a path object for each of many small files costs more than the file.
     name = str(path)
-    # A name of its own: two runs, perhaps on two machines, may write the same record at once.
-    temporary = f"{name}.{_THIS_MACHINE}{os.getpid():08x}{_random()}.part"
+    temporary = part_name(name)
     try:
         try:
             Path(temporary).write_bytes(content)
@@ -340,8 +339,16 @@ def is_trash(name: str, *, of: str) -> bool:
     return re.fullmatch(rf"\.{re.escape(of)}\.[0-9a-f]{{32}}\.trash", name) is not None
 
 
+def part_name(name: str) -> str:
+    """Return under what name a file is kept while it is not whole, or not to stay.
+
+    A name of its own: two runs, perhaps on two machines, may write the same record at once.
+    """
+    return f"{name}.{_THIS_MACHINE}{os.getpid():08x}{_random()}.part"
+
+
 def is_part(name: str, *, of: str) -> bool:
-    """Tell whether a name is one that `write_bytes` gave to the file called `of` at first."""
+    """Tell whether a name is one that `part_name` gave for the file called `of`."""
     return re.fullmatch(rf"{re.escape(of)}\.[0-9a-f]{{32}}\.part", name) is not None
 
 

@@ -115,7 +115,7 @@ def _background(
     edges = pair_tiles(stage, pool=pool)
     if "z" not in along and "z" in stage.grid.axes:
         edges = edges.select(edges.axis != stage.grid.axes.index("z"))
-    return stage, look_up(stage, edges, MERGING)
+    return stage, look_up(stage, edges, MERGING, pool=pool)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,21 @@ from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import cloudpickle
+from upath import UPath
 
 from patchworks_core.errors import ClusterError, PlanError
 from patchworks_core.machine.budget import granted_cores, granted_memory_bytes
 from patchworks_core.machine.dask_processes import InProcess
 from patchworks_core.machine.devices import VISIBLE_DEVICES, Gpus, devices_for
 from patchworks_core.machine.limits import WorkerLimits
-from patchworks_core.machine.sending import NOT_PICKLED, SMALL_BYTES, PickledTask
+from patchworks_core.machine.sending import (
+    AS_RESULT,
+    NOT_PICKLED,
+    SMALL_BYTES,
+    PickledCall,
+    PickledTask,
+    in_file,
+)
 from patchworks_core.machine.sizing import MEMORY_FRACTION
 from patchworks_core.tiles.numbers import whole_number
 
@@ -93,20 +101,39 @@ class ClusterExecutor(Executor):
         self._n_threads = int(sum(client.nthreads().values()))
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
-        """Run a call on the cluster."""
+        """Run a call on the cluster.
+
+        It goes as its pickle: the scheduler would unpickle what is handed to it, and would then
+        have to reach the stage, the image and the modules of the function.
+        """
+        from distributed import Future as Result
+
+        function: Any = fn
+        arguments: tuple[Any, ...] = args
         if self._limits is not None:
-            return self._executor.submit(  # type: ignore[no-any-return]
-                InProcess(self._limits), fn, *args, **kwargs
-            )
-        return self._executor.submit(fn, *args, **kwargs)  # type: ignore[no-any-return]
+            function, arguments = InProcess(self._limits), (fn, *args)
+        results = [argument for argument in arguments if isinstance(argument, Result)]
+        values = [AS_RESULT if isinstance(a, Result) else a for a in arguments]
+        try:
+            call = PickledCall.of(function, values, kwargs)
+        except NOT_PICKLED as error:
+            failed: Future[R] = Future()
+            failed.set_exception(error)
+            return failed
+        return self._executor.submit(call, *results)  # type: ignore[no-any-return]
 
     @contextmanager
-    def sharing(self, task: Callable[..., Any]) -> Iterator[Any]:
+    def sharing(self, task: Callable[..., Any], place: UPath | None = None) -> Iterator[Any]:
         """Give what is sent with every item in place of a task: itself where it is small.
 
-        A large one is a task of the cluster's own, on which those of the items depend: it goes to
-        each worker once, and unlike scattered data it is there again when a worker died.
+        A large one is kept in the file at `place`. Without, it is a task of the cluster's own, on
+        which those of the items depend: it goes to each worker once, and unlike scattered data it
+        is there again when a worker died.
         """
+        if place is not None:
+            with in_file(task, place) as sent:
+                yield sent
+            return
         try:
             pickled = cloudpickle.dumps(task)
         except NOT_PICKLED:

@@ -26,7 +26,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from upath import UPath
+
 from patchworks_core.errors import (
+    ClusterError,
     ImageError,
     PlanError,
     SegmentationError,
@@ -44,7 +47,7 @@ from patchworks_core.machine.interrupts import is_interruption
 OUR_ERRORS: dict[str, type[Exception]] = {
     error.__name__: error
     for error in (
-        *(ImageError, PlanError, SegmentationError, StageError, TileOutputError),
+        *(ImageError, PlanError, ClusterError, SegmentationError, StageError, TileOutputError),
         *(StorageError, WorkerLostError, WorkerMemoryError, TileTimeoutError),
     )
 }
@@ -110,6 +113,7 @@ def map_tiles(
     executor: Executor,
     window: int,
     retry: RetryPolicy = NO_RETRY,
+    place: UPath | None = None,
 ) -> Iterator[Outcome[Item, Result]]:
     """Run `task` on every item and yield the outcomes as they complete.
 
@@ -127,6 +131,9 @@ def map_tiles(
         Items in flight at most; where workers are counted, at first.
     retry : RetryPolicy
         Which faults are tried again; none by default.
+    place : UPath, optional
+        A file that is not there yet, where workers of other machines can read: a large task is
+        kept in it meanwhile, instead of being sent to them.
 
     Yields
     ------
@@ -134,8 +141,8 @@ def map_tiles(
         One per item. A task that raised, or whose worker died, is a failure. Items that were not
         started when the caller stops listening are dropped.
     """
-    sharing = getattr(executor, "sharing", nullcontext)
-    with sharing(task) as sent:
+    sharing = getattr(executor, "sharing", None)
+    with nullcontext(task) if sharing is None else sharing(task, place) as sent:
         yield from _Map(sent, iter(items), executor, window, retry).outcomes()
 
 
@@ -171,7 +178,7 @@ class _Map(Generic[Item, Result]):
         self._retry = retry
         self._count_workers: Callable[[], int] | None = getattr(executor, "count_workers", None)
         self._counted_at = time.monotonic()
-        self._running: dict[Future[Outcome[Item, Result]], _Tries[Item]] = {}
+        self._running: dict[Future[_Answer[Result]], _Tries[Item]] = {}
         self._again: list[_Tries[Item]] = []
         self._exhausted = False
 
@@ -246,25 +253,25 @@ class _Map(Generic[Item, Result]):
             future.set_exception(error)
         self._running[future] = tries
 
-    def _settle(self, future: Future[Outcome[Item, Result]]) -> Outcome[Item, Result] | None:
+    def _settle(self, future: Future[_Answer[Result]]) -> Outcome[Item, Result] | None:
         """Return the outcome of an item, or None where it is tried again."""
         tries = self._running.pop(future)
         attempts = len(tries.faults) + 1
         if future.cancelled():
-            outcome = _failed(tries.item, CancelledError("cancelled before it was started"))
+            answer = _failed(CancelledError("cancelled before it was started"))
         elif (error := future.exception()) is not None:
-            outcome = _failed(tries.item, error)
+            answer = _failed(error)
         else:
-            outcome = future.result()
-        if outcome.failure is None:
+            answer = future.result()
+        if answer.failure is None:
             self._window = min(self._full_window, self._window + 1)
-            return Outcome(tries.item, outcome.value, None, outcome.seconds, attempts)
-        tries.faults.append((outcome.failure.kind, str(outcome.failure)))
-        if outcome.failure.kind == "transient":
+            return Outcome(tries.item, answer.value, None, answer.seconds, attempts)
+        tries.faults.append((answer.failure.kind, str(answer.failure)))
+        if answer.failure.kind == "transient":
             self._window = max(1, self._window // 2)
         seconds = self._retry.wait_before_retry(tries.faults)
         if seconds is None:
-            return Outcome(tries.item, None, outcome.failure, outcome.seconds, attempts)
+            return Outcome(tries.item, None, answer.failure, answer.seconds, attempts)
         tries.ready_at = time.monotonic() + seconds
         self._again.append(tries)
         return None
@@ -283,7 +290,16 @@ class _Map(Generic[Item, Result]):
         return max(0.0, min(tries.ready_at for tries in self._again) - time.monotonic())
 
 
-def _run(task: Callable[[Item], Result], item: Item) -> Outcome[Item, Result]:
+@dataclass(frozen=True, slots=True)
+class _Answer(Generic[Result]):
+    """What a worker says of one item, which need not travel back."""
+
+    value: Result | None
+    failure: Failure | None
+    seconds: float
+
+
+def _run(task: Callable[[Item], Result], item: Item) -> _Answer[Result]:
     """Run one task in a worker; what it raises comes back as text."""
     start = time.perf_counter()
     process = os.getpid()
@@ -293,21 +309,21 @@ def _run(task: Callable[[Item], Result], item: Item) -> Outcome[Item, Result]:
     # exceptions of foreign packages do not all survive pickling. Also what is no `Exception`, such
     # as `sys.exit` or a panic of Rust code: it would end a worker of Dask, and nobody would answer.
     except BaseException as error:
-        outcome: Outcome[Item, Result] = _failed(item, error, time.perf_counter() - start)
+        answer: _Answer[Result] = _failed(error, time.perf_counter() - start)
     else:
-        outcome = Outcome(item, value, None, time.perf_counter() - start)
+        answer = _Answer(value, None, time.perf_counter() - start)
     if os.getpid() != process:
         os._exit(0)  # a copy that the task made of its process, and that came back too
     # Out of the handler, so that the traceback no longer keeps the tile's arrays alive.
-    if outcome.failure is not None and outcome.failure.kind == "transient":
+    if answer.failure is not None and answer.failure.kind == "transient":
         free_memory()
-    return outcome
+    return answer
 
 
-def _failed(item: Item, error: BaseException, seconds: float = 0.0) -> Outcome[Item, Any]:
+def _failed(error: BaseException, seconds: float = 0.0) -> _Answer[Any]:
     line, text = own_line(error), traceback_of(error)
     failure = Failure(type(error).__name__, message_of(error), text, kind_of(error), line)
-    return Outcome(item, None, failure, seconds)
+    return _Answer(None, failure, seconds)
 
 
 def in_order(

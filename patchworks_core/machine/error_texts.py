@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sysconfig
 import traceback
 
@@ -60,3 +61,12 @@ def _is_users(file: str) -> bool:
         return False
     whole = os.path.realpath(file)
     return not any(whole.startswith(os.path.realpath(root) + os.sep) for root in roots)
+
+
+def not_reached(what: str) -> str:
+    """Return what to say where a worker does not find what it is to work on."""
+    return (
+        f"{what} is gone, or not to be reached from {socket.gethostname()!r}: every worker of a "
+        "cluster reads and writes it; let it lie on a file system, or in an object store, that all "
+        "of them share, or work without the cluster"
+    )

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
+from upath import UPath
+
 from patchworks_core.machine.devices import VISIBLE_DEVICES
 from patchworks_core.machine.limits import AUTO_LIMITS, Deadline, WorkerLimits
 from patchworks_core.machine.sending import in_file
@@ -166,8 +168,10 @@ class ProcessPool(ThreadPool):
         self._memory = limits.memory_bytes()
         self._workers: dict[int, WorkerProcess] = {}
 
-    def sharing(self, task: Callable[[Any], R]) -> AbstractContextManager[Callable[[Any], R]]:
-        """Give what is sent with every item in place of a task."""
+    def sharing(
+        self, task: Callable[[Any], R], place: UPath | None = None
+    ) -> AbstractContextManager[Callable[[Any], R]]:
+        """Give what is sent with every item in place of a task; workers are of this machine."""
         return in_file(task)
 
     def _serve(self, number: int) -> None:

@@ -13,13 +13,14 @@ and who is told of progress. What runs over tiles takes one. `Compute` opens one
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
+from upath import UPath
 
 from patchworks_core.errors import ClusterError, PlanError
 from patchworks_core.machine.budget import (
@@ -61,6 +62,9 @@ RETRY = RetryPolicy(other_attempts=1)
 ONE_MORE_WORKER = replace(NO_RETRY, killed_attempts=2)
 """Steps after staging call no function of others: a worker that dies at one was ended by chance."""
 
+BATCHES_PER_WORKER = 4
+"""At least: where the last one is a long one, the others wait for a quarter of the work at most."""
+
 WORKER_PROCESS_BYTES = 200 << 20
 """What a worker process holds before its first tile: the interpreter, NumPy, SciPy, Zarr."""
 
@@ -68,6 +72,17 @@ WORKER_PROCESS_BYTES = 200 << 20
 THREAD_ADDRESS_BYTES = 136 << 20
 """Address space that glibc sets aside for a thread, where that is limited: 8 MB of stack, and an
 arena of 64 MB that is mapped at twice its size to be aligned."""
+
+
+@dataclass(frozen=True, slots=True)
+class EachOf(Generic[Item, Result]):
+    """A task on a batch of items, one after the other."""
+
+    task: Callable[[Item], Result]
+
+    def __call__(self, items: Sequence[Item]) -> list[Result]:
+        """Run the task on each item."""
+        return [self.task(item) for item in items]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +161,11 @@ class Pool:
         return max(1, self.window // WINDOW_PER_WORKER)
 
     def outcomes(
-        self, task: Callable[[Item], Result], items: Iterable[Item]
+        self,
+        task: Callable[[Item], Result],
+        items: Iterable[Item],
+        *,
+        place: UPath | None = None,
     ) -> Iterator[Outcome[Item, Result]]:
         """Run a task on every item; yield what became of each, as they complete.
 
@@ -156,8 +175,29 @@ class Pool:
             Called with one item in a worker; must pickle where workers are processes.
         items : iterable
             Taken one by one, as there is room.
+        place : UPath, optional
+            As in `map_tiles`.
         """
-        return map_tiles(task, items, executor=self.executor, window=self.window, retry=self.retry)
+        return map_tiles(
+            task,
+            items,
+            executor=self.executor,
+            window=self.window,
+            retry=self.retry,
+            place=place,
+        )
+
+    def batches(self, items: Sequence[Item], *, at_most: int) -> list[Sequence[Item]]:
+        """Cut items into batches, of which each is given to a worker as one task.
+
+        Parameters
+        ----------
+        items : sequence
+        at_most : int
+            Items of a batch; fewer where workers would go without.
+        """
+        n = min(at_most, len(items) // (BATCHES_PER_WORKER * self.n_workers))
+        return [items[i : i + max(1, n)] for i in range(0, len(items), max(1, n))]
 
     def map(
         self,
@@ -168,6 +208,7 @@ class Pool:
         n: int | None = None,
         doing: str | None = None,
         is_ordered: bool = False,
+        place: UPath | None = None,
     ) -> Iterator[Result]:
         """Run a task on every item; yield what it returns, and tell of progress.
 
@@ -184,6 +225,8 @@ class Pool:
         is_ordered : bool
             Yield in the order of the items, which are then hashable and no two the same, instead
             of as they complete.
+        place : UPath, optional
+            As in `outcomes`.
 
         Raises
         ------
@@ -192,7 +235,7 @@ class Pool:
         """
         if is_ordered:
             items = list(items)
-        outcomes: Iterable[Outcome[Item, Result]] = self.outcomes(task, items)
+        outcomes: Iterable[Outcome[Item, Result]] = self.outcomes(task, items, place=place)
         if is_ordered:
             outcomes = in_order(outcomes, items)
         for done, value in enumerate(results(outcomes, doing=doing or step), start=1):

@@ -1,7 +1,7 @@
 """Apply: staged labels become merged labels, tile by tile.
 
-1. `apply_lut` gives each tile block its slice of the lookup table, gathers, and writes: one read
-   and one write of the volume.
+1. `apply_lut` gives batches of tile blocks to workers, which have the lookup table in common: each
+   block takes its slice of it, gathers, and writes. That is one read and one write of the volume.
 2. A record per block, written after its pixels, says from what it was made: the digests of its
    staged labels and its slice of the table; and what was stored: a digest of its chunks. A block
    whose record is unchanged is not written again, so a killed apply continues, a small repair
@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,8 @@ from upath import UPath
 
 from patchworks_core.files.array_writer import ArrayWriter
 from patchworks_core.files.storage import ZarrFormat, create_array, open_array
-from patchworks_core.machine.engine import Outcome
 from patchworks_core.machine.pools import Pool
+from patchworks_core.merge.batches import blocks_at_once
 from patchworks_core.seams.lookup import LookupTable
 from patchworks_core.seams.views import BlockOutlines, Outlines, draw_block
 from patchworks_core.stage.label_runs import LabelRuns, take_ids
@@ -55,11 +55,54 @@ class _BlockToApply:
 
 @dataclass(frozen=True, slots=True)
 class _ApplyTask:
+    """Bring some blocks to what they should be; carries what is known of all."""
+
     stage: Stage
+    lut: LookupTable
     labels: ArrayWriter
     records: ArrayWriter
+    outlines: Outlines | None
+    digests: np.ndarray[Any, Any]
+    """Of each tile, in row-major order."""
+    strip_digests: np.ndarray[Any, Any]
 
-    def __call__(self, item: _BlockToApply) -> str:
+    def __call__(self, numbers: Sequence[int]) -> list[int]:
+        """Write those that are outdated; return their numbers."""
+        blocks = [self.stage.grid.block_of_number(number) for number in numbers]
+        records = self._read_records(blocks)
+        outdated = []
+        for number, block, record in zip(numbers, blocks, records, strict=True):
+            item = self._outdated(block, record)
+            if item is not None:
+                self._write(item)
+                outdated.append(number)
+        return outdated
+
+    def _read_records(self, blocks: list[TileBlock]) -> np.ndarray[Any, Any]:
+        """Read the records of blocks; where some are damaged, none counts."""
+        places = tuple(np.array([block.index for block in blocks]).T)
+        try:
+            return np.asarray(open_array(self.records.path).vindex[places])
+        except (RuntimeError, ValueError):  # what codecs raise
+            return np.full(len(blocks), NOT_WRITTEN)
+
+    def _outdated(self, block: TileBlock, record: np.uint64) -> _BlockToApply | None:
+        """Return what is to be written of a block; None where its record is what it would be."""
+        own = self.digests[block.numbers]
+        luts: tuple[np.ndarray[Any, Any], ...] = ()
+        drawn = None
+        if self.outlines is None:
+            luts = tuple(self.lut.of_tile(tile.number) for tile in block.tiles)
+            made_from = _made_from(own, luts)
+        else:
+            drawn = self.outlines.of_block(block, self.lut)
+            made_from = _digest(drawn.content(own, self.strip_digests))
+        was_written = bool(record != NOT_WRITTEN)
+        if was_written and record == _record(made_from, self.labels.digest(block.core)):
+            return None
+        return _BlockToApply(block, luts, made_from, was_written, drawn)
+
+    def _write(self, item: _BlockToApply) -> None:
         block = item.block
         merged = self._merged(item, self.labels.dtype)
         if item.was_written:
@@ -70,7 +113,6 @@ class _ApplyTask:
         else:
             stored = self.labels.write(block.core, merged)
         self._record(block, _record(item.made_from, stored))
-        return block.key
 
     def _record(self, block: TileBlock, record: np.uint64) -> None:
         place = Region(block.index, tuple(i + 1 for i in block.index))
@@ -104,7 +146,7 @@ def apply_lut(
     records: UPath,
     pool: Pool,
     outlines: Outlines | None = None,
-) -> Iterator[Outcome[Any, str]]:
+) -> Iterator[TileBlock]:
     """Write merged labels into an array, skipping blocks that are already what they will be.
 
     Parameters
@@ -122,47 +164,24 @@ def apply_lut(
 
     Yields
     ------
-    Outcome
-        The key of each block that was rewritten; its `item.block` is the block.
+    TileBlock
+        Each that was rewritten.
     """
-    task = _ApplyTask(stage, ArrayWriter.of(labels), ArrayWriter.of(records))
-    outdated = _outdated(stage, lut, task.labels, _read_records(records), outlines)
-    yield from pool.outcomes(task, outdated)
-
-
-def _read_records(path: UPath) -> np.ndarray[Any, Any]:
-    """Read the records; where some are damaged, none counts."""
-    records = open_array(path)
-    try:
-        return np.asarray(records[...])
-    except (RuntimeError, ValueError):  # what codecs raise
-        return np.full(records.shape, NOT_WRITTEN)
-
-
-def _outdated(
-    stage: Stage,
-    lut: LookupTable,
-    labels: ArrayWriter,
-    records: np.ndarray[Any, Any],
-    outlines: Outlines | None,
-) -> Iterator[_BlockToApply]:
-    """Yield the blocks whose record is not what it would be now."""
     digests = stage.digests().ravel()
-    strips = digests if outlines is None else stage.strip_digests().ravel()
-    for block in stage.grid.blocks():
-        own = digests[block.numbers]
-        luts: tuple[np.ndarray[Any, Any], ...] = ()
-        drawn = None
-        if outlines is None:
-            luts = tuple(lut.of_tile(tile.number) for tile in block.tiles)
-            made_from = _made_from(own, luts)
-        else:
-            drawn = outlines.of_block(block, lut)
-            made_from = _digest(drawn.content(own, strips))
-        record = records[block.index]
-        was_written = bool(record != NOT_WRITTEN)
-        if not was_written or record != _record(made_from, labels.digest(block.core)):
-            yield _BlockToApply(block, luts, made_from, was_written, drawn)
+    task = _ApplyTask(
+        stage,
+        lut,
+        ArrayWriter.of(labels),
+        ArrayWriter.of(records),
+        outlines,
+        digests,
+        digests if outlines is None else stage.strip_digests().ravel(),
+    )
+    batches = pool.batches(range(stage.grid.n_blocks), at_most=blocks_at_once(stage.grid))
+    step = "writing merged labels"
+    for numbers in pool.map(task, batches, step=step, place=stage.file_for_task()):
+        for number in numbers:
+            yield stage.grid.block_of_number(number)
 
 
 def _made_from(digests: np.ndarray[Any, Any], luts: tuple[np.ndarray[Any, Any], ...]) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from patchworks_core.machine.pools import Pool
+from patchworks_core.merge.batches import blocks_at_once
 from patchworks_core.seams.edge_table import EdgeTable
 from patchworks_core.seams.jumps import jumps_of_planes
 from patchworks_core.seams.lookup import LookupTable
 from patchworks_core.seams.rules import MergeOptions
 from patchworks_core.seams.strips import strip_axes
-from patchworks_core.seams.views import BlockOutlines, Outlines, draw_block
+from patchworks_core.seams.views import Outlines, draw_block
 from patchworks_core.stage.block_files import NOT_STAGED
 from patchworks_core.stage.stage import Stage
-from patchworks_core.tiles.grid import Face, Tile, TileBlock, TileGrid
+from patchworks_core.tiles.grid import Face, Tile, TileGrid
 from patchworks_core.tiles.regions import Region
 
 Array = npt.NDArray[Any]
@@ -135,11 +136,18 @@ def _mean(moves: list[Array]) -> float | None:
 @dataclass(frozen=True, slots=True)
 class _CountTask:
     stage: Stage
+    outlines: Outlines
 
-    def __call__(self, item: tuple[TileBlock, BlockOutlines]) -> tuple[Array, Array]:
-        block, outlines = item
-        drawn = draw_block(self.stage, block, outlines)
-        return outlines.ids, np.bincount(drawn.reshape(-1), minlength=len(outlines.ids))
+    def __call__(self, numbers: Sequence[int]) -> tuple[Array, Array]:
+        """Return the objects of some blocks, and the pixels of each as it is drawn."""
+        ids, pixels = [], []
+        for number in numbers:
+            block = self.stage.grid.block_of_number(number)
+            outlines = self.outlines.of_block(block, self.outlines.standing)
+            drawn = draw_block(self.stage, block, outlines)
+            ids.append(outlines.ids)
+            pixels.append(np.bincount(drawn.reshape(-1), minlength=len(outlines.ids)))
+        return np.concatenate(ids), np.concatenate(pixels)
 
 
 def drawn_areas(stage: Stage, outlines: Outlines, pool: Pool) -> npt.NDArray[np.int64]:
@@ -158,7 +166,10 @@ def drawn_areas(stage: Stage, outlines: Outlines, pool: Pool) -> npt.NDArray[np.
         0 of labels that are joined to an earlier one.
     """
     areas = np.zeros(outlines.standing.n_staged + 1, dtype=np.int64)
-    blocks = ((block, outlines.of_block(block, outlines.standing)) for block in stage.grid.blocks())
-    for ids, pixels in pool.map(_CountTask(stage), blocks, step="drawing outlines"):
-        areas[ids] += pixels
+    batches = pool.batches(range(stage.grid.n_blocks), at_most=blocks_at_once(stage.grid))
+    task = _CountTask(stage, outlines)
+    for ids, pixels in pool.map(
+        task, batches, step="drawing outlines", place=stage.file_for_task()
+    ):
+        np.add.at(areas, ids, pixels)
     return areas[1:]

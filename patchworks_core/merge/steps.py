@@ -10,9 +10,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from math import prod
 from typing import Any
 
@@ -20,10 +19,11 @@ import numpy as np
 
 from patchworks_core.errors import StageError
 from patchworks_core.images.image import Image
-from patchworks_core.machine.pools import Pool
+from patchworks_core.machine.pools import EachOf, Pool
+from patchworks_core.merge.batches import MOST_BATCHED, blocks_at_once, regions_at_once
 from patchworks_core.merge.outlines import drawn_areas
 from patchworks_core.seams.edge_table import EdgeTable
-from patchworks_core.seams.lookup import LookupTable, build_lut, renumbered
+from patchworks_core.seams.lookup import LookupTable, build_lut, offsets_of, renumbered
 from patchworks_core.seams.pairs import compare_faces
 from patchworks_core.seams.rules import MergeOptions, joined_pairs
 from patchworks_core.seams.strips import Side, slot_shape, strip_axes, strips_of_tiles
@@ -33,9 +33,6 @@ from patchworks_core.stage.object_sums import ObjectSums, measure_tile, merge_ob
 from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.tile_labels import number_ids
 from patchworks_core.tiles.grid import Tile, TileBlock, TileGrid
-
-MOST_BATCHED = 64
-"""Tile blocks that are paired together: one by one, calls would take longer than pixels."""
 
 _BYTES_BATCHED = 32 * 2**20
 """Of the strips of tile blocks that are paired together."""
@@ -47,7 +44,7 @@ class _PairTask:
     missing: np.ndarray[Any, Any]
     """Numbers of tiles that are not staged; whatever strips they have are not compared."""
 
-    def __call__(self, blocks: tuple[TileBlock, ...]) -> EdgeTable:
+    def __call__(self, numbers: Sequence[int]) -> EdgeTable:
         grid = self.stage.grid
         kept: dict[tuple[int, ...], dict[tuple[int, Side], np.ndarray[Any, Any]]] = {}
 
@@ -67,7 +64,7 @@ class _PairTask:
             ]
             return np.concatenate(parts)[np.argsort(np.concatenate(groups))]
 
-        indexes = np.concatenate([block.indexes for block in blocks])
+        indexes = np.concatenate([grid.block_of_number(number).indexes for number in numbers])
         return compare_faces(grid, indexes, strips, missing=self.missing)
 
 
@@ -85,18 +82,17 @@ def pair_tiles(stage: Stage, *, pool: Pool, allow_missing: bool = False) -> Edge
     else:
         stage.settled_counts()
     task = _PairTask(stage, missing)
-    batches = _batches(stage.grid)
-    return EdgeTable.concatenate(pool.map(task, batches, step="pairing tiles"))
+    grid = stage.grid
+    batches = pool.batches(range(grid.n_blocks), at_most=_blocks_paired_at_once(grid))
+    tables = pool.map(task, batches, step="pairing tiles", place=stage.file_for_task())
+    return EdgeTable.concatenate(tables)
 
 
-def _batches(grid: TileGrid) -> Iterator[tuple[TileBlock, ...]]:
-    """Yield the blocks in batches that are paired together: an eighth of them, or fewer."""
+def _blocks_paired_at_once(grid: TileGrid) -> int:
+    """Return how many blocks are paired together: an eighth of them, or fewer."""
     strips = [prod(slot_shape(grid, axis)) for axis in strip_axes(grid)]
     n_bytes = 2 * np.dtype(np.uint16).itemsize * sum(strips) * prod(grid.block_shape)
-    n = min(MOST_BATCHED, grid.n_blocks // 8, _BYTES_BATCHED // max(1, n_bytes))
-    blocks = grid.blocks()
-    while batch := tuple(islice(blocks, max(1, n))):
-        yield batch
+    return max(1, min(MOST_BATCHED, grid.n_blocks // 8, _BYTES_BATCHED // max(1, n_bytes)))
 
 
 def look_up(
@@ -104,9 +100,9 @@ def look_up(
     edges: EdgeTable,
     options: MergeOptions,
     *,
+    pool: Pool,
     allow_missing: bool = False,
     outlines: Outlines | None = None,
-    pool: Pool | None = None,
 ) -> LookupTable:
     """Decide which staged labels are one object, and number the objects.
 
@@ -118,18 +114,17 @@ def look_up(
         Of that stage.
     options : MergeOptions
         Resolved.
+    pool : Pool
+        Reads areas, or draws, where sizes are filtered.
     allow_missing : bool
         Take tiles that are not staged for tiles without labels.
     outlines : Outlines, optional
         How cores are drawn, where they are: sizes are filtered as they are drawn.
-    pool : Pool, optional
-        Needed where sizes are filtered and cores are drawn.
     """
     counts = stage.settled_counts(allow_missing=allow_missing)
     areas = None
     if outlines is not None:
         if options.filters_sizes:
-            assert pool is not None
             areas = drawn_areas(stage, outlines, pool)
         return renumbered(
             outlines.standing,
@@ -139,7 +134,7 @@ def look_up(
             sequential=options.sequential,
         )
     if options.filters_sizes:
-        areas = _areas_by_tile(stage, counts)
+        areas = _areas(stage, counts, pool)
     return build_lut(
         edges.select(joined_pairs(edges, counts, options)),
         counts,
@@ -150,23 +145,41 @@ def look_up(
     )
 
 
-def _areas_by_tile(stage: Stage, counts: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+@dataclass(frozen=True, slots=True)
+class _AreasTask:
+    stage: Stage
+    counts: np.ndarray[Any, Any]
+
+    def __call__(self, numbers: Sequence[int]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Return the tiles that have labels, and the areas of these, tile after tile."""
+        stage, tiles, areas = self.stage, [], [np.zeros(0, dtype=np.int64)]
+        for number in numbers:
+            block = stage.grid.block_of_number(number)
+            n_labels = int(self.counts[block.numbers].sum())
+            if not n_labels:  # it has no labels, or is not staged
+                continue
+            own = stage.areas(block)
+            if len(own) != n_labels:
+                raise StageError(
+                    f"tile block {block.key!r} at {stage.path} has {len(own)} labels now and had "
+                    f"{n_labels}: it was staged again while it was merged; merge again"
+                )
+            tiles.append(block.numbers)
+            areas.append(own)
+        return np.concatenate([np.zeros(0, np.int64), *tiles]), np.concatenate(areas)
+
+
+def _areas(stage: Stage, counts: np.ndarray[Any, Any], pool: Pool) -> np.ndarray[Any, Any]:
     """Return the area of every staged label, tile after tile in row-major order."""
-    pieces: list[np.ndarray[Any, Any]] = [np.zeros(0, dtype=np.int64)] * stage.grid.n_tiles
-    for block in stage.grid.blocks():
-        numbers = [tile.number for tile in block.tiles]
-        borders = np.cumsum(counts[numbers])
-        if not borders[-1]:  # it has no labels, or is not staged
-            continue
-        areas = stage.areas(block)
-        if len(areas) != borders[-1]:
-            raise StageError(
-                f"tile block {block.key!r} at {stage.path} has {len(areas)} labels now and had "
-                f"{borders[-1]}: it was staged again while it was merged; merge again"
-            )
-        for number, piece in zip(numbers, np.split(areas, borders[:-1]), strict=True):
-            pieces[number] = piece
-    return np.concatenate([*pieces, np.zeros(0, dtype=np.int64)])
+    offsets = offsets_of(counts)
+    areas = np.zeros(int(offsets[-1]), dtype=np.int64)
+    batches = pool.batches(range(stage.grid.n_blocks), at_most=blocks_at_once(stage.grid))
+    task = _AreasTask(stage, counts)
+    for tiles, pieces in pool.map(task, batches, step="reading areas", place=stage.file_for_task()):
+        starts = np.cumsum(counts[tiles]) - counts[tiles]
+        for tile, start in zip(tiles, starts, strict=True):
+            areas[offsets[tile] : offsets[tile + 1]] = pieces[start : start + counts[tile]]
+    return areas
 
 
 def _staged_blocks(stage: Stage) -> Iterator[TileBlock]:
@@ -217,8 +230,11 @@ def measure_drawn(grid: TileGrid, labels: Any, image: Image, pool: Pool) -> Obje
     pool : Pool
     """
     task = _MeasureTask(grid, labels, image)
+    at_most = regions_at_once(prod(grid.tile_shape))
+    batches = [tuple(batch) for batch in pool.batches(list(grid.tiles()), at_most=at_most)]
     # In order, for sums of floats depend on it.
-    tiles = list(pool.map(task, grid.tiles(), step="measuring objects", is_ordered=True))
+    parts = pool.map(EachOf(task), batches, step="measuring objects", is_ordered=True)
+    tiles = [tile for part in parts for tile in part]
     return merge_objects([sums for sums, _ in tiles], [ids for _, ids in tiles])
 
 

@@ -46,7 +46,6 @@ from patchworks_core.files.storage import (
     zarr_store,
 )
 from patchworks_core.files.written import RECORD, record_path
-from patchworks_core.machine.engine import results
 from patchworks_core.machine.pools import Pool
 from patchworks_core.merge.apply import apply_lut, create_apply_records
 from patchworks_core.ome_zarr.metadata import (
@@ -351,7 +350,7 @@ def write_merged(
     """
     was_published = target.begin(working, lut.dtype)
     target.record(working, provenance)
-    outcomes = apply_lut(
+    blocks = apply_lut(
         stage,
         lut,
         labels=working.new / "0",
@@ -360,10 +359,9 @@ def write_merged(
         outlines=outlines,
     )
     changed: list[Region] = []
-    for outcome in outcomes:
-        key = next(results([outcome], doing="writing merged labels"))
-        changed.append(outcome.item.block.core)
-        on_block(key)
+    for block in blocks:
+        changed.append(block.core)
+        on_block(block.key)
     n_chunks = target.finish(working, changed if was_published else None, pool=pool)
     n_blocks = stage.grid.n_blocks
     return WrittenLabels(len(changed), n_blocks - len(changed), n_chunks)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from math import ceil, inf
+from math import ceil, inf, prod
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ from upath import UPath
 
 from patchworks_core.files.array_writer import ArrayWriter
 from patchworks_core.files.storage import ZarrFormat, create_array, open_array
-from patchworks_core.machine.pools import Pool
+from patchworks_core.machine.pools import EachOf, Pool
+from patchworks_core.merge.batches import regions_at_once
 from patchworks_core.ome_zarr.most_frequent import most_frequent
 from patchworks_core.tiles.grid import SPATIAL_AXES
 from patchworks_core.tiles.regions import Region
@@ -135,7 +136,9 @@ def write_pyramid(
             regions = [_halved(region, step) for region in regions]
         chunks = list(_chunk_regions(shape, open_array(target).chunks, regions))
         task = LevelTask(source, ArrayWriter.of(target), step, most_frequent)
-        n_written += sum(1 for _ in pool.map(task, chunks, step=f"writing {target}"))
+        batches = pool.batches(chunks, at_most=regions_at_once(prod(above.chunks) * prod(step)))
+        for written in pool.map(EachOf(task), batches, step=f"writing {target}"):
+            n_written += len(written)
         if regions is not None:
             regions = chunks  # any pixel of a chunk may follow from any other of it
     return n_written

@@ -37,12 +37,14 @@ from patchworks_core.files.storage import (
     be_durable,
     is_durable,
     is_local,
+    part_name,
     remove,
     remove_parts,
     write_bytes,
     write_text,
 )
 from patchworks_core.files.tables import DamagedError
+from patchworks_core.machine.error_texts import not_reached
 from patchworks_core.seams.strips import Side, strip_of_tile
 from patchworks_core.stage import first_layout
 from patchworks_core.stage.block_files import (
@@ -200,6 +202,13 @@ class Stage:
     def clean(self) -> None:
         """Remove what processes of this machine that are gone had begun to write."""
         remove_parts(self.path / BLOCKS, of_the_dead=True)
+
+    def file_for_task(self) -> UPath:
+        """Return a file for what workers read beside tile blocks while a step runs.
+
+        `clean` removes it where the process that asked for it is gone.
+        """
+        return self.path / BLOCKS / part_name("task")
 
     def counts(self) -> Array:
         """Return the labels of each tile, int64, shape ``grid_shape``; -1 is not staged.
@@ -471,6 +480,8 @@ def _reopen(path: UPath, plan: str, generation: str, is_to_last: bool = False) -
     """Open a stage once per worker process, not once per tile."""
     if is_to_last:  # a worker of a cluster does not inherit the environment
         be_durable()
+    if not (path / "plan.json").exists():
+        raise StageError(not_reached(f"the stage at {path}"))
     stage = Stage(path, Plan.from_json(plan))
     if stage.generation != generation:
         raise StageError(f"another call began the stage at {path} anew since this one was started")

@@ -276,6 +276,10 @@ class TileGrid:
         sizes = zip(index, self.block_shape, self.grid_shape, strict=True)
         return tuple(slice(i * b, min(n, (i + 1) * b)) for i, b, n in sizes)
 
+    def block_of_number(self, number: int) -> TileBlock:
+        """Return the tile block that has `number` before it in row-major order."""
+        return self.block(tuple(map(int, np.unravel_index(number, self.blocks_shape))))
+
     def blocks(self) -> Iterator[TileBlock]:
         """Yield every tile block in row-major order."""
         return (self.block(index) for index in np.ndindex(self.blocks_shape))

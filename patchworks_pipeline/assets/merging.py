@@ -12,7 +12,6 @@ from pydantic import Field
 from patchworks_core.api.provenance import provenance_of
 from patchworks_core.files.label_arrays import output_chunks
 from patchworks_core.files.storage import open_array, write_bytes
-from patchworks_core.machine.pools import Pool
 from patchworks_core.merge.outlines import jumps_of, outlines_of
 from patchworks_core.merge.steps import ids_are_sequential, look_up, pair_tiles
 from patchworks_core.ome_zarr.label_image import LabelImage, WrittenLabels, write_merged
@@ -32,6 +31,9 @@ from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.partitions import NOT_BY_KEY
 from patchworks_pipeline.progress import report_progress
 from patchworks_pipeline.records import ImageFolder
+from patchworks_pipeline.resources.clusters import DaskCluster
+from patchworks_pipeline.resources.gpus import GpuPool
+from patchworks_pipeline.resources.pools import DeployedCompute
 from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore, SegmentationDefaults
 
 CODE_VERSION = "2"
@@ -79,6 +81,8 @@ def boundary_pairs(
     config: PairingConfig,
     store: LabelStore,
     budget: ComputeBudget,
+    gpus: GpuPool,
+    cluster: DaskCluster,
 ) -> dg.MaterializeResult:
     """Every two staged labels that met across a seam, with the evidence that they are one."""
     folder = store.folder(context.partition_key, lineage.segmentation)
@@ -88,7 +92,7 @@ def boundary_pairs(
     content = stage.content()
     allow_missing = config.allow_missing_tiles
     opened = folder.image(plan)
-    with Pool.open(budget.open(budget.decide(plan).count)) as pool:
+    with DeployedCompute(budget, gpus, cluster).open_steps(plan) as pool:
         if opened.fingerprint != plan.image.fingerprint:
             others = other_channels_of(planned_function(folder, plan), opened)
             check_tiles(Staging(opened, stage, np.asarray, other_channels=others), pool=pool)
@@ -167,6 +171,8 @@ def global_lut(
     store: LabelStore,
     segmentation: SegmentationDefaults,
     budget: ComputeBudget,
+    gpus: GpuPool,
+    cluster: DaskCluster,
 ) -> dg.MaterializeResult:
     """Lookup table that gives every staged label its merged id."""
     folder = store.folder(context.partition_key, lineage.segmentation)
@@ -179,7 +185,8 @@ def global_lut(
     edges = folder.edges(stage)
     allow_missing = folder.allows_missing(stage)
     outlines = outlines_of(stage, edges, options, allow_missing=allow_missing)
-    with Pool.open(budget.open(budget.decide(plan).count)) as pool:
+    compute = DeployedCompute(budget, gpus, cluster)
+    with compute.open_steps(plan, is_light=not options.filters_sizes) as pool:
         lut = look_up(
             stage, edges, options, allow_missing=allow_missing, outlines=outlines, pool=pool
         )
@@ -251,6 +258,8 @@ def merged_labels(
     config: WritingConfig,
     store: LabelStore,
     budget: ComputeBudget,
+    gpus: GpuPool,
+    cluster: DaskCluster,
 ) -> dg.MaterializeResult:
     """The label image: one id per object across all tiles, as OME-Zarr with a pyramid."""
     folder = store.folder(context.partition_key, lineage.segmentation)
@@ -262,7 +271,6 @@ def merged_labels(
     outlines = outlines_of(
         stage, folder.edges(stage), options, allow_missing=folder.allows_missing(stage)
     )
-    decision = budget.decide(plan)
     done: list[str] = []
 
     def count(key: str) -> None:
@@ -272,7 +280,7 @@ def merged_labels(
     start = time.perf_counter()
     with (
         target.writing(another=ANOTHER, overwrite=config.overwrite) as working,
-        Pool.open(budget.open(decision.count)) as pool,
+        DeployedCompute(budget, gpus, cluster).open_steps(plan) as pool,
     ):
         written = write_merged(
             stage,

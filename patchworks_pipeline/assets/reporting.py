@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 
 from patchworks_core.files.storage import open_array, write_bytes, write_text
-from patchworks_core.machine.pools import Pool
 from patchworks_core.merge.objects import object_table as table_of_objects
 from patchworks_core.merge.steps import add_up_objects, measure_drawn
 from patchworks_core.pictures.charts import size_histogram, tile_map
@@ -22,6 +21,9 @@ from patchworks_pipeline.assets.metadata import file_of, picture
 from patchworks_pipeline.assets.stage_reading import read_once
 from patchworks_pipeline.assets.throughput import figures_of, finish
 from patchworks_pipeline.lineage import Lineage
+from patchworks_pipeline.resources.clusters import DaskCluster
+from patchworks_pipeline.resources.gpus import GpuPool
+from patchworks_pipeline.resources.pools import DeployedCompute
 from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore
 
 
@@ -39,7 +41,12 @@ def define_object_table(lineage: Lineage) -> dg.AssetsDefinition:
 
 
 def object_table(
-    context: dg.AssetExecutionContext, lineage: Lineage, store: LabelStore, budget: ComputeBudget
+    context: dg.AssetExecutionContext,
+    lineage: Lineage,
+    store: LabelStore,
+    budget: ComputeBudget,
+    gpus: GpuPool,
+    cluster: DaskCluster,
 ) -> dg.MaterializeResult:
     """Size, place and intensity of every object, added up from the tiles."""
     folder = store.folder(context.partition_key, lineage.segmentation)
@@ -48,7 +55,7 @@ def object_table(
     lut, options = folder.lut(stage)
     if options.feathers:  # what is drawn are other pixels than those that were staged
         labels = open_array(folder.labels(plan).path / "0")
-        with Pool.open(budget.open(budget.decide(plan).count)) as pool:
+        with DeployedCompute(budget, gpus, cluster).open_steps(plan) as pool:
             sums = measure_drawn(plan.grid, labels, folder.image(plan), pool)
     else:
         sums = add_up_objects(stage, lut)

@@ -12,6 +12,7 @@ One YAML file says which: an existing scheduler, processes on this machine, SLUR
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +20,7 @@ import dagster as dg
 
 from patchworks_core.errors import PlanError
 from patchworks_core.machine.dask_clients import refuse_in_process
+from patchworks_core.tiles.grid import TileGrid
 from patchworks_pipeline.resources.settings import Deployed, setting
 from patchworks_pipeline.resources.settings_file import read_yaml
 
@@ -40,6 +42,17 @@ class DaskCluster(Deployed):
     seconds_to_wait: float = setting(
         600.0, gt=0, description="For the first worker, which a batch system may start late."
     )
+    merge_from_megapixels: float = setting(
+        1000.0,
+        ge=0,
+        description="Images of so many pixels are merged on the cluster as well; smaller ones "
+        "where the run is, which takes seconds, while workers may have to be waited for. 0: all.",
+    )
+
+    def merges(self, grid: TileGrid) -> bool:
+        """Tell whether the steps after staging run on the cluster for an image so large."""
+        n_pixels = prod(grid.shape)
+        return self.settings() is not None and n_pixels >= self.merge_from_megapixels * 1e6
 
     def settings(self) -> dict[str, Any] | None:
         """Return what the file says; None where no file is named.

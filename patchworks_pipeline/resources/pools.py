@@ -1,6 +1,6 @@
 """Where tiles run: the one seam between the assets and threads, processes, GPUs or a cluster.
 
-1. A Dask cluster, if one is configured, takes all tiles.
+1. A Dask cluster, if one is configured, takes all tiles, and the merge of large images.
 2. A function that wants a GPU gets one worker process per slot, bound to its device.
 3. Otherwise the compute budget decides how many threads or processes there are. Where it leaves the
    kind open, a function runs in processes unless it declares threads: one that hangs, crashes or
@@ -8,7 +8,7 @@
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,12 +17,16 @@ import numpy as np
 from patchworks_core.machine.faults import RetryPolicy
 from patchworks_core.machine.pools import Pool
 from patchworks_core.machine.workers import WorkerKind, Workers
+from patchworks_core.stage.plan import Plan
 from patchworks_core.tiles.grid import TileGrid
 from patchworks_pipeline.resources.clusters import DaskCluster
 from patchworks_pipeline.resources.gpus import GpuPool
 from patchworks_pipeline.resources.resources import ComputeBudget
 
 RETRY = RetryPolicy()
+
+ANOTHER_TRY = RetryPolicy(killed_attempts=3, other_attempts=1)
+"""Steps after staging call no function of others: of a cluster, a worker or a disk was at fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +39,8 @@ class DeployedCompute:
     gpus: GpuPool
     """Its GPUs."""
 
-    cluster: DaskCluster
-    """Takes all tiles where there is one."""
+    cluster: DaskCluster | None
+    """Takes all tiles where there is one; None uses none, whatever the deployment says."""
 
     wants_gpu: bool = False
     """Whether the function uses a GPU."""
@@ -50,7 +54,8 @@ class DeployedCompute:
     @property
     def is_decided(self) -> bool:
         """True where what a tile takes would not change how many are worked on at once."""
-        return bool(self.budget.workers) or self.cluster.settings() is not None
+        has_cluster = self.cluster is not None and self.cluster.settings() is not None
+        return bool(self.budget.workers) or has_cluster
 
     def alone(self) -> "DeployedCompute":
         """Return one worker of the same kind."""
@@ -70,7 +75,7 @@ class DeployedCompute:
         measured_bytes : int
             What a tile was seen to take; 0 where none was measured.
         """
-        with self.cluster.open() as client:
+        with nullcontext() if self.cluster is None else self.cluster.open() as client:
             if client is not None:
                 kind = self.budget.kind_for(self.declared)
                 limits = self.budget.limits() if kind == "processes" else None
@@ -81,6 +86,24 @@ class DeployedCompute:
             workers = replace(workers, count=min(workers.count, self.at_most))
         with Pool.open(workers) as pool:
             yield replace(pool, retry=RETRY, reason=reason)
+
+    @contextmanager
+    def open_steps(self, plan: Plan, *, is_light: bool = False) -> Iterator[Pool]:
+        """Open a pool for the steps after staging, which call no function of others.
+
+        Parameters
+        ----------
+        plan : Plan
+            Of the image; a large one goes to the cluster, where there is one.
+        is_light : bool
+            True where nothing is read of the tiles, so that no cluster is waited for.
+        """
+        if is_light or self.cluster is None or not self.cluster.merges(plan.grid):
+            with Pool.open(self.budget.open(self.budget.decide(plan).count)) as pool:
+                yield pool
+            return
+        with self.cluster.open() as client:
+            yield Pool.of_cluster(client, ANOTHER_TRY)
 
     def _on_this_machine(
         self, grid: TileGrid, dtype: np.dtype[Any], measured_bytes: int

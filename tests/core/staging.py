@@ -66,7 +66,7 @@ def stage_into(location, pixels, function=label_components, *, keys=None, **opti
 def lut_of(stage: Stage, options: MergeOptions = TOUCHING):
     """Pair and look up."""
     with Pool.open(Workers()) as pool:
-        return look_up(stage, pair_tiles(stage, pool=pool), options)
+        return look_up(stage, pair_tiles(stage, pool=pool), options, pool=pool)
 
 
 def merged_of(stage: Stage, options: MergeOptions = TOUCHING) -> np.ndarray:

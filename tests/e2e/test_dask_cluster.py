@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from patchworks_core.errors import PlanError
+from patchworks_core.machine.pools import Pool
+from patchworks_core.tiles.grid import TileGrid
 from patchworks_pipeline.resources.clusters import DaskCluster
 from tests.e2e.conftest import until
 from tests.functions import faulty_functions as faulty
@@ -136,6 +138,58 @@ def test_workers_that_die_take_their_tiles_along_and_nothing_else(
     pipeline.run_to_labels(quiet)
     labels = [f.container / "labels" / "labels" / "0" for f in (folder, quiet)]
     assert files_under(labels[0]) == files_under(labels[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("outline", ["core", "feather"])
+def test_the_merge_runs_on_the_cluster_and_gives_the_same_bytes(
+    pipeline, tmp_path, monkeypatch, outline
+):
+    image = write_tiff(tmp_path / "tissue.ome.tif", tissue())
+    folders = {
+        key: pipeline.register(
+            image,
+            key=key,
+            function="tissue_functions:wavering",
+            merge={"outline": outline, "min_size": 20},
+        )
+        for key in ("here", "there")
+    }
+    for folder in folders.values():
+        assert pipeline.plan(folder).success
+        assert pipeline.stage(folder).success
+    assert pipeline.run("merge_image", partition_key="here").success
+
+    where: list[str] = []
+    of_cluster = Pool.of_cluster
+    monkeypatch.setattr(Pool, "of_cluster", lambda *a: where.append("there") or of_cluster(*a))
+    monkeypatch.setattr(Pool, "open", lambda *a: pytest.fail("workers of this machine started"))
+    with dask_cluster(tmp_path / "cluster") as config:
+        monkeypatch.setenv("PATCHWORKS_DASK", str(config))
+        pipeline.resources["cluster"] = {"config": {"merge_from_megapixels": 0.0}}
+        result = pipeline.run("merge_image", partition_key="there")
+        assert result.success, error_of(result)
+    assert where == ["there"] * (3 + (outline == "feather")), "the table, where it is measured"
+    labels = [f.container / "labels" / "labels" / "0" for f in folders.values()]
+    assert files_under(labels[0]) == files_under(labels[1])
+    assert folders["here"].objects().equals(folders["there"].objects())
+
+
+def test_images_are_merged_on_a_cluster_from_a_size_on(tmp_path, monkeypatch):
+    monkeypatch.delenv("PATCHWORKS_DASK", raising=False)
+    grid = TileGrid("yx", (2000, 3000), (500, 500), (0, 0))
+    config = tmp_path / "dask.yaml"
+    config.write_text("client: {address: 'tcp://head:8786'}")
+    sizes = {
+        size: DaskCluster(config_file=str(config), merge_from_megapixels=size)
+        for size in (0, 6, 6.1)
+    }
+    assert {size: cluster.merges(grid) for size, cluster in sizes.items()} == {
+        0: True,
+        6: True,
+        6.1: False,
+    }
+    assert not DaskCluster(merge_from_megapixels=0).merges(grid), "there is no cluster"
 
 
 def test_a_client_whose_workers_are_threads_of_the_run_is_refused(tmp_path, monkeypatch):

@@ -13,13 +13,14 @@ import pytest
 
 from patchworks_core import filter_image, make_local_cluster, process_lazily
 from patchworks_core.errors import PlanError
+from patchworks_core.files.storage import as_path
 from patchworks_core.labels.measurements import _MeasureTask
 from patchworks_core.labels.source import LabelSource
 from patchworks_core.machine import sending
 from patchworks_core.machine.dask_clients import ClusterExecutor
 from patchworks_core.machine.executors import ProcessPool
 from patchworks_core.machine.pools import Pool
-from patchworks_core.machine.sending import in_file
+from patchworks_core.machine.sending import AS_RESULT, PickledCall, in_file
 from patchworks_core.machine.workers import Workers
 from patchworks_core.operations.filtering import _WriteTile
 from patchworks_core.operations.filters import maximum
@@ -157,3 +158,38 @@ def test_a_processed_image_is_mapped_as_its_original_is(tmp_path):
     assert again.fingerprint == mapped.fingerprint == image.fingerprint
     whole = Region((0, 0), image.shape)
     np.testing.assert_array_equal(again.read(whole), image.read(whole))
+
+
+@pytest.mark.parametrize("name", ["{folder}/stage", "memory://sent/stage"])
+def test_workers_of_other_machines_find_a_large_task_where_they_reach_it(tmp_path, name):
+    place = as_path(name.format(folder=tmp_path)) / "task.part"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with in_file(lambda item: int(PIXELS[item].sum()), place) as sent:
+        pickled = cloudpickle.dumps(sent)
+        assert len(pickled) < 2000
+        assert [pickle.loads(pickled)(i) for i in (0, 3)] == [PIXELS[0].sum(), PIXELS[3].sum()]
+        assert place.exists()
+    assert not place.exists()
+
+
+OPENED: list[str] = []
+
+
+def opened(what):
+    OPENED.append(what)
+
+
+class Opening:
+    """Says when it is unpickled."""
+
+    def __reduce__(self):
+        return opened, ("opened",)
+
+
+def test_who_hands_a_call_on_opens_nothing_of_it():
+    call = pickle.loads(pickle.dumps(PickledCall.of(max, [AS_RESULT, 3], {"key": abs})))
+    assert call(-7) == -7
+    opening = pickle.loads(pickle.dumps(PickledCall.of(lambda *a: len(a), [Opening(), 1], {})))
+    assert not OPENED
+    assert opening() == 2
+    assert OPENED == ["opened"]

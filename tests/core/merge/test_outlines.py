@@ -54,9 +54,8 @@ def merged(stage: Stage, folder, options=FEATHERED, *, workers=None, allow_missi
             create_label_array(folder / "0", stage.grid, lut.dtype)
             create_apply_records(folder / "applied", stage.grid)
         places = {"labels": folder / "0", "records": folder / "applied"}
-        outcomes = list(apply_lut(stage, lut, **places, pool=pool, outlines=outlines))
-    assert [outcome.failure for outcome in outcomes] == [None] * len(outcomes)
-    return np.asarray(open_array(folder / "0")[...]), {o.item.block.key for o in outcomes}
+        blocks = list(apply_lut(stage, lut, **places, pool=pool, outlines=outlines))
+    return np.asarray(open_array(folder / "0")[...]), {block.key for block in blocks}
 
 
 @pytest.fixture

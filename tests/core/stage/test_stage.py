@@ -112,14 +112,17 @@ def test_labels_of_a_tile_that_is_taken_back_while_they_are_counted_are_not_lost
     plan = stage_into(tmp_path / "stage", blobs((8, 8))).plan
     n_labels = Stage.open(tmp_path / "stage", plan).counts().sum()
     stage = TakenBackMeanwhile(tmp_path / "stage", plan)
-    assert look_up(stage, EdgeTable.empty(), MergeOptions("none")).n_staged == n_labels
+    with Pool.open(Workers()) as pool:
+        lut = look_up(stage, EdgeTable.empty(), MergeOptions("none"), pool=pool)
+    assert lut.n_staged == n_labels
 
 
 def test_sizes_are_not_those_of_a_tile_that_is_taken_back_meanwhile(tmp_path):
     plan = stage_into(tmp_path / "stage", blobs((8, 8))).plan
     stage = TakenBackMeanwhile(tmp_path / "stage", plan)
-    with pytest.raises(StageError, match="'y001x001' is not staged"):
-        look_up(stage, EdgeTable.empty(), MergeOptions("none", min_size=2))
+    options = MergeOptions("none", min_size=2)
+    with Pool.open(Workers()) as pool, pytest.raises(StageError, match="'y001x001' is not staged"):
+        look_up(stage, EdgeTable.empty(), options, pool=pool)
 
 
 def test_sizes_are_not_those_of_a_tile_that_was_staged_again_meanwhile(tmp_path):
@@ -127,8 +130,12 @@ def test_sizes_are_not_those_of_a_tile_that_was_staged_again_meanwhile(tmp_path)
     counts = stage.settled_counts()
     counts[-1] += 1
     stage.settled_counts = lambda **_: counts
-    with pytest.raises(StageError, match="'y001x001' .* was staged again while it was merged"):
-        look_up(stage, EdgeTable.empty(), MergeOptions("none", min_size=2))
+    options = MergeOptions("none", min_size=2)
+    with (
+        Pool.open(Workers()) as pool,
+        pytest.raises(StageError, match="'y001x001' .* was staged again while it was merged"),
+    ):
+        look_up(stage, EdgeTable.empty(), options, pool=pool)
 
 
 def test_a_tile_killed_while_it_is_staged_again_was_not_staged(tmp_path, monkeypatch):

@@ -120,7 +120,11 @@ OTHERS: dict[str, dict[str, Any]] = {
         "worker_memory": "8GB",
     },
     "gpus": {"slots_per_device": 2, "min_free_bytes": 5},
-    "cluster": {"config_file": "/data/dask.yaml", "seconds_to_wait": 5.0},
+    "cluster": {
+        "config_file": "/data/dask.yaml",
+        "seconds_to_wait": 5.0,
+        "merge_from_megapixels": 5.0,
+    },
     "automation": {"enabled": False, "finish_first": False},
     "backfills": {"max_partitions_per_run": 5},
     "alerts": {
@@ -327,6 +331,7 @@ def test_what_is_left_empty_sets_nothing(settings, text):
         ("gpus", "slots_per_device", 0),
         ("gpus", "min_free_bytes", -1),
         ("cluster", "seconds_to_wait", 0),
+        ("cluster", "merge_from_megapixels", -1),
         ("automation", "enabled", "perhaps"),
         ("backfills", "max_partitions_per_run", -1),
         ("alerts", "smtp_port", 70_000),
