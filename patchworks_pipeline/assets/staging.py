@@ -268,7 +268,7 @@ def _stage_image(run: _Run, folder: ImageFolder, keys: Sequence[str]) -> _Staged
     progress = StagingProgress(run.context, folder.key, figures)
     staged = _Staged(run, folder, plan.grid.axes, progress, frozenset(failed))
     try:
-        with stage_all(_staging(folder, stage, function), blocks, compute, staged) as (_, count):
+        with stage_all(staging_of(folder, stage, function), blocks, compute, staged) as (_, count):
             pass  # nothing else runs on this pool
     except StorageError as error:
         way_out = "what is staged is kept: make room, or mend the place, and run the image again"
@@ -300,7 +300,7 @@ def _missing(run: _Run, folder: ImageFolder, stage: Stage, keys: Sequence[str]) 
     return [key for key in keys if key in missing]
 
 
-def _staging(folder: ImageFolder, stage: Stage, function: Segmentation) -> Staging:
+def staging_of(folder: ImageFolder, stage: Stage, function: Segmentation) -> Staging:
     """Return what stages tile blocks of an image, as its plan says."""
     statistics = folder.statistics() if function.wants_statistics else None
     opened = folder.image(stage.plan)

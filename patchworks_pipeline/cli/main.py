@@ -1,8 +1,6 @@
 """The command line: ``patchworks run | retry | merge | segment | pilot | status | ui | demo``."""
 
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +13,7 @@ from rich.table import Column, Table
 from patchworks_core.machine.interrupts import INTERRUPTIONS
 from patchworks_pipeline.cli.commands import Commands, code_of
 from patchworks_pipeline.cli.convert import convert
+from patchworks_pipeline.cli.homes import budget_of, known_image, known_images, segmentations_of
 from patchworks_pipeline.cli.options import (
     HOME,
     Axes,
@@ -37,17 +36,15 @@ from patchworks_pipeline.cli.options import (
     TileTimeout,
     WorkerCount,
     WorkerMemory,
-    channel_of,
+    choices_of,
     is_chosen,
-    numbers_of,
-    parameters,
-    pixel_size_of,
 )
 from patchworks_pipeline.cli.pilot import pilot
 from patchworks_pipeline.cli.records import record_of
 from patchworks_pipeline.cli.samples import samples
 from patchworks_pipeline.cli.schema import schema
 from patchworks_pipeline.cli.segment import segment
+from patchworks_pipeline.cli.submit import stage_range, submit
 from patchworks_pipeline.cli.terminal import (
     BAD_INPUT,
     TILES_FAILED,
@@ -59,7 +56,6 @@ from patchworks_pipeline.cli.terminal import (
     say_json,
 )
 from patchworks_pipeline.cli.view import view
-from patchworks_pipeline.resources.built_in import TileWorkerKind
 
 app = typer.Typer(
     cls=Commands,
@@ -115,26 +111,21 @@ def run(
 
     Options that are left out keep what was chosen for the image before.
     """
-    options = {
-        "function": segmentation,
-        "parameters": parameters(param) if param else None,
-        "tile_shape": numbers_of("--tile-shape", tile_shape),
-        "overlap": overlap if overlap == "auto" else numbers_of("--overlap", overlap),
-        "channel": None if channel is None else (channel_of(channel),),
-        "level": level,
-        "axes": axes,
-        "pixel_size": pixel_size_of(pixel_size),
-        "merge": {
-            "rule": merge,
-            "min_iou": min_iou,
-            "outline": outline,
-            "min_size": min_size,
-        },
-    }
+    options = choices_of(
+        segmentation=segmentation,
+        param=param,
+        tile_shape=tile_shape,
+        overlap=overlap,
+        channel=channel,
+        level=level,
+        axes=axes,
+        pixel_size=pixel_size,
+        merge={"rule": merge, "min_iou": min_iou, "outline": outline, "min_size": min_size},
+    )
     if name is not None and len(image) > 1:
         fail("--name names one image, and several were given", BAD_INPUT)
-    budget = _budget_of(workers, worker_kind, tile_timeout, worker_memory)
-    names = _segmentations(home, only)
+    budget = budget_of(workers, worker_kind, tile_timeout, worker_memory)
+    names = segmentations_of(home, only)
     if len(names) > 1 and is_chosen(options):
         fail("options choose for one segmentation; say which with --only", BAD_INPUT)
     codes = [
@@ -143,33 +134,6 @@ def run(
         for one in names
     ]
     raise typer.Exit(max(codes))
-
-
-def _segmentations(home: Path, only: str | None) -> tuple[str, ...]:
-    """Return the segmentations that are asked for; one without a name where images have one."""
-    from patchworks_pipeline.resources.several import Several
-
-    names = Several.of_home(str(home.absolute())).names
-    if only is None:
-        return names or ("",)
-    if only not in names:
-        fail(f"--only {only!r} is none of the segmentations {list(names)!r} of {home}", BAD_INPUT)
-    return (only,)
-
-
-def _budget_of(
-    workers: int | None,
-    kind: TileWorkerKind | None,
-    tile_timeout: float | None,
-    worker_memory: str | None,
-) -> dict[str, Any]:
-    """Return the fields of `ComputeBudget` that options of a command set."""
-    return {
-        "workers": workers,
-        "kind": kind,
-        "tile_timeout": tile_timeout,
-        "worker_memory": worker_memory,
-    }
 
 
 def _run_one(
@@ -184,41 +148,23 @@ def _run_one(
 ) -> int:
     """Run one image and say what came of it; return the exit code."""
     from patchworks_pipeline.cli.progress_bars import progress_bars
-    from patchworks_pipeline.cli.runs import (
-        choose,
-        open_home,
-        plan_of,
-        register,
-        relate,
-        run_image,
-        segmentation_of_home,
-    )
+    from patchworks_pipeline.cli.runs import choose_image, open_home, relate, run_image
     from patchworks_pipeline.image_faults import IMAGE_FAULTS, words_of
-    from patchworks_pipeline.landing.registered import key_of
-    from patchworks_pipeline.partitions import check_image_key
     from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore
 
     folder = None
     try:
         with open_home(home.absolute()) as instance:
             deployed = ComputeBudget(**(budget or {})).of_home()
-            store = LabelStore().of_home()
-            url = url if "://" in url else str(Path(url).absolute())
-            key = check_image_key(name) if name else key_of(store.path(), url)
-            wants_pilot = chosen.get("overlap") == "auto"
-            options = {**chosen, "overlap": None} if wants_pilot else chosen
-            acquisition = choose(store.folder(key, segmentation), url, options)
-            if wants_pilot:
-                tell = partial(say, on=errors if as_json else console)
-                acquisition = segmentation_of_home(store.folder(key, segmentation)).piloted(
-                    acquisition, say=tell
-                )
-            plan = plan_of(acquisition, deployed, store.folder(key, segmentation))
-            folder = register(instance, store, key, acquisition, segmentation)
+            tell = partial(say, on=errors if as_json else console)
+            folder, plan = choose_image(
+                instance, url, name, chosen, budget=deployed, segmentation=segmentation, say=tell
+            )
             with progress_bars(folder.title, errors if as_json else console):
                 result = run_image(instance, folder, plan, budget=deployed)
                 if segmentation and result.is_complete:
-                    result = replace(result, error=relate(instance, store, key))
+                    store = LabelStore().of_home()
+                    result = replace(result, error=relate(instance, store, folder.key))
             if as_json:
                 say_json(record_of(result))
             else:
@@ -305,12 +251,12 @@ def retry(
     home: Home = HOME,
 ) -> None:
     """Stage the failed and missing tiles of an image again, then merge it."""
-    with _known_image(image, home) as (_, folder):
+    with known_image(image, home) as (_, folder):
         url = folder.acquisition().url
-    budget = _budget_of(workers, worker_kind, tile_timeout, worker_memory)
+    budget = budget_of(workers, worker_kind, tile_timeout, worker_memory)
     codes = [
         _run_one(url, folder.key, {}, home=home, budget=budget, segmentation=name)
-        for name in _segmentations(home, only)
+        for name in segmentations_of(home, only)
     ]
     raise typer.Exit(max(codes))
 
@@ -337,11 +283,11 @@ def merge(
 
     values = {"rule": merge, "min_iou": min_iou, "outline": outline, "min_size": min_size}
     options = {name: value for name, value in values.items() if value is not None}
-    names = _segmentations(home, only)
+    names = segmentations_of(home, only)
     if len(names) > 1:
         fail("one segmentation is merged again; say which with --only", BAD_INPUT)
     with (
-        _known_image(image, home, names[0]) as (instance, folder),
+        known_image(image, home, names[0]) as (instance, folder),
         progress_bars(folder.title, console),
     ):
         result = merge_again(
@@ -349,36 +295,6 @@ def merge(
         )
     _say(result, home)
     raise typer.Exit(0 if result.is_complete else 1)
-
-
-@contextmanager
-def _known_image(image: str, home: Path, segmentation: str = "") -> Iterator[tuple[Any, Any]]:
-    """Give the instance of a home and the folder of an image in it, or end with what is known."""
-    from patchworks_pipeline.resources.resources import LabelStore
-
-    with _known_images(image, home) as (instance, (key,)):
-        yield instance, LabelStore().of_home().folder(key, segmentation)
-
-
-@contextmanager
-def _known_images(image: str | None, home: Path) -> Iterator[tuple[Any, list[str]]]:
-    """Give the instance of a home and the keys of one image or all; end where there are none."""
-    from patchworks_pipeline.cli.runs import open_home
-    from patchworks_pipeline.landing.registered import keys_of
-    from patchworks_pipeline.partitions import images
-    from patchworks_pipeline.resources.resources import LabelStore
-
-    if not (home / "dagster").is_dir():
-        fail(f"no patchworks home at {home}; make one with 'patchworks run IMAGE'", BAD_INPUT)
-    with open_home(home.absolute()) as instance:
-        image_keys = sorted(instance.get_dynamic_partitions(str(images.name)))
-        keys = image_keys
-        if image is not None:
-            named = (image, *keys_of(LabelStore().of_home().path(), image))
-            keys = [key for key in named if key in image_keys][:1]
-        if image is not None and not keys:
-            fail(f"no image {image!r} in {home}; its images are {image_keys!r}", BAD_INPUT)
-        yield instance, keys
 
 
 @app.command()
@@ -390,8 +306,8 @@ def status(
     """Show how far images are: their tiles, objects and labels; and which ones were refused."""
     from patchworks_pipeline.cli.status import state_of
 
-    names = _segmentations(home, None)
-    with _known_images(image, home) as (instance, keys):
+    names = segmentations_of(home, None)
+    with known_images(image, home) as (instance, keys):
         state = state_of(instance, keys, names, of_home=image is None)
     for text in state.complaints:
         say_error(text)
@@ -437,6 +353,8 @@ def demo(
     raise typer.Exit(code)
 
 
+app.command()(submit)
+app.command()(stage_range)
 app.command()(segment)
 app.command()(pilot)
 app.command()(convert)

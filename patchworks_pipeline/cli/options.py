@@ -98,6 +98,32 @@ TileKind = Annotated[
 ]
 
 
+def choices_of(
+    *,
+    segmentation: str | None,
+    param: list[str] | None,
+    tile_shape: str | None,
+    overlap: str | None,
+    channel: str | None,
+    level: int | None,
+    axes: str | None,
+    pixel_size: str | None,
+    merge: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return what options choose for an image, as `Acquisition` has it; None is not chosen."""
+    return {
+        "function": segmentation,
+        "parameters": parameters(param) if param else None,
+        "tile_shape": numbers_of("--tile-shape", tile_shape),
+        "overlap": overlap if overlap == "auto" else numbers_of("--overlap", overlap),
+        "channel": None if channel is None else (channel_of(channel),),
+        "level": level,
+        "axes": axes,
+        "pixel_size": pixel_size_of(pixel_size),
+        "merge": dict(merge),
+    }
+
+
 def is_chosen(options: Mapping[str, Any]) -> bool:
     """Tell whether an option says something of how an image is segmented or merged."""
     of_image = ("axes", "level", "pixel_size")

@@ -5,7 +5,7 @@ redoes what is missing and nothing more.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -32,8 +32,9 @@ from patchworks_pipeline.definitions import definitions, defs
 from patchworks_pipeline.instance.home import home_environment, prepare_home
 from patchworks_pipeline.instance.run_processes import open_instance
 from patchworks_pipeline.instance.slots import NoSlotError, only_call
+from patchworks_pipeline.landing.registered import key_of
 from patchworks_pipeline.lineage import Lineage
-from patchworks_pipeline.partitions import images, tile_keys
+from patchworks_pipeline.partitions import check_image_key, images, tile_keys
 from patchworks_pipeline.records import Acquisition, ImageFolder
 from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore, SegmentationDefaults
 from patchworks_pipeline.resources.several import Several
@@ -133,6 +134,45 @@ def choose(folder: ImageFolder, url: str, chosen: Mapping[str, Any]) -> Acquisit
     return replace(before, **changes, merge={**before.merge, **rule})
 
 
+def choose_image(
+    instance: dg.DagsterInstance,
+    url: str,
+    name: str | None,
+    chosen: Mapping[str, Any],
+    *,
+    budget: ComputeBudget,
+    segmentation: str = "",
+    say: Callable[[str], object],
+) -> tuple[ImageFolder, Plan]:
+    """Make an image known as it is chosen; return its folder, and what its plan is to be.
+
+    Parameters
+    ----------
+    instance : DagsterInstance
+    url : str
+        Path or URL of the image.
+    name : str or None
+        Its key; None is its file name.
+    chosen : mapping
+        As in `choose`; an overlap of ``auto`` asks a pilot.
+    budget : ComputeBudget
+    segmentation : str
+        Of several.
+    say : callable
+        Told what the pilot did.
+    """
+    store = LabelStore().of_home()
+    url = url if "://" in url else str(Path(url).absolute())
+    key = check_image_key(name) if name else key_of(store.path(), url)
+    folder = store.folder(key, segmentation)
+    wants_pilot = chosen.get("overlap") == "auto"
+    acquisition = choose(folder, url, {**chosen, "overlap": None} if wants_pilot else chosen)
+    if wants_pilot:
+        acquisition = segmentation_of_home(folder).piloted(acquisition, say=say)
+    plan = plan_of(acquisition, budget, folder)
+    return register(instance, store, key, acquisition, segmentation), plan
+
+
 def register(
     instance: dg.DagsterInstance,
     store: LabelStore,
@@ -180,26 +220,44 @@ def run_image(
         return ImageRun(folder, (), (), str(busy))
 
 
+def plan_image(
+    instance: dg.DagsterInstance, folder: ImageFolder, plan: Plan, *, budget: ComputeBudget
+) -> ImageRun:
+    """Plan an image where that is missing, in this process; arguments are as in `run_image`."""
+    try:
+        with only_call(instance, folder.key, say=partial(say, on=errors)):
+            return _plan_missing(instance, folder, plan, budget)
+    except NoSlotError as busy:
+        return ImageRun(folder, (), (), str(busy))
+
+
+def _plan_missing(
+    instance: dg.DagsterInstance, folder: ImageFolder, plan: Plan, budget: ComputeBudget
+) -> ImageRun:
+    if _is_planned(folder, plan):
+        return ImageRun(folder, (), (), None)
+    if replaced := what_is_replaced(folder, plan):
+        say(replaced, on=errors)
+    error = _run(
+        instance,
+        "plan_image",
+        folder.key,
+        {"budget": {"config": dict(budget)}},
+        partition_key=folder.key,
+        assets=_planning(Lineage((), folder.segmentation)),
+    )
+    return ImageRun(folder, ("plan_image",), (), error.message if error else None)
+
+
 def _run_missing(
     instance: dg.DagsterInstance, folder: ImageFolder, plan: Plan, budget: ComputeBudget
 ) -> ImageRun:
-    steps = []
     lineage = Lineage((), folder.segmentation)
     resources = {"budget": {"config": dict(budget)}}
-    if not _is_planned(folder, plan):
-        steps.append("plan_image")
-        if replaced := what_is_replaced(folder, plan):
-            say(replaced, on=errors)
-        error = _run(
-            instance,
-            "plan_image",
-            folder.key,
-            resources,
-            partition_key=folder.key,
-            assets=_planning(lineage),
-        )
-        if error:
-            return ImageRun(folder, tuple(steps), (), error.message)
+    planned = _plan_missing(instance, folder, plan, budget)
+    if planned.error:
+        return planned
+    steps = [*planned.steps]
     for note in planned_function(folder, plan).notes_on(folder.statistics()):
         say(note, on=errors)
     blocks = folder.stage(plan).missing_blocks()

@@ -1,0 +1,155 @@
+"""An image as jobs of a batch system: ranges of tiles in any order, and the merge after them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from patchworks_pipeline.records import ImageFolder
+from patchworks_pipeline.resources.resources import LabelStore
+from tests.e2e.conftest import until
+from tests.pipeline.conftest import call_command_line
+from tests.tissue import files_under, marked_tissue, tissue, write_tiff
+
+TILED = ("--tile-shape", "32", "--overlap", "8")
+
+
+@pytest.fixture
+def image(tmp_path) -> Path:
+    return write_tiff(tmp_path / "tissue.ome.tif", tissue())
+
+
+def submitted(image: Path, home: Path, *options: object, function="perfect") -> Path:
+    """Let jobs be written; return their folder."""
+    named = ("--segmentation", f"tissue_functions:{function}", *TILED)
+    code, words = call_command_line("submit", image, *named, "--home", home, *options)
+    assert code == 0, words
+    (script,) = re.findall(r"bash (\S+)$", words)
+    return Path(script).parent
+
+
+def ranges(scripts: Path) -> list[list[str]]:
+    """Return the arguments of each task's command."""
+    text = (scripts / "tiles.sh").read_text()
+    first, last = (
+        re.findall(rf"^{name}=\((.*)\)$", text, re.MULTILINE)[0].split()
+        for name in ("FIRST", "LAST")
+    )
+    (command,) = re.findall(r"^exec (.*?) \"", text, re.MULTILINE)
+    _, dash, module, *arguments = shlex.split(command)
+    assert (dash, module) == ("-m", "patchworks_pipeline")
+    assert f"#SBATCH --array=0-{len(first) - 1}\n" in text
+    return [[*arguments, *pair] for pair in zip(first, last, strict=True)]
+
+
+def folder_of(home: Path, key: str = "tissue") -> ImageFolder:
+    return LabelStore(root=str(home / "store")).folder(key)
+
+
+def labels_of(home: Path) -> dict[str, bytes]:
+    (labels,) = home.glob("store/*/*/labels/labels/0")
+    return files_under(labels)
+
+
+def run_merge(scripts: Path) -> tuple[int, str]:
+    (command,) = re.findall(r"^exec (.*)$", (scripts / "merge.sh").read_text(), re.MULTILINE)
+    return call_command_line(*shlex.split(command)[3:])
+
+
+def run_alone(image: Path, home: Path, function="perfect") -> None:
+    """Run the image as `patchworks run` does."""
+    named = ("--segmentation", f"tissue_functions:{function}", *TILED)
+    code, words = call_command_line("run", image, *named, "--home", home)
+    assert code == 0, words
+
+
+@pytest.mark.slow
+def test_tasks_in_any_order_and_some_of_them_twice_give_the_labels_of_a_run(home, image, tmp_path):
+    scripts = submitted(image, home, "--tasks", 5)
+    commands = ranges(scripts)
+    assert len(commands) == 4, "12 tiles, three in each range, as few as there may be"
+    for i in (2, 0, 3, 2, 1):
+        assert folder_of(home).stage().missing_blocks()
+        code, words = call_command_line(*commands[i])
+        assert code == 0, words
+    assert not folder_of(home).stage().missing_blocks()
+    code, words = run_merge(scripts)
+    assert code == 0, words
+    assert "(stage_tiles, merge_image)" in words, "Dagster is told of the tiles"
+    run_alone(image, tmp_path / "other")
+    assert labels_of(home) == labels_of(tmp_path / "other")
+    code, words = call_command_line("submit", image, "--home", home)
+    assert (code, "no tile is missing" in words) == (0, True)
+
+
+def test_a_tile_that_fails_is_written_in_jobs_again_when_its_cause_is_mended(
+    home, mended, tmp_path
+):
+    image = write_tiff(tmp_path / "tissue.ome.tif", marked_tissue())
+    scripts = submitted(image, home, "--tasks", 2, function="fails_at_mark")
+    codes = [call_command_line(*command) for command in ranges(scripts)]
+    assert sorted(code for code, _ in codes) == [0, 3]
+    words = " ".join(words for _, words in codes)
+    assert re.search("error: tissue/y001x002: ValueError: .* cannot segment", words)
+    (failure,) = folder_of(home).failures()
+    assert failure.block == "y001x002"
+    mended.touch()
+    (command,) = ranges(submitted(image, home, function="fails_at_mark"))
+    assert command[-2:] == ["y001x002", "y001x002"]
+    assert call_command_line(*command)[0] == 0
+    assert not folder_of(home).failures()
+    assert not folder_of(home).stage().missing_blocks()
+
+
+def test_jobs_of_another_plan_stage_nothing(home, image):
+    commands = ranges(submitted(image, home))
+    assert call_command_line("submit", image, "--overlap", "4", "--home", home)[0] == 0
+    code, words = call_command_line(*commands[0])
+    assert code == 2
+    assert "planned anew since these jobs were written; write them again" in words
+    assert len(folder_of(home).stage().missing_blocks()) == 12
+
+
+def test_what_jobs_ask_of_slurm_and_of_workers_is_in_their_scripts(home, image):
+    options = ("--sbatch=--gres=gpu:1", "--sbatch", "--time=1:00:00", "--merge-sbatch=--mem=64G")
+    scripts = submitted(image, home, *options, "--workers", 2, "--worker-kind", "processes")
+    tiles, merge = ((scripts / name).read_text() for name in ("tiles.sh", "merge.sh"))
+    assert "\n#SBATCH --gres=gpu:1\n#SBATCH --time=1:00:00\n" in tiles
+    assert "\n#SBATCH --mem=64G\n" in merge
+    assert "gres" not in merge
+    assert "--workers=2 --worker-kind=processes" in tiles
+    assert "--workers=2 --worker-kind=processes" in merge
+
+
+def test_a_range_of_an_image_that_nobody_knows_is_refused(home):
+    code, words = call_command_line("stage-range", "none", "y000x000", "y000x001", "--home", home)
+    assert (code, "no image 'none' in" in words) == (2, True)
+
+
+@pytest.mark.slow
+def test_a_task_that_is_killed_is_run_again(home, image, tmp_path, monkeypatch):
+    record = tmp_path / "record"
+    monkeypatch.setenv("PATCHWORKS_TEST_RECORD", str(record))
+    scripts = submitted(image, home, "--tasks", 3, function="recorded")
+
+    def start(i: int) -> subprocess.Popen[bytes]:
+        command = ["bash", str(scripts / "tiles.sh")]
+        return subprocess.Popen(command, env={**os.environ, "SLURM_ARRAY_TASK_ID": str(i)})
+
+    killed = start(1)
+    until(lambda: record.exists() and record.read_text(), seconds=120, what="the first tile")
+    killed.kill()
+    killed.wait()
+    assert 0 < len(folder_of(home).stage().missing_blocks()) < 12
+    assert [task.wait(240) for task in [start(2), start(1)]] == [0, 0]
+    # Without SLURM, and twice at once.
+    twice = [subprocess.Popen(["bash", str(scripts / "tiles.sh"), "0"]) for _ in range(2)]
+    assert [task.wait(240) for task in twice] == [0, 0]
+    assert subprocess.run(["bash", str(scripts / "merge.sh")]).returncode == 0
+    run_alone(image, tmp_path / "other", "recorded")
+    assert labels_of(home) == labels_of(tmp_path / "other")
