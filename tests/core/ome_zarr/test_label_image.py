@@ -273,7 +273,7 @@ def test_a_block_killed_between_pixels_and_record_is_written_again(tmp_path, mon
         # The record that is written after the pixels never arrives.
         if writer.path.name == "applied" and values.any():
             raise Kill
-        write_region(writer, region, values)
+        return write_region(writer, region, values)
 
     write_region = ArrayWriter.write
     with monkeypatch.context() as killed:
