@@ -26,8 +26,9 @@ from patchworks_core.files.storage import (
 from patchworks_core.tiles.grid import TileGrid
 from patchworks_core.tiles.numbers import whole_number
 
-CHUNK_PIXELS = 1 << 18
-"""Aim for chunks of at most this many pixels (512 x 512): 1 MB of int32."""
+CHUNK_PIXELS = 1 << 20
+"""Aim for chunks of at most this many pixels (1024 x 1024, 64 x 128 x 128): 4 MB of int32, of which
+some 50 kB are stored. A file costs as much as its pixels where chunks are a quarter of that."""
 
 
 def output_chunks(grid: TileGrid) -> tuple[int, ...]:
@@ -38,9 +39,9 @@ def output_chunks(grid: TileGrid) -> tuple[int, ...]:
     Examples
     --------
     >>> output_chunks(TileGrid("yx", (4096, 4096), (2048, 1024), (0, 0)))
-    (512, 512)
+    (1024, 1024)
     >>> output_chunks(TileGrid("yx", (4096, 4096), (128, 128), (0, 0), block_shape=(4, 8)))
-    (512, 512)
+    (512, 1024)
     """
     chunks = list(grid.tile_shape)
     tiles = list(grid.block_shape)
