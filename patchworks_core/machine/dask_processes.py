@@ -21,7 +21,12 @@ from typing import Any
 from patchworks_core.machine.executors import one_thread
 from patchworks_core.machine.limits import Deadline, WorkerLimits
 from patchworks_core.machine.sending import PickledTask, TaskInFile
-from patchworks_core.machine.worker_processes import WorkerProcess, pickled_call
+from patchworks_core.machine.worker_processes import (
+    STARTS,
+    NotBegunError,
+    WorkerProcess,
+    pickled_call,
+)
 
 SECONDS_IDLE = 30.0
 """After which a process is ended that nobody gave a call: it may hold a model, or a GPU."""
@@ -68,20 +73,35 @@ class _Beneath:
     ) -> Any:
         """Make a pickled call in the process."""
         with self._lock:
-            if self._process is None:
-                self._process = WorkerProcess(one_thread())
-            try:
-                return self._process.call(
-                    content, deadline=deadline, memory=memory, is_wanted=is_wanted
-                )
-            finally:
-                self._used = time.monotonic()
-                if not self._process.is_running:
-                    self._end()
-                else:
-                    timer = threading.Timer(SECONDS_IDLE, self._end_if_idle)
-                    timer.daemon = True
-                    timer.start()
+            for start in range(1, STARTS + 1):
+                try:
+                    return self._call_once(content, deadline, memory, is_wanted)
+                except NotBegunError:
+                    if start == STARTS:
+                        raise
+        raise AssertionError("a worker answers, or it is lost")
+
+    def _call_once(
+        self,
+        content: bytes,
+        deadline: Deadline,
+        memory: int | None,
+        is_wanted: Callable[[], bool],
+    ) -> Any:
+        if self._process is None:
+            self._process = WorkerProcess(one_thread())
+        try:
+            return self._process.call(
+                content, deadline=deadline, memory=memory, is_wanted=is_wanted
+            )
+        finally:
+            self._used = time.monotonic()
+            if not self._process.is_running:
+                self._end()
+            else:
+                timer = threading.Timer(SECONDS_IDLE, self._end_if_idle)
+                timer.daemon = True
+                timer.start()
 
     def _end_if_idle(self) -> None:
         with self._lock:

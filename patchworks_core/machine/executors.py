@@ -21,7 +21,12 @@ from upath import UPath
 from patchworks_core.machine.devices import VISIBLE_DEVICES
 from patchworks_core.machine.limits import AUTO_LIMITS, Deadline, WorkerLimits
 from patchworks_core.machine.sending import in_file
-from patchworks_core.machine.worker_processes import WorkerProcess, pickled_call
+from patchworks_core.machine.worker_processes import (
+    STARTS,
+    NotBegunError,
+    WorkerProcess,
+    pickled_call,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -184,16 +189,26 @@ class ProcessPool(ThreadPool):
     def _run(self, call: _Call, number: int) -> None:
         """Send a call to the worker of this thread, and wait for what it gives."""
         try:
-            content = pickled_call(call.function, call.arguments, call.keywords)
-            if number not in self._workers:
-                self._workers[number] = WorkerProcess(self._environ(number))
-            worker = self._workers[number]
-            value = worker.call(content, deadline=self._deadline, memory=self._memory)
+            value = self._answer(number, pickled_call(call.function, call.arguments, call.keywords))
         except BaseException as error:
             call.settle(error=error)
             self._forget_the_dead(number)
         else:
             call.settle(value)
+
+    def _answer(self, number: int, content: bytes) -> Any:
+        """Return what the worker of a thread gives; one killed before it began has a successor."""
+        for start in range(1, STARTS + 1):
+            if number not in self._workers:
+                self._workers[number] = WorkerProcess(self._environ(number))
+            worker = self._workers[number]
+            try:
+                return worker.call(content, deadline=self._deadline, memory=self._memory)
+            except NotBegunError:
+                if self._is_closed or start == STARTS:
+                    raise
+                self._forget_the_dead(number)
+        raise AssertionError("a worker answers, or it is lost")
 
     def _forget_the_dead(self, number: int) -> None:
         """Make room for another worker where that of a thread is gone."""

@@ -35,6 +35,9 @@ SECONDS_BETWEEN_LOOKS = 0.05
 SECONDS_TO_START = 600.0
 """Until a call has begun: the interpreter starts, and imports what the call is made of."""
 
+STARTS = 5
+"""Workers that may be killed, one after the other, before they begin with one call."""
+
 BEGUN = b""
 """Sent when what was received is whole and is about to run: from now on its time counts."""
 
@@ -46,6 +49,10 @@ sys.path[:], sys.argv[:] = connection.recv()
 from patchworks_core.machine.worker_processes import serve
 serve(connection, parent)
 """
+
+
+class NotBegunError(WorkerLostError):
+    """The process was killed before it began with the call, which is then not to blame."""
 
 
 class WorkerProcess:
@@ -95,12 +102,16 @@ class WorkerProcess:
         WorkerLostError
             If the process died, or was ended for its time or memory, or as nobody waited for the
             call; it is gone then.
+        NotBegunError
+            If it was killed before it began.
         """
+        has_begun = False
         try:
             self._connection.send_bytes(call)
             answer = self._answer(lambda: SECONDS_TO_START, memory, is_wanted)
             start = time.monotonic()
             if answer == BEGUN:
+                has_begun = True
                 answer = self._answer(lambda: deadline.seconds, memory, is_wanted)
         except WorkerLostError:
             self.end()
@@ -110,6 +121,8 @@ class WorkerProcess:
                 self._process.wait(5)
             code = self._process.poll()
             self.end()
+            if not has_begun and code in (-signal.SIGKILL, -signal.SIGTERM):
+                raise NotBegunError(_how_it_ended(code)) from None
             raise WorkerLostError(_how_it_ended(code)) from None
         deadline.add(time.monotonic() - start)
         is_value, value = pickle.loads(answer)

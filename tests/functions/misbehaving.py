@@ -29,3 +29,26 @@ def misbehave(item):
     if item == "forks":
         os.fork()
     return os.getpid()
+
+
+class Arrives:
+    """What takes its time to arrive in a worker, as often as its file has fewer than so many lines.
+
+    The process that it arrives in is noted there.
+    """
+
+    def __init__(self, path, n_slow):
+        self.how = str(path), n_slow
+
+    def __reduce__(self):
+        return arrive, self.how
+
+
+def arrive(path, n_slow):
+    with open(path, "a+") as notes:
+        notes.write(f"{os.getpid()}\n")
+        notes.seek(0)
+        n_lines = len(notes.readlines())
+    if n_lines <= n_slow:
+        time.sleep(60)
+    return os.getpid()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import signal
 import time
 
 import numpy as np
@@ -24,8 +25,9 @@ from patchworks_core.machine.limits import (
     bytes_of,
 )
 from patchworks_core.machine.pools import Compute
+from patchworks_core.machine.worker_processes import STARTS
 from patchworks_core.machine.workers import Workers
-from tests.functions.misbehaving import misbehave
+from tests.functions.misbehaving import Arrives, misbehave
 
 LIMITS = WorkerLimits(timeout=3, memory="100MB")
 
@@ -53,6 +55,30 @@ def test_what_is_wrong_with_one_task_is_said_of_it_and_the_others_finish():
     for item, text in failures.items():
         assert re.match(WORDS[item], text), text
     assert len({outcomes[n].value for n in (1, 2, 3, 4)}) > 1, "workers are replaced"
+
+
+def test_a_task_is_not_blamed_for_workers_that_were_killed_before_they_began_with_it(tmp_path):
+    arrived = tmp_path / "arrived.txt"
+    arrived.touch()
+
+    def kill_each(count):
+        killed = set()
+        while len(killed) < count:
+            for pid in set(map(int, arrived.read_text().split())) - killed:
+                os.kill(pid, signal.SIGKILL)
+                killed.add(pid)
+            time.sleep(0.02)
+
+    with Workers(1, "processes", limits=LIMITS).open() as executor:
+        future = executor.submit(max, Arrives(arrived, 2), 0)
+        kill_each(2)
+        assert future.result(20) == int(arrived.read_text().split()[2])
+    arrived.write_text("")
+    with Workers(1, "processes", limits=LIMITS).open() as executor:
+        future = executor.submit(max, Arrives(arrived, STARTS), 0)
+        kill_each(STARTS)
+        with pytest.raises(WorkerLostError, match="was ended by SIGKILL"):
+            future.result(20)
 
 
 @pytest.mark.slow
