@@ -52,6 +52,9 @@ from patchworks_pipeline.tile_failures import TileFailure
 ACQUISITION = "acquisition.json"
 """Where an image is; in the folder of a segmentation, what was chosen for that."""
 
+OBJECTS_CSV = "objects.csv"
+"""The object table for programs that read no Parquet."""
+
 LABEL_NAME = "labels"
 """Of the label image in an image's container."""
 
@@ -419,9 +422,11 @@ class ImageFolder:
     def write_objects(self, table: pa.Table) -> None:
         """Write the object table, as Parquet and as CSV."""
         self._write_table("objects.parquet", table, {})
-        buffer = io.BytesIO()
-        pa_csv.write_csv(table, buffer)
-        write_bytes(self.path / "objects.csv", buffer.getvalue())
+        write_bytes(self.path / OBJECTS_CSV, _csv_of(table))
+
+    def has_objects_csv_of(self, table: pa.Table) -> bool:
+        """Tell whether the object table as CSV, which cannot vouch for itself, is this one."""
+        return (self.path / OBJECTS_CSV).read_bytes() == _csv_of(table)
 
     def objects(self) -> pa.Table:
         """Return the object table."""
@@ -467,3 +472,10 @@ class ImageFolder:
     def _write_table(self, name: str, table: pa.Table, record: dict[str, str]) -> None:
         content = bytes_of_table(table.replace_schema_metadata(record or None))
         write_bytes(self.path / name, content)
+
+
+def _csv_of(table: pa.Table) -> bytes:
+    """Return a table as CSV."""
+    buffer = io.BytesIO()
+    pa_csv.write_csv(table, buffer)
+    return buffer.getvalue()

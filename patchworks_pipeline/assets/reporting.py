@@ -21,6 +21,7 @@ from patchworks_pipeline.assets.metadata import file_of, picture
 from patchworks_pipeline.assets.stage_reading import read_once
 from patchworks_pipeline.assets.throughput import figures_of, finish
 from patchworks_pipeline.lineage import Lineage
+from patchworks_pipeline.records import OBJECTS_CSV
 from patchworks_pipeline.resources.clusters import DaskCluster
 from patchworks_pipeline.resources.gpus import GpuPool
 from patchworks_pipeline.resources.pools import DeployedCompute
@@ -72,7 +73,7 @@ def object_table(
             "n_objects": table.num_rows,
             "columns": ", ".join(table.column_names),
             "table": dg.MetadataValue.path(str(folder.path / "objects.parquet")),
-            "table_csv": dg.MetadataValue.path(str(folder.path / "objects.csv")),
+            "table_csv": dg.MetadataValue.path(str(folder.path / OBJECTS_CSV)),
             "sizes": picture(png_bytes(size_histogram(sizes, label)), "sizes"),
         }
     )

@@ -35,7 +35,7 @@ from patchworks_pipeline.instance.slots import NoSlotError, only_call
 from patchworks_pipeline.landing.registered import key_of
 from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.partitions import check_image_key, images, tile_keys
-from patchworks_pipeline.records import Acquisition, ImageFolder
+from patchworks_pipeline.records import OBJECTS_CSV, Acquisition, ImageFolder
 from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore, SegmentationDefaults
 from patchworks_pipeline.resources.several import Several
 from patchworks_pipeline.tile_failures import TileFailure
@@ -418,7 +418,12 @@ def _calibration(plan: Plan) -> tuple[dict[str, float], dict[str, str]]:
 
 
 def _why_not_as_written(folder: ImageFolder, plan: Plan) -> str | None:
-    """Say what is wrong with labels that are there already; None where they are as written."""
+    """Say what is wrong with results that are there already; None where they are as written."""
+    if not folder.has_objects_csv_of(folder.objects()):
+        return (
+            f"{folder.path / OBJECTS_CSV} is not what objects.parquet beside it says: it was "
+            "changed, or is damaged; it is left as it is, and written again once it is removed"
+        )
     labels = folder.labels(plan).path
     fault = fault_of(labels) if record_path(labels).exists() else None
     if fault is None:
@@ -433,7 +438,7 @@ def _is_merged(folder: ImageFolder, plan: Plan) -> bool:
     """Tell whether labels, table and report were made of the staged labels, by the same rule."""
     try:
         provenance = folder.provenance(plan)
-        made_last = ("objects.csv", "report/summary.json")
+        made_last = (OBJECTS_CSV, "report/summary.json")
         if provenance is None or not all(map(folder.has, made_last)):
             return False
         folder.summary()

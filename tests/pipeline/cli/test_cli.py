@@ -463,10 +463,17 @@ def test_labels_corrected_by_hand_are_merged_over_only_with_overwrite(
     assert_same_partition(labels_of("tissue"), tissue())
 
 
-def test_a_run_of_a_finished_image_whose_labels_are_damaged_is_no_success(
+def test_a_run_of_a_finished_image_whose_results_are_damaged_is_no_success(
     patchworks, home, tissue_path
 ):
     assert patchworks("run", tissue_path, *PERFECT)[0] == 0
+    table = LabelStore().folder("tissue").path / "objects.csv"
+    whole = table.read_bytes()
+    table.write_bytes(whole.replace(b"1", b"7", 1))
+    code, printed = patchworks("run", tissue_path)
+    assert code == 1
+    assert f"{table} is not what objects.parquet beside it says" in printed
+    table.write_bytes(whole)
     folder = LabelStore().folder("tissue").container / "labels" / "labels"
     chunk = folder / "0" / "c" / "0" / "0"
     content = bytearray(chunk.read_bytes())
