@@ -57,8 +57,11 @@ class TilesFailedError(RuntimeError):
     ----------
     failures : dict of str to str
         Block key and the error text of each tile block that failed.
+    traceback : str
+        Where the first one came from, which stands in the message too.
     """
 
-    def __init__(self, message: str, failures: dict[str, str]) -> None:
+    def __init__(self, message: str, failures: dict[str, str], traceback: str = "") -> None:
         super().__init__(message)
         self.failures = failures
+        self.traceback = traceback

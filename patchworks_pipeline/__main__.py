@@ -1,6 +1,17 @@
-"""``python -m patchworks_pipeline`` is ``patchworks``."""
+"""The program ``patchworks``, and what ``python -m patchworks_pipeline`` runs."""
 
-from patchworks_pipeline.cli.main import app
+import sys
+
+
+def main() -> None:
+    """Run a command; Ctrl-C while it is imported, which takes seconds, ends it without a word."""
+    try:
+        from patchworks_pipeline.cli.main import app
+
+        app(prog_name="patchworks")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
 
 if __name__ == "__main__":
-    app(prog_name="patchworks")
+    main()

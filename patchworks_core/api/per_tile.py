@@ -11,6 +11,8 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
@@ -23,10 +25,18 @@ from patchworks_core.api.job import MAPPED, Job, check_resume
 from patchworks_core.api.options import DEFAULTS, TileOptions, planned_job
 from patchworks_core.api.tile_process import labels_of
 from patchworks_core.calls.options import spelled_out
-from patchworks_core.errors import PlanError, SegmentationError, StageError
+from patchworks_core.errors import (
+    ImageError,
+    PlanError,
+    SegmentationError,
+    StageError,
+    TileOutputError,
+    TilesFailedError,
+)
 from patchworks_core.files.storage import Location, as_path, claimed, is_local, write_bytes
 from patchworks_core.images.calibration import LengthUnit, SizeLimits
 from patchworks_core.images.image_source import ImageSource
+from patchworks_core.machine.error_texts import message_of, own_line
 from patchworks_core.machine.pools import Compute
 from patchworks_core.machine.progress import Progress, no_progress, progress_of, say_aloud
 from patchworks_core.machine.sending import NOT_PICKLED
@@ -217,6 +227,8 @@ def stage_tile(stage: Location | PlannedTiles, tile: int | str, *, again: bool =
         If there is no such tile.
     TileOutputError
         If the function returned what are no labels of the tile.
+    TilesFailedError
+        If the function raised an error, from which this comes.
     WorkerLostError
         With ``workers="processes"`` of `plan_tiles`: if the function crashed, or took longer or
         more memory than it may.
@@ -234,11 +246,29 @@ def stage_tile(stage: Location | PlannedTiles, tile: int | str, *, again: bool =
             return _n_labels(planned.opened(), block)
         loaded = _job_at(planned)
         if loaded.job.compute.kind == "threads":
-            return loaded.staging(block).n_labels
+            with _naming(block, planned):
+                return loaded.staging(block).n_labels
         grid, dtype = loaded.staging.stage.grid, loaded.staging.image.dtype
         with loaded.job.compute.open(grid, dtype) as pool:
             (staged,) = pool.map(loaded.staging, [block], step=f"tile {block.key}")
         return staged.n_labels
+
+
+@contextmanager
+def _naming(block: TileBlock, planned: PlannedTiles) -> Iterator[None]:
+    """Say of what a function raises on which tile it did."""
+    try:
+        yield
+    except (ImageError, PlanError, SegmentationError, StageError, TileOutputError, OSError):
+        raise
+    except Exception as error:
+        text = f"{own_line(error)}: " if own_line(error) else ""
+        text += f"{type(error).__name__}: {message_of(error)}"
+        raise TilesFailedError(
+            f"tile {block.key!r} at {planned.stage} failed: {text}\nmend the function and call "
+            "stage_tile again for this tile; if that makes it another function, plan again",
+            {block.key: text},
+        ) from error
 
 
 class MergeChanges(TypedDict, total=False):
@@ -327,6 +357,7 @@ def merge_stage(
     StageError
         If a tile is missing, naming the first ones, or the image changed since.
     """
+    _check_changes(changes)
     planned = planned_tiles(stage)
     missing = planned.missing()
     if missing:
@@ -351,6 +382,22 @@ def merge_stage(
         )
         plan = planned.plan
         return labels_of(job, plan, write_to, output_component, compute=compute, resume=True)
+
+
+def _check_changes(changes: MergeChanges) -> None:
+    """Raise PlanError where what is to be otherwise was settled before the merge, or is nothing."""
+    allowed = list(MergeChanges.__annotations__)
+    for name, value in changes.items():
+        if name in allowed:
+            continue
+        may_be = ", ".join(f"{other}=" for other in allowed)
+        if name in TileOptions.__annotations__:
+            raise PlanError(
+                f"{name}= is settled by plan_tiles and cannot be another in merge_stage, got "
+                f"{value!r}; plan in another folder for that, or leave it out: what may be "
+                f"otherwise is {may_be}"
+            )
+        raise TypeError(f"merge_stage() has no parameter {name!r}; it takes also {may_be}")
 
 
 def _changed(job: Job, changes: MergeChanges) -> MergeOptions:

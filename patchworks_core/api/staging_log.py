@@ -62,4 +62,5 @@ def check_staged(count: StagingCount, n_blocks: int, *, way_out: str) -> None:
         f"{count.n_failed} of {n_blocks} tiles failed, the first is {key!r}: "
         f"{first}\n{first.traceback}\n{way_out}",
         {key: str(failure) for key, failure in count.failures.items()},
+        first.traceback,
     )

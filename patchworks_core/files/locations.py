@@ -161,7 +161,20 @@ def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
         path = UPath(url, **FRESH) if is_remote(url) else UPath(url)
         return path.fs, path.path
     except (ImportError, ValueError) as error:
-        raise ImageError(f"no reader for the URL {url!r}: {error}") from error
+        raise ImageError(without_reader(url, error)) from error
+
+
+def without_reader(url: str, error: ImportError | ValueError) -> str:
+    """Return why a URL can be neither read nor written, in words, with what to install.
+
+    Examples
+    --------
+    >>> without_reader("s3://b/a", ImportError("Install s3fs"))
+    "no reader for the URL 's3://b/a': Install s3fs; pip install 'patchworks-pipeline[s3]'"
+    """
+    is_s3 = isinstance(error, ImportError) and url.startswith(("s3://", "s3a://"))
+    extra = "; pip install 'patchworks-pipeline[s3]'" if is_s3 else ""
+    return f"no reader for the URL {url!r}: {error}{extra}"
 
 
 def file_stamp(url: str) -> Iterator[bytes]:

@@ -28,8 +28,8 @@ from zarr.abc.store import Store
 from zarr.codecs import ZstdCodec
 from zarr.storage import FsspecStore, LocalStore
 
-from patchworks_core.errors import PlanError
-from patchworks_core.files.locations import FRESH
+from patchworks_core.errors import PlanError, StorageError
+from patchworks_core.files.locations import FRESH, without_reader
 
 Location = str | os.PathLike[str] | UPath
 
@@ -54,6 +54,10 @@ def as_path(location: Location) -> UPath:
     if is_local(path):
         return UPath(os.path.abspath(path.path))
     remote: UPath = UPath(str(path).rstrip("/"), **{**path.storage_options, **FRESH})
+    try:
+        _ = remote.fs
+    except ImportError as error:
+        raise StorageError(without_reader(str(remote), error)) from error
     return remote
 
 

@@ -31,7 +31,7 @@ from patchworks_pipeline.automation.events import (
     RANGE_START,
 )
 from patchworks_pipeline.automation.jobs import define_jobs
-from patchworks_pipeline.automation.priorities import level_of_run
+from patchworks_pipeline.automation.priorities import WAITING, level_of_run
 from patchworks_pipeline.automation.sensors import merged_content
 from patchworks_pipeline.automation.taking import RUN_KEY, VERSION, is_planned
 from patchworks_pipeline.image_faults import ImageFaults
@@ -228,7 +228,5 @@ def _next_run_key(instance: dg.DagsterInstance, lineage: Lineage, name: str) -> 
 def _must_give_way(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     """Tell whether a more urgent run waits for a place."""
     level = level_of_run(run)
-    waiting = instance.get_runs(
-        dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED])
-    )
+    waiting = instance.get_runs(dg.RunsFilter(statuses=WAITING))
     return any(level_of_run(other) > level for other in waiting)

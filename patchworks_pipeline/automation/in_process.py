@@ -4,8 +4,9 @@ The command line works so, and a run that takes a batch of small images: a proce
 seconds, more than a small image takes.
 """
 
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +67,7 @@ class InProcess:
         except NoSlotError as none_free:
             return run_id, JobError(str(none_free))
         with (
-            nullcontext() if self.captures else _without_capture(self.instance),
+            (_captured_deaf if self.captures else _without_capture)(self.instance),
             beating(self.instance, run_id),
             noting_signals() as last_signal,
         ):
@@ -99,6 +100,35 @@ def _without_capture(instance: dg.DagsterInstance) -> Iterator[None]:
         yield
     finally:
         instance._compute_log_manager = manager
+
+
+@contextmanager
+def _captured_deaf(instance: dg.DagsterInstance) -> Iterator[None]:
+    """Keep Ctrl-C from the processes that capture what is printed: each would show a traceback.
+
+    A process inherits which signals are blocked; those of this one arrive as soon as it is begun.
+    """
+    manager = instance.compute_log_manager
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    capture_logs = manager.capture_logs
+
+    @contextmanager
+    def deaf(*args: Any, **options: Any) -> Iterator[Any]:
+        with ExitStack() as stack:
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                captured = stack.enter_context(capture_logs(*args, **options))
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            yield captured
+
+    manager.capture_logs = deaf  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del manager.capture_logs
 
 
 def _error_of(result: dg.ExecuteInProcessResult) -> JobError:

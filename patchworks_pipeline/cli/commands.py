@@ -34,9 +34,29 @@ class Commands(TyperGroup):
         except BrokenPipeError:  # who read the output has seen enough; click ends it quietly
             raise
         except TilesFailedError as error:
-            fail(words_of(error), TILES_FAILED)
+            fail(_without_traceback(error), TILES_FAILED)
         except IMAGE_FAULTS as error:
             fail(words_of(error), code_of(error))
+        except Exception as error:
+            if not _is_of_object_store(error):
+                raise
+            fail(
+                f"an object store refuses: {words_of(error)}; give its credentials, such as "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or FSSPEC_S3_ANON=true where it is "
+                "public",
+                OTHER_FAILURE,
+            )
+
+
+def _is_of_object_store(error: Exception) -> bool:
+    """Tell whether an error is of the client of S3, which has classes of its own."""
+    return type(error).__module__.partition(".")[0] == "botocore"
+
+
+def _without_traceback(error: TilesFailedError) -> str:
+    """Return which tiles failed and why; a traceback in one line is none."""
+    words = str(error).replace(error.traceback, "") if error.traceback else str(error)
+    return "\n".join(line.rstrip() for line in words.splitlines() if line.strip())
 
 
 def code_of(error: BaseException) -> int:

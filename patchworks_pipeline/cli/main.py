@@ -1,4 +1,4 @@
-"""The command line: ``patchworks run | retry | merge | segment | pilot | status | ui | demo``."""
+"""The command line: ``patchworks run | retry | merge | next | segment | status | ui | demo``."""
 
 import shlex
 from dataclasses import replace
@@ -30,6 +30,7 @@ from patchworks_pipeline.cli.options import (
     Overlap,
     Param,
     PixelSizes,
+    Priority,
     SegmentationOption,
     TileKind,
     TileShape,
@@ -100,6 +101,7 @@ def run(
     min_size: MinSize = None,
     name: Annotated[str | None, typer.Option(help="Key of the image; its file name.")] = None,
     only: Only = None,
+    priority: Priority = None,
     workers: WorkerCount = None,
     worker_kind: TileKind = None,
     tile_timeout: TileTimeout = None,
@@ -120,6 +122,7 @@ def run(
         level=level,
         axes=axes,
         pixel_size=pixel_size,
+        priority=priority,
         merge={"rule": merge, "min_iou": min_iou, "outline": outline, "min_size": min_size},
     )
     if name is not None and len(image) > 1:
@@ -295,6 +298,19 @@ def merge(
         )
     _say(result, home)
     raise typer.Exit(0 if result.is_complete else 1)
+
+
+@app.command("next")
+def next_image(image: KnownImage, home: Home = HOME) -> None:
+    """Let an image that waits for its turn be the next: its runs go before those of all others."""
+    from patchworks_pipeline.automation.priorities import put_first
+    from patchworks_pipeline.lineage import Mount
+
+    names = tuple(filter(None, segmentations_of(home, None)))
+    with known_image(image, home) as (instance, folder):
+        n_runs = put_first(instance, Mount((), names), folder)
+    runs = "1 run that waits goes" if n_runs == 1 else f"{n_runs} runs that wait go"
+    say(f"{folder.key}: {runs} first now, and so will those to come")
 
 
 @app.command()

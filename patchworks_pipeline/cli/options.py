@@ -58,6 +58,10 @@ Channel = Annotated[
     str | None,
     typer.Option(help="Channel by position or name, the first unless chosen; 'all' segments each."),
 ]
+Priority = Annotated[
+    int | None,
+    typer.Option(min=0, help="Runs of an image go before those of images of a lower one; 0 is it."),
+]
 Level = Annotated[int | None, typer.Option(help="Resolution level, 0 is full.")]
 Axes = Annotated[
     str | None, typer.Option(help="Axes in the file's order where it does not say, such as zyx.")
@@ -109,6 +113,7 @@ def choices_of(
     axes: str | None,
     pixel_size: str | None,
     merge: Mapping[str, Any],
+    priority: int | None = None,
 ) -> dict[str, Any]:
     """Return what options choose for an image, as `Acquisition` has it; None is not chosen."""
     return {
@@ -120,13 +125,14 @@ def choices_of(
         "level": level,
         "axes": axes,
         "pixel_size": pixel_size_of(pixel_size),
+        "priority": priority,
         "merge": dict(merge),
     }
 
 
 def is_chosen(options: Mapping[str, Any]) -> bool:
     """Tell whether an option says something of how an image is segmented or merged."""
-    of_image = ("axes", "level", "pixel_size")
+    of_image = ("axes", "level", "pixel_size", "priority")
     values = [value for name, value in options.items() if name not in of_image]
     return any(is_chosen(v) if isinstance(v, Mapping) else v is not None for v in values)
 

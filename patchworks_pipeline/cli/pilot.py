@@ -24,7 +24,7 @@ from patchworks_pipeline.cli.options import (
     parameters,
     pixel_size_of,
 )
-from patchworks_pipeline.cli.terminal import console, errors, say
+from patchworks_pipeline.cli.terminal import console, errors, in_options, say
 
 if TYPE_CHECKING:
     from patchworks_core.pilot.trials import PilotReport, Trial
@@ -61,7 +61,7 @@ def pilot(
         pixel_size=pixel_size_of(pixel_size),
     )
     for note in opened.notes:
-        say(note, on=errors)
+        say(in_options(note), on=errors)
     with progress_bars(image, console):
         report = try_out(
             opened,

@@ -27,7 +27,7 @@ from patchworks_pipeline.assets.tile_events import not_logged
 from patchworks_pipeline.automation.events import RANGE_END, RANGE_START
 from patchworks_pipeline.automation.in_process import InProcess, JobError
 from patchworks_pipeline.automation.jobs import MERGED, PLANNED
-from patchworks_pipeline.cli.terminal import errors, say
+from patchworks_pipeline.cli.terminal import errors, in_options, say
 from patchworks_pipeline.definitions import definitions, defs
 from patchworks_pipeline.instance.home import home_environment, prepare_home
 from patchworks_pipeline.instance.run_processes import open_instance
@@ -102,7 +102,7 @@ def plan_of(acquisition: Acquisition, budget: ComputeBudget, folder: ImageFolder
     segmentation = segmentation_of_home(folder)
     image = segmentation.open(acquisition)
     for note in image.notes:
-        say(note, on=errors)
+        say(in_options(note), on=errors)
     plan = segmentation.plan_of(acquisition, image, folder)
     segmentation.merge_options(acquisition, plan, {})
     budget.open(budget.decide(plan).count)
@@ -259,7 +259,7 @@ def _run_missing(
         return planned
     steps = [*planned.steps]
     for note in planned_function(folder, plan).notes_on(folder.statistics()):
-        say(note, on=errors)
+        say(in_options(note), on=errors)
     blocks = folder.stage(plan).missing_blocks()
     # What was staged by a run that was ended before it had logged it is staged no second time.
     blocks = blocks or not_logged(instance, lineage, folder.key, plan.grid.block_keys())

@@ -36,7 +36,7 @@ from patchworks_pipeline.cli.options import (
     parameters,
     pixel_size_of,
 )
-from patchworks_pipeline.cli.terminal import console, errors, say, say_json
+from patchworks_pipeline.cli.terminal import console, errors, in_options, say, say_json
 
 LimitOption = Annotated[float | None, typer.Option(help="Objects beyond it become background.")]
 
@@ -107,7 +107,7 @@ def segment(
         pixel_size=pixel_size_of(pixel_size),
     )
     for note in opened.notes:
-        say(note, on=errors)
+        say(in_options(note), on=errors)
     function = segmentation_of(segmentation, parameters(param or []))
     limits = SizeLimits.of(opened, min_size, max_size, cast(Any, size_unit))
     options = MergeOptions(

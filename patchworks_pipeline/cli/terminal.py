@@ -1,17 +1,63 @@
 """What the command line prints, where, and with which exit code."""
 
 import json
+import re
 import sys
 from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.markup import escape
 
+OPTIONS = {
+    "max_workers": "workers",
+    "n_workers": "workers",
+    "workers": "worker-kind",
+    "write_to": "output",
+    **{
+        name: name.replace("_", "-")
+        for name in (
+            *("tile_shape", "overlap", "channel", "level", "axes", "pixel_size", "merge"),
+            *("min_iou", "outline", "min_size", "max_size", "size_unit", "empty_threshold"),
+            *("skip_empty", "resume", "overwrite", "tile_timeout", "worker_memory"),
+        )
+    },
+}
+"""What the library calls an argument, and the command line an option."""
+
+_ARGUMENT = re.compile(
+    rf"""(?<![\w/.'"-])({"|".join(OPTIONS)})=(\([\d, ]+\)|'\w+'|True|False|[\d.]+(?=\b))?"""
+)
+
+_TWICE = re.compile(r"(--[\w-]+(?: \S+)?) \(\1(?: on the command line)?\)")
+
 console = Console()
 errors = Console(stderr=True)
 
 BAD_INPUT, TILES_FAILED = 2, 3
 """Exit codes; 1 is any other failure."""
+
+
+def in_options(text: str) -> str:
+    """Return words of the library with options in place of the arguments that it speaks of.
+
+    Examples
+    --------
+    >>> in_options("give overlap=8, or pass axes=, such as 'zyx'")
+    "give --overlap 8, or pass --axes, such as 'zyx'"
+    >>> in_options("merge='touching', tile_shape=(16, 512), resume=False")
+    '--merge touching, --tile-shape 16,512, --no-resume'
+    >>> in_options("choose with channel=2 (--channel 2)")
+    'choose with --channel 2'
+    """
+    return _TWICE.sub(r"\1", _ARGUMENT.sub(_option, text))
+
+
+def _option(argument: re.Match[str]) -> str:
+    name, value = OPTIONS[argument[1]], argument[2] or ""
+    if value in ("True", "False"):
+        return f"--{name}" if value == "True" else f"--no-{name}"
+    value = value.strip("()',").replace(" ", "")
+    return f"--{name} {value}" if value else f"--{name}"
 
 
 def fail(message: str, code: int) -> NoReturn:
@@ -22,7 +68,7 @@ def fail(message: str, code: int) -> NoReturn:
 
 def say_error(message: str) -> None:
     """Print an error as it is: its brackets are no markup."""
-    errors.print(f"[red]error[/]: {escape(message)}", highlight=False, soft_wrap=True)
+    errors.print(f"[red]error[/]: {escape(in_options(message))}", highlight=False, soft_wrap=True)
 
 
 def say(text: str, *, on: Console = console) -> None:

@@ -74,7 +74,7 @@ def list_images(location: str | os.PathLike[str] | UPath) -> list[str]:
     Raises
     ------
     ImageError
-        If the metadata name no image, or are not valid.
+        If nothing is there, or the metadata name no image, or are not valid.
     """
     url = locate(location)
     with damage_refused(repr(url)):
@@ -84,6 +84,8 @@ def list_images(location: str | os.PathLike[str] | UPath) -> list[str]:
 def _list_images(url: str) -> list[str]:
     file, scene = _file_of(url)
     extension = os.path.splitext(file)[1].lower()
+    if not is_remote(url) or extension in _files():
+        _check_there(url, file)
     if scene is None and extension in tiff.EXTENSIONS and not os.path.isdir(file):
         return tiff.tiff_images(url)
     if is_remote(url):
@@ -128,22 +130,17 @@ def _open_url(url: str, level: int, axes: str | None) -> Opened:
     file, scene = _file_of(url)
     extension = os.path.splitext(file)[1].lower()
     readers = _files()
-    if is_remote(url):
-        if extension not in readers:
-            return _open_remote_folder(url, level, axes)
-        fs, path = filesystem(file)
-        if not fs.exists(path):
-            raise ImageError(f"no image at {url!r}; check the URL")
-    elif not os.path.exists(file) and not put_back(as_path(file)):
-        raise ImageError(f"no image at {url!r}; check the path")
-    elif os.path.isdir(file):
+    if is_remote(url) and extension not in readers:
+        return _open_remote_folder(url, level, axes)
+    _check_there(url, file)
+    if not is_remote(url) and os.path.isdir(file):
         if not any(os.path.exists(os.path.join(file, n)) for n in METADATA_FILES):
             raise ImageError(
                 f"a folder is an image only if it is Zarr, got {url!r} without zarr.json, .zarray "
                 "or .zgroup; name a file or a Zarr folder"
             )
         return zarr_node.open_zarr(url, level, axes)
-    else:
+    if not is_remote(url):
         check_regular_file(file, repr(url))
     if split_zip(file) and not is_remote(url):
         return zarr_node.open_zarr(url, level, axes)
@@ -157,6 +154,16 @@ def _open_url(url: str, level: int, axes: str | None) -> Opened:
     raise ImageError(
         f"cannot read {extension or 'a file without extension'!r} ({url!r}); supported: {SUPPORTED}"
     )
+
+
+def _check_there(url: str, file: str) -> None:
+    """Raise ImageError where the file or folder that a path or URL leads to is not there."""
+    if is_remote(url):
+        fs, path = filesystem(file)
+        if not fs.exists(path):
+            raise ImageError(f"no image at {url!r}; check the URL")
+    elif not os.path.exists(file) and not put_back(as_path(file)):
+        raise ImageError(f"no image at {url!r}; check the path")
 
 
 def _files() -> dict[str, Callable[[str, int, str | None], Opened]]:

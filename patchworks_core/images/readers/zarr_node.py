@@ -29,6 +29,7 @@ from patchworks_core.files.locations import (
     remote_folder_stamp,
     split_scene,
     split_zip,
+    without_reader,
 )
 from patchworks_core.images.readers.images_within import (
     check_one_image,
@@ -125,7 +126,9 @@ def _node_at(url: str) -> zarr.Array[Any] | zarr.Group:
             f"no Zarr array or group at {url!r}; check the path, and that zarr.json, .zarray or "
             ".zgroup is there"
         ) from error
-    except (ImportError, ValueError, OSError, BadZipFile) as error:
+    except ImportError as error:
+        raise ImageError(without_reader(url, error)) from error
+    except (ValueError, OSError, BadZipFile) as error:
         raise ImageError(f"cannot open Zarr at {url!r}: {error}") from error
 
 

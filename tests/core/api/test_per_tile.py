@@ -16,6 +16,7 @@ from scipy import ndimage
 from patchworks_core import (
     PlanError,
     StageError,
+    TilesFailedError,
     merge_stage,
     plan_tiles,
     planned_tiles,
@@ -238,3 +239,25 @@ def test_of_many_small_tiles_each_has_its_number(tmp_path):
         stage_tile(planned, i)
     expected = tile_process(smooth_blobs(), ndimage_label, **options)
     np.testing.assert_array_equal(merge_stage(planned), expected)
+
+
+def test_a_function_that_fails_on_a_tile_is_said_with_the_tile_and_the_way_out(tmp_path):
+    def fails(tile):
+        raise KeyError("no model")
+
+    plan_tiles(smooth_blobs(), fails, tmp_path / "s", **OPTIONS)
+    with pytest.raises(
+        TilesFailedError, match=r"tile 'z000y000x001' at .*s failed: .*no model"
+    ) as e:
+        stage_tile(tmp_path / "s", 1)
+    assert "call stage_tile again for this tile" in str(e.value)
+    assert isinstance(e.value.__cause__, KeyError)
+    assert list(e.value.failures) == ["z000y000x001"]
+
+
+def test_what_was_settled_by_the_plan_is_refused_by_the_merge_with_the_way_out(tmp_path):
+    plan_tiles(smooth_blobs(), "threshold", tmp_path / "s", **OPTIONS)
+    with pytest.raises(PlanError, match=r"tile_shape= is settled by plan_tiles .* got 3; plan in"):
+        merge_stage(tmp_path / "s", tile_shape=3)
+    with pytest.raises(TypeError, match=r"no parameter 'tiles'; it takes also merge=, connect"):
+        merge_stage(tmp_path / "s", tiles=3)

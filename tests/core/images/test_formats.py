@@ -662,3 +662,16 @@ def test_a_version_of_ome_zarr_that_is_not_read_is_named(tmp_path, version):
     with pytest.raises(ImageError, match=rf"0.1 to 0.3 are read, got version '{version}' in .*a.z"):
         open_image(tmp_path / "a.zarr")
     assert open_image(tmp_path / "a.zarr" / "0", axes="yx").shape == (24, 32)
+
+
+@pytest.mark.parametrize(
+    "name", ["a.tif", "a.png", "a.zarr", "a.lif", "a", "a.tif#1", "p.zarr/B/03/0", "a.ome.zarr.zip"]
+)
+def test_what_is_not_there_holds_no_images(tmp_path, name):
+    with pytest.raises(ImageError, match=r"no image at .*; check the path"):
+        list_images(tmp_path / name)
+
+
+def test_what_is_not_there_on_another_machine_holds_no_images():
+    with pytest.raises(ImageError, match=r"no image at 'memory://nowhere/a.png'; check the URL"):
+        list_images("memory://nowhere/a.png")

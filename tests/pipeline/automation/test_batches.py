@@ -8,17 +8,22 @@ import dagster as dg
 import numpy as np
 import pytest
 from dagster._core.storage.noop_compute_log_manager import NoOpComputeLogManager
+from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import (
+    QueuedRunCoordinatorDaemon,
+)
 
 from patchworks_pipeline.automation import alert_sensors, landing_sensor
 from patchworks_pipeline.automation.alerts import Alerts
 from patchworks_pipeline.automation.events import images_of_run
-from patchworks_pipeline.automation.priorities import PRIORITY
+from patchworks_pipeline.automation.priorities import PRIORITY, Step, priority_tags, put_first
+from patchworks_pipeline.cli.runs import open_home, register
 from patchworks_pipeline.definitions import defs
 from patchworks_pipeline.landing.arrivals import Quarantine
 from patchworks_pipeline.lineage import ALONE, Lineage
-from patchworks_pipeline.records import ImageFolder
+from patchworks_pipeline.records import Acquisition, ImageFolder
 from patchworks_pipeline.resources.resources import AcquisitionSource, Automation, LabelStore
 from tests.pipeline.automation.test_sensors import SETTLE, choose, clock, daemon, land, landing
+from tests.pipeline.conftest import call_command_line
 from tests.pipeline.daemon import landing_sensor as landing_of
 from tests.tissue import marked_tissue, tissue, write_tiff
 
@@ -273,3 +278,56 @@ def test_an_ordinary_image_is_recorded_as_before(tmp_path, home):
     choose("a", tmp_path / "a.tif")
     assert "priority" not in (folder.path / "acquisition.json").read_text()
     assert isinstance(folder, ImageFolder)
+
+
+def queue(instance: dg.DagsterInstance, key: str, job: str, priority: str | None = None) -> str:
+    """Let a run of an image wait in line; return its id."""
+    tags = {"dagster/partition": key} | ({PRIORITY: priority} if priority else {})
+    run = instance.create_run_for_job(
+        defs.resolve_job_def(job), tags=tags, status=dg.DagsterRunStatus.NOT_STARTED
+    )
+    return run.run_id
+
+
+def order_of(instance: dg.DagsterInstance) -> list[str]:
+    """Return the waiting runs in the order in which Dagster's own daemon starts them."""
+    runs = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.NOT_STARTED]))
+    ordered = QueuedRunCoordinatorDaemon(1)._priority_sort(reversed(runs))
+    return [run.run_id for run in ordered]
+
+
+def test_an_image_that_waits_is_put_first_with_all_its_runs(home, instance, tmp_path):
+    for key in ("a", "b"):
+        choose(key, tmp_path / f"{key}.tif")
+    first = queue(instance, "other", "plan_image")
+    urgent = queue(instance, "urgent", "merge_image", "12")
+    own = [queue(instance, "b", "plan_image"), queue(instance, "b", "merge_image", "2")]
+    assert order_of(instance) == [urgent, own[1], first, own[0]]
+    folder = LabelStore().folder("b")
+    assert put_first(instance, ALONE, folder) == 2
+    assert order_of(instance) == [own[1], own[0], urgent, first]
+    assert folder.acquisition().priority == 2
+    assert priority_tags(2, Step.STAGE, Automation()) == {PRIORITY: "21"}, "and those to come"
+    other = LabelStore().folder("a")
+    assert put_first(instance, ALONE, other) == 0
+    assert other.acquisition().priority == 3
+
+
+def test_the_command_line_puts_an_image_first_and_keeps_a_priority(home, tmp_path):
+    with open_home(home) as instance:
+        register(instance, LabelStore(), "a", Acquisition("/landing/a.tif"))
+        run_id = queue(instance, "a", "plan_image")
+    code, printed = call_command_line("next", "a")
+    assert (code, printed) == (0, "a: 1 run that waits goes first now, and so will those to come")
+    with open_home(home) as instance:
+        run = instance.get_run_by_id(run_id)
+        assert run is not None
+        assert run.tags[PRIORITY] == "10"
+    code, printed = call_command_line("next", "nowhere")
+    assert code == 2
+    path = write_tiff(tmp_path / "c.tif", tissue((32, 32)))
+    options = ("--segmentation", "threshold", "--tile-shape", "32", "--overlap", "0")
+    assert call_command_line("run", path, *options, "--priority", "3")[0] == 0
+    assert LabelStore().folder("c").acquisition().priority == 3
+    assert call_command_line("run", path)[0] == 0
+    assert LabelStore().folder("c").acquisition().priority == 3

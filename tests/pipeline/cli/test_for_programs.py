@@ -35,7 +35,8 @@ def test_the_package_is_a_program():
     assert (done.returncode, done.stdout) == (0, f"patchworks {NUMBER}\n")
 
 
-COMMANDS = ["run", "retry", "merge", "status", "ui", "demo", "segment", "pilot", "convert", "view"]
+COMMANDS = ["run", "retry", "merge", "next", "status", "ui", "demo", "segment", "pilot", "convert"]
+COMMANDS += ["view"]
 
 
 @pytest.mark.parametrize("command", [None, *COMMANDS])
