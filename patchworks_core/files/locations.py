@@ -29,6 +29,12 @@ CLUTTER_NAMES = {".ds_store", "thumbs.db", "desktop.ini", "__macosx", ".director
 CLUTTER_SUFFIXES = (".part", ".partial", ".crdownload", ".filepart", ".tmp", "~")
 """How the names of files end that are still being copied, or were left by an editor."""
 
+CREDENTIALS = (
+    "give its credentials, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+    "FSSPEC_S3_ANON=true where it is public"
+)
+"""What to do where an object store refuses."""
+
 _IDENTIFYING = ("ETag", "etag", "size", "mtime", "LastModified", "last_modified", "created")
 
 
@@ -162,6 +168,11 @@ def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
         return path.fs, path.path
     except (ImportError, ValueError) as error:
         raise ImageError(without_reader(url, error)) from error
+
+
+def is_of_object_store(error: BaseException) -> bool:
+    """Tell whether an error is of the client of S3, which has classes of its own."""
+    return type(error).__module__.partition(".")[0] == "botocore"
 
 
 def without_reader(url: str, error: ImportError | ValueError) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from typer.core import TyperGroup
 
 from patchworks_core.errors import StorageError, TilesFailedError
+from patchworks_core.files.locations import CREDENTIALS, is_of_object_store
 from patchworks_core.machine.interrupts import EXIT_CODE_OF_INTERRUPT, ended_by_sigterm
 from patchworks_pipeline.cli.terminal import BAD_INPUT, TILES_FAILED, fail
 from patchworks_pipeline.image_faults import IMAGE_FAULTS, words_of
@@ -38,19 +39,9 @@ class Commands(TyperGroup):
         except IMAGE_FAULTS as error:
             fail(words_of(error), code_of(error))
         except Exception as error:
-            if not _is_of_object_store(error):
+            if not is_of_object_store(error):
                 raise
-            fail(
-                f"an object store refuses: {words_of(error)}; give its credentials, such as "
-                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or FSSPEC_S3_ANON=true where it is "
-                "public",
-                OTHER_FAILURE,
-            )
-
-
-def _is_of_object_store(error: Exception) -> bool:
-    """Tell whether an error is of the client of S3, which has classes of its own."""
-    return type(error).__module__.partition(".")[0] == "botocore"
+            fail(f"an object store refuses: {words_of(error)}; {CREDENTIALS}", OTHER_FAILURE)
 
 
 def _without_traceback(error: TilesFailedError) -> str:

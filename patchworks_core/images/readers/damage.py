@@ -10,6 +10,7 @@ from zipfile import BadZipFile
 from tifffile import TiffFileError
 
 from patchworks_core.errors import ImageError
+from patchworks_core.files.locations import CREDENTIALS, is_of_object_store
 from patchworks_core.machine.faults import kind_of
 
 _CODECS = {"imagecodecs", "numcodecs", "zlib"}
@@ -53,6 +54,8 @@ def damage_refused(where: str) -> Iterator[None]:
         raise
     # What a damaged header makes a reader raise is of any kind: KeyError, SyntaxError, ...
     except Exception as error:
+        if is_of_object_store(error):
+            raise ImageError(f"cannot open {where}: {error}; {CREDENTIALS}") from error
         raise ImageError(
             f"cannot open {where}, its metadata are damaged or of a kind that is not read: "
             f"{type(error).__name__}: {error}"

@@ -14,6 +14,7 @@ import pytest
 import patchworks_core
 from patchworks_core import ImageError, convert_image, open_image, tile_process
 from patchworks_core.errors import StorageError
+from patchworks_core.images.readers import sources
 from patchworks_pipeline.automation.in_process import _captured_deaf
 from patchworks_pipeline.cli.terminal import OPTIONS, in_options
 from tests.pipeline.conftest import call_command_line
@@ -91,11 +92,20 @@ def test_an_output_on_s3_without_the_extra_names_it(without_s3fs):
             write("s3://bucket/o.ome.zarr")
 
 
-def test_an_object_store_that_refuses_is_said_in_one_line(home, monkeypatch):
+def refuse(*arguments: object, **options: object) -> None:
+    """Raise what the client of an object store does."""
     kind = type("NoCredentialsError", (Exception,), {"__module__": "botocore.exceptions"})
+    raise kind("Unable to locate credentials")
 
-    def refuse(*arguments: object, **options: object) -> None:
-        raise kind("Unable to locate credentials")
+
+def test_an_object_store_that_refuses_to_be_read_says_what_it_wants(monkeypatch):
+    monkeypatch.setattr(sources, "_open_source", refuse)
+    words = r"cannot open 's3://b/a.tif': Unable to locate credentials; give its credentials, such"
+    with pytest.raises(ImageError, match=words):
+        open_image("s3://b/a.tif")
+
+
+def test_an_object_store_that_refuses_is_said_in_one_line(home, monkeypatch):
 
     monkeypatch.setattr(patchworks_core, "open_image", refuse)
     code, printed = call_command_line("segment", "s3://bucket/a.tif", "-o", "o.zarr")
