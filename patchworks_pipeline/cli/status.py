@@ -15,7 +15,7 @@ from patchworks_pipeline.image_faults import IMAGE_FAULTS, ImageFaults, words_of
 from patchworks_pipeline.instance.home import SETTINGS
 from patchworks_pipeline.landing.arrivals import Quarantine
 from patchworks_pipeline.landing.candidates import check_landing
-from patchworks_pipeline.lineage import Lineage
+from patchworks_pipeline.lineage import FOLDERS, Lineage
 from patchworks_pipeline.partitions import suffix_of
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.backfills import Backfills
@@ -245,7 +245,8 @@ def _planned(image: ImageFolder) -> Iterator[str]:
     if image.has("plan.json"):
         yield ""
     for entry in sorted(image.path.iterdir(), key=str) if image.path.is_dir() else ():
-        if entry.suffix != ".zarr" and (entry / "plan.json").exists():
+        is_block = not entry.suffix and entry.name not in FOLDERS
+        if is_block and (entry / "plan.json").exists():
             yield entry.name
 
 
