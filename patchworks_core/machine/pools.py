@@ -65,6 +65,9 @@ ONE_MORE_WORKER = replace(NO_RETRY, killed_attempts=2)
 BATCHES_PER_WORKER = 4
 """At least: where the last one is a long one, the others wait for a quarter of the work at most."""
 
+MOST_BATCHES = 50_000
+"""Of one step: a task costs the driver of a cluster some 2 ms, which are two minutes then."""
+
 WORKER_PROCESS_BYTES = 200 << 20
 """What a worker process holds before its first tile: the interpreter, NumPy, SciPy, Zarr."""
 
@@ -194,9 +197,11 @@ class Pool:
         ----------
         items : sequence
         at_most : int
-            Items of a batch; fewer where workers would go without.
+            Items of a batch; fewer where workers would go without, and more where there would be
+            more than `MOST_BATCHES`.
         """
-        n = min(at_most, len(items) // (BATCHES_PER_WORKER * self.n_workers))
+        fitting = max(at_most, -(-len(items) // MOST_BATCHES))
+        n = min(fitting, len(items) // (BATCHES_PER_WORKER * self.n_workers))
         return [items[i : i + max(1, n)] for i in range(0, len(items), max(1, n))]
 
     def map(

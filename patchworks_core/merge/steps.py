@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
 from typing import Any
 
@@ -83,9 +84,10 @@ def pair_tiles(stage: Stage, *, pool: Pool, allow_missing: bool = False) -> Edge
         stage.settled_counts()
     task = _PairTask(stage, missing)
     grid = stage.grid
-    batches = pool.batches(range(grid.n_blocks), at_most=_blocks_paired_at_once(grid))
-    tables = pool.map(task, batches, step="pairing tiles", place=stage.file_for_task())
-    return EdgeTable.concatenate(tables)
+    parts = pool.batches(range(grid.n_blocks), at_most=_blocks_paired_at_once(grid))
+    batches = pool.batches(parts, at_most=1)
+    tables = pool.map(EachOf(task), batches, step="pairing tiles", place=stage.file_for_task())
+    return EdgeTable.concatenate(chain.from_iterable(tables))
 
 
 def _blocks_paired_at_once(grid: TileGrid) -> int:

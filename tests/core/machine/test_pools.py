@@ -198,3 +198,19 @@ def dies_once(marker):
 def test_a_step_whose_worker_was_killed_goes_on_with_another(tmp_path):
     with Pool.open(Workers(1, "processes")) as pool:
         assert list(pool.map(dies_once, [tmp_path / "died"], step="pairing")) == ["done"]
+
+
+@pytest.mark.parametrize(
+    ("n_items", "n_workers", "sizes"),
+    [
+        (0, 2, []),
+        (3, 2, [1, 1, 1]),
+        (80, 2, [10] * 8),
+        (200, 2, [16] * 12 + [8]),
+        (2_000_000, 2, [40] * 50_000),
+    ],
+)
+def test_items_are_cut_so_that_nobody_waits_and_tasks_are_not_too_many(n_items, n_workers, sizes):
+    batches = Pool(None, window=2 * n_workers).batches(range(n_items), at_most=16)
+    assert [len(batch) for batch in batches] == sizes
+    assert [item for batch in batches for item in batch] == list(range(n_items))
