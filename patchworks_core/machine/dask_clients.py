@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager, suppress
+from functools import cache
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import cloudpickle
@@ -31,6 +32,8 @@ from patchworks_core.machine.sending import (
 )
 from patchworks_core.machine.sizing import MEMORY_FRACTION
 from patchworks_core.tiles.numbers import whole_number
+
+log = logging.getLogger("patchworks_core")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -99,6 +102,7 @@ class ClusterExecutor(Executor):
         self._limits = limits
         self._executor = client.get_executor(pure=False)
         self._n_threads = int(sum(client.nthreads().values()))
+        self._is_said = False
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Run a call on the cluster.
@@ -149,6 +153,13 @@ class ClusterExecutor(Executor):
         # Of a scheduler that does not answer, the tasks in flight will tell.
         with suppress(OSError):
             self._n_threads = int(sum(self._client.nthreads().values()))
+        if self._n_threads == 0 and not self._is_said:
+            log.warning(
+                "the Dask cluster at %s has no worker: the call waits until one comes; Ctrl-C ends "
+                "it, and what is done is kept",
+                self._client.scheduler.address,
+            )
+        self._is_said = self._n_threads == 0
         return self._n_threads
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -229,7 +240,7 @@ def make_local_cluster(
         with make_local_cluster(n_workers=4) as client:
             labels = tile_process("volume.ome.zarr", fn, client=client, write_to="labels.zarr")
     """
-    from distributed import Client, Nanny, Scheduler, SpecCluster
+    from distributed import Client, Nanny, Scheduler
 
     devices = devices_for(use_gpu, gpus)
     if n_workers is not None:
@@ -264,7 +275,7 @@ def make_local_cluster(
     # more workers first.
     options["allowed_failures"] = 0
     scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, **options}}
-    cluster = SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.WARNING)
+    cluster = _lasting_cluster()(workers=workers, scheduler=scheduler, silence_logs=logging.WARNING)
     try:
         client = Client(cluster)
         client.wait_for_workers(count)
@@ -272,6 +283,23 @@ def make_local_cluster(
         cluster.close()
         raise
     return LocalCluster(client, cluster)
+
+
+@cache
+def _lasting_cluster() -> type:
+    """Return a cluster that leaves a worker that died to its nanny, however long that takes.
+
+    Dask's own gives up one that is not there again within 15 s, which starting an interpreter takes
+    where a machine is busy; with the last of them, calls would wait for ever.
+    """
+    from distributed import SpecCluster
+    from distributed.deploy.cluster import Cluster
+
+    class LastingCluster(SpecCluster):
+        def _update_worker_status(self, op: str, msg: Any) -> None:
+            Cluster._update_worker_status(self, op, msg)
+
+    return LastingCluster
 
 
 def _limit_of_each(

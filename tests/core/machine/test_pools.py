@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from patchworks_core.errors import PlanError
 from patchworks_core.machine import devices
 from patchworks_core.machine import pools as compute_module
 from patchworks_core.machine.budget import Limit
+from patchworks_core.machine.dask_clients import ClusterExecutor
 from patchworks_core.machine.devices import Device
 from patchworks_core.machine.pools import Compute, Pool
 from patchworks_core.machine.workers import Workers
@@ -123,6 +125,45 @@ def test_an_active_cluster_takes_the_tiles_without_being_told(tmp_path):
     assert {int(p.name) for p in pids.iterdir()} <= workers
     assert os.getpid() not in workers
     assert_same_partition(labels.compute(), ndimage.label(pixels)[0])
+
+
+@pytest.mark.slow
+def test_a_worker_that_takes_long_to_be_there_again_is_waited_for(tmp_path):
+    import dask
+    from distributed import Client
+
+    ended = tmp_path / "ended"
+
+    @declare(merge="touching", version="1")
+    def ends_its_worker_once(tile):
+        if not ended.exists():
+            ended.touch()
+            os._exit(3)
+        return ndimage.label(tile)[0]
+
+    options = {"tile_shape": 16, "write_to": tmp_path / "o.zarr"}
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "0.1s"}),
+        make_local_cluster(n_workers=1, dashboard_address=None) as client,
+    ):
+        assert isinstance(client, Client)
+        labels = tile_process(blobs((48, 48)), ends_its_worker_once, client=client, **options)
+    assert labels.max().compute() > 0
+
+
+def test_that_a_cluster_has_no_worker_is_said_once(caplog):
+    threads = {"tcp://a": 2}
+    client = SimpleNamespace(
+        get_executor=lambda pure: None,
+        nthreads=lambda: dict(threads),
+        scheduler=SimpleNamespace(address="tcp://scheduler"),
+    )
+    executor = ClusterExecutor(client)
+    counts = [executor.count_workers()]
+    threads.clear()
+    counts += [executor.count_workers(), executor.count_workers()]
+    assert counts == [2, 0, 0]
+    assert caplog.text.count("the Dask cluster at tcp://scheduler has no worker") == 1
 
 
 def test_a_client_whose_workers_are_threads_is_refused():
