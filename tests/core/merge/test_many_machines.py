@@ -113,7 +113,7 @@ def test_the_bytes_are_those_of_one_machine_whatever_the_number_of_workers(
             assert merged(stage, tmp_path / name, options, pool) == here[options]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def client():
     with make_local_cluster(n_workers=2, memory_bytes=2 << 30, dashboard_address=None) as client:
         yield client
