@@ -118,6 +118,9 @@ class Night:
     n_repaired: int = 0
     """Images with tiles that failed, whose last word was a person's."""
 
+    lines: list[str] = field(default_factory=list)
+    """What the function noted while there were kills."""
+
     ours: dict[tuple[int, float], bool] = field(default_factory=dict)
     """Whether a process, by its id and its start, is of this home."""
 
@@ -295,9 +298,9 @@ class Night:
         landed = [str(self.home / "landing" / f"{key_of(i)}.ome.tif") for i in range(self.n_images)]
         options = ["--segmentation", "tissue_functions:noted", "--tile-shape", "32"]
         options += ["--overlap", "8", "--workers", "4", "--worker-kind", "threads"]
-        noted = {"PATCHWORKS_TEST_NOTED": str(self.folder / "quiet.txt")}
+        self.lines = self.notes.read_text().splitlines()  # the file's name is part of a version
         words = self.command(
-            "run", *landed, "--home", str(quiet), *options, **noted, **home_environment(quiet)
+            "run", *landed, "--home", str(quiet), *options, **home_environment(quiet)
         )
         for number in range(self.n_images):
             key = key_of(number)
@@ -318,7 +321,7 @@ class Night:
 
     def attribute(self) -> None:
         """Say of each kill what it hit, by the notes of tiles and the books of runs."""
-        tiles = [line.split() for line in self.notes.read_text().splitlines()]
+        tiles = [line.split() for line in self.lines]
         last = {int(pid): (word, int(image)) for word, image, _, pid, _ in tiles}
         runs = runs_by_process(self.home)
         for kill in self.kills:
@@ -336,9 +339,9 @@ class Night:
     def count_tiles(self) -> None:
         """Note tiles that were labelled more often than kills explain."""
         done: dict[int, Counter[str]] = {i: Counter() for i in range(self.n_images)}
-        for line in self.notes.read_text().splitlines():
+        for line in self.lines:
             word, image, digest, _, _ = line.split()
-            if word == "done":
+            if word == "done" and int(image) >= 0:  # a tile without a pixel is of no image
                 done[int(image)][digest] += 1
         for image, counts in done.items():
             twice = sum(counts.values()) - len(counts)
