@@ -12,7 +12,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -82,7 +82,9 @@ def power_cut(night: Night, name: str) -> list[str]:
     for process in night.family():
         with suppress(psutil.Error):
             process.kill()
-    night.daemon = None
+    if night.daemon is not None:
+        night.daemon.wait()
+        night.daemon = None
     until(lambda: not night.family(), "the end of all")
     return dead_runs(night)
 
@@ -94,48 +96,47 @@ def landed(night: Night, name: str) -> None:
     write_tiff(path, picture(sum(map(ord, name))))
 
 
-def figures(folder: Path) -> list[tuple[str, str, float]]:
-    """Return what was killed, what came then, and the seconds of that."""
+def figures(folder: Path) -> Iterator[tuple[str, str, float]]:
+    """Give what was killed, what came then, and the seconds of that."""
     night = Night(folder, 0)
     run(night, "first")
-    rows = [("nothing", "`patchworks run` of an image has ended", run(night, "quiet"))]
+    yield "nothing", "`patchworks run` of an image has ended", run(night, "quiet")
     run(night, "dead", kill=True)
-    rows.append(("a `patchworks run`", "that of another image has ended", run(night, "next")))
-    rows.append(("a `patchworks run`", "the same call has ended", run(night, "dead")))
+    yield "a `patchworks run`", "that of another image has ended", run(night, "next")
+    yield "a `patchworks run`", "the same call has ended", run(night, "dead")
     night.supervise()
     landed(night, "landed")
     seconds = until(lambda: is_merged(night.home, "landed"), "labels of what landed")
-    rows.append(("nothing", "a daemon has started, and labels are there of what landed", seconds))
+    yield "nothing", "a daemon has started, and labels are there of what landed", seconds
     landed(night, "hit")
     until(lambda: night.processes("worker"), "a worker")
     begun = time.monotonic()
     for process in night.processes("run"):
         process.kill()
     seconds = until(lambda: is_merged(night.home, "hit"), "labels of what was hit")
-    rows.append(("the process of a run of the daemon", "its image has its labels", seconds))
+    yield "the process of a run of the daemon", "its image has its labels", seconds
     n_dead = len(power_cut(night, "cut"))
     cut = f"a daemon and all it started: {n_dead} dead runs in the books"
-    rows.append((cut, "`patchworks run` of another image has ended", run(night, "after")))
+    yield cut, "`patchworks run` of another image has ended", run(night, "after")
     dead = power_cut(night, "again")
     cut = f"the same: {len(dead)} dead runs in the books"
     begun = time.monotonic()
     night.supervise()
     until(lambda: statuses(night, dead) == {dg.DagsterRunStatus.FAILURE}, "the end of dead runs")
-    rows.append((cut, "a daemon has started, and has ended them", time.monotonic() - begun))
+    yield cut, "a daemon has started, and has ended them", time.monotonic() - begun
     landed(night, "last")
     names = [f"again{number}" for number in range(2 * N_DEAD)] + ["last"]
     until(lambda: all(is_merged(night.home, name) for name in names), "labels of all")
     seconds = time.monotonic() - begun
-    rows.append((cut, f"labels are there of all {len(names)} images", seconds))
+    yield cut, f"labels are there of all {len(names)} images", seconds
     night.stop()
-    return rows
 
 
 def main() -> None:
     """Print the table."""
     argparse.ArgumentParser(description=str(__doc__).splitlines()[0]).parse_args()
     with tempfile.TemporaryDirectory() as name:
-        print("| killed | then | s |\n|---|---|---|")
+        print("| killed | then | s |\n|---|---|---|", flush=True)
         for killed, then, seconds in figures(Path(name) / "night"):
             print(f"| {killed} | {then} | {seconds:.0f} |", flush=True)
 

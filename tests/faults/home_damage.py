@@ -48,7 +48,7 @@ KINDS = (
 
 STATES = ("half staged", "half merged", "finished")
 
-RESULTS = r"/labels/labels/|/objects\."
+RESULTS = r"/labels/labels/(?!\.patchworks)|/objects\."
 """What a home is for. Other files are made again before anything is made from them, or belong to a
 group that may be a person's."""
 
