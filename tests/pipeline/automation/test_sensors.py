@@ -933,7 +933,7 @@ def test_staging_and_merging_that_failed_of_what_passes_are_tried_again(
     write_tiff(landing / "a.tif", tissue((40, 40)))
     land(daemon, real_clock)
     module, name, sensor = {
-        "stage_tiles": (staging, "_staging", staging_sensor),
+        "stage_tiles": (staging, "staging_of", staging_sensor),
         "merge_image": (merging, "pair_tiles", merging_sensor),
     }[job]
     with monkeypatch.context() as patch:
