@@ -22,9 +22,8 @@ from patchworks_core.machine.executors import one_thread
 from patchworks_core.machine.limits import Deadline, WorkerLimits
 from patchworks_core.machine.sending import PickledTask, TaskInFile
 from patchworks_core.machine.worker_processes import (
-    STARTS,
-    NotBegunError,
     WorkerProcess,
+    answered,
     pickled_call,
 )
 
@@ -46,7 +45,7 @@ class InProcess:
         memory = _memory_of(self.limits, worker)
         deadline = _DEADLINES.setdefault(self.limits, Deadline(self.limits.timeout))
         return _beneath_this_thread().call(
-            content, deadline, memory, lambda: _is_wanted(worker, key)
+            content, deadline=deadline, memory=memory, is_wanted=lambda: _is_wanted(worker, key)
         )
 
 
@@ -64,36 +63,16 @@ class _Beneath:
         self._process: WorkerProcess | None = None
         self._used = 0.0
 
-    def call(
-        self,
-        content: bytes,
-        deadline: Deadline,
-        memory: int | None,
-        is_wanted: Callable[[], bool],
-    ) -> Any:
-        """Make a pickled call in the process."""
+    def call(self, content: bytes, **options: Any) -> Any:
+        """Make a pickled call in the process; options are those of `WorkerProcess.call`."""
         with self._lock:
-            for start in range(1, STARTS + 1):
-                try:
-                    return self._call_once(content, deadline, memory, is_wanted)
-                except NotBegunError:
-                    if start == STARTS:
-                        raise
-        raise AssertionError("a worker answers, or it is lost")
+            return answered(lambda: self._call_once(content, **options))
 
-    def _call_once(
-        self,
-        content: bytes,
-        deadline: Deadline,
-        memory: int | None,
-        is_wanted: Callable[[], bool],
-    ) -> Any:
+    def _call_once(self, content: bytes, **options: Any) -> Any:
         if self._process is None:
             self._process = WorkerProcess(one_thread())
         try:
-            return self._process.call(
-                content, deadline=deadline, memory=memory, is_wanted=is_wanted
-            )
+            return self._process.call(content, **options)
         finally:
             self._used = time.monotonic()
             if not self._process.is_running:

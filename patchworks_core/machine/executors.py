@@ -22,9 +22,9 @@ from patchworks_core.machine.devices import VISIBLE_DEVICES
 from patchworks_core.machine.limits import AUTO_LIMITS, Deadline, WorkerLimits
 from patchworks_core.machine.sending import in_file
 from patchworks_core.machine.worker_processes import (
-    STARTS,
     NotBegunError,
     WorkerProcess,
+    answered,
     pickled_call,
 )
 
@@ -189,7 +189,10 @@ class ProcessPool(ThreadPool):
     def _run(self, call: _Call, number: int) -> None:
         """Send a call to the worker of this thread, and wait for what it gives."""
         try:
-            value = self._answer(number, pickled_call(call.function, call.arguments, call.keywords))
+            content = pickled_call(call.function, call.arguments, call.keywords)
+            value = answered(
+                lambda: self._answer(number, content), goes_on=lambda: not self._is_closed
+            )
         except BaseException as error:
             call.settle(error=error)
             self._forget_the_dead(number)
@@ -197,18 +200,14 @@ class ProcessPool(ThreadPool):
             call.settle(value)
 
     def _answer(self, number: int, content: bytes) -> Any:
-        """Return what the worker of a thread gives; one killed before it began has a successor."""
-        for start in range(1, STARTS + 1):
-            if number not in self._workers:
-                self._workers[number] = WorkerProcess(self._environ(number))
-            worker = self._workers[number]
-            try:
-                return worker.call(content, deadline=self._deadline, memory=self._memory)
-            except NotBegunError:
-                if self._is_closed or start == STARTS:
-                    raise
-                self._forget_the_dead(number)
-        raise AssertionError("a worker answers, or it is lost")
+        """Return what the worker of a thread gives; start it where there is none."""
+        if number not in self._workers:
+            self._workers[number] = WorkerProcess(self._environ(number))
+        try:
+            return self._workers[number].call(content, deadline=self._deadline, memory=self._memory)
+        except NotBegunError:
+            self._forget_the_dead(number)
+            raise
 
     def _forget_the_dead(self, number: int) -> None:
         """Make room for another worker where that of a thread is gone."""

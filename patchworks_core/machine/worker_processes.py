@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, TypeVar
 
 import cloudpickle
 import psutil
@@ -28,6 +28,8 @@ import psutil
 from patchworks_core.errors import TileTimeoutError, WorkerLostError, WorkerMemoryError
 from patchworks_core.machine.limits import Deadline, over_memory, over_time
 from patchworks_core.machine.parents import end_with_parent
+
+T = TypeVar("T")
 
 SECONDS_BETWEEN_LOOKS = 0.05
 """How often a worker at work is looked at: for its memory, and whether it is there."""
@@ -53,6 +55,25 @@ serve(connection, parent)
 
 class NotBegunError(WorkerLostError):
     """The process was killed before it began with the call, which is then not to blame."""
+
+
+def answered(call: Callable[[], T], *, goes_on: Callable[[], bool] = lambda: True) -> T:
+    """Return what a worker gives; one that was killed before it began has a successor.
+
+    Parameters
+    ----------
+    call : callable
+        Makes the call, with another worker where the last one is gone.
+    goes_on : callable
+        Tells whether there is to be a successor.
+    """
+    for _ in range(STARTS - 1):
+        try:
+            return call()
+        except NotBegunError:
+            if not goes_on():
+                raise
+    return call()
 
 
 class WorkerProcess:

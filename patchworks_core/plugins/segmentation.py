@@ -345,16 +345,39 @@ def segmentation_names() -> tuple[str, ...]:
     return tuple(sorted({*BUILT_IN, *(e.name for e in entry_points(group=ENTRY_POINT_GROUP))}))
 
 
+def import_path(path: str, name: str | None = None) -> tuple[str, str]:
+    """Return the module and the attribute that ``module:attribute`` names.
+
+    Parameters
+    ----------
+    path : str
+    name : str, optional
+        What the function is called in the error; `path` by default.
+
+    Raises
+    ------
+    SegmentationError
+        If it is no such path.
+
+    Examples
+    --------
+    >>> import_path("cells.nuclei:label")
+    ('cells.nuclei', 'label')
+    """
+    module, separator, attribute = path.partition(":")
+    if not separator:
+        raise SegmentationError(
+            f"no segmentation function is called {name or path!r}; use one of "
+            f"{segmentation_names()!r} or an import path 'module:function'"
+        )
+    return module, attribute
+
+
 def _import(name: str) -> LabelFunction:
     """Import the function that `name` stands for."""
     registered = {e.name: e.value for e in entry_points(group=ENTRY_POINT_GROUP)}
     path = BUILT_IN.get(short_name(name)) or registered.get(name) or name
-    module_name, separator, attribute = path.partition(":")
-    if not separator:
-        raise SegmentationError(
-            f"no segmentation function is called {name!r}; use one of {segmentation_names()!r} "
-            "or an import path 'module:function'"
-        )
+    module_name, attribute = import_path(path, name)
     try:
         value: Any = importlib.import_module(module_name)
         for part in attribute.split("."):

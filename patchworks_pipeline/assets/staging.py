@@ -99,6 +99,22 @@ class _Run:
         return self.config.skip_staged or self.context.run.tags.get(RESUMED) == "true"
 
 
+def keep_failure(
+    folder: ImageFolder,
+    outcome: Outcome[TileBlock, StagedBlock],
+    axes: str,
+    failed_before: frozenset[str],
+) -> TileFailure | None:
+    """Keep beside the stage why a tile block failed, or forget why it did before."""
+    if outcome.failure is not None:
+        failure = TileFailure.of(outcome, axes)
+        folder.write_failure(failure)
+        return failure
+    if outcome.item.key in failed_before:
+        folder.clear_failure(outcome.item.key)
+    return None
+
+
 @dataclass(slots=True)
 class _Staged:
     """What became of the tiles of one image; listens to `stage_all`, and records each."""
@@ -123,14 +139,11 @@ class _Staged:
     def finished(self, outcome: Outcome[TileBlock, StagedBlock], count: StagingCount) -> bool:
         """Record one tile block; stop the others where too many failed."""
         self.progress.tell(count)
-        if outcome.failure is None:
-            if outcome.item.key in self.failed_before:
-                self.folder.clear_failure(outcome.item.key)
+        failure = keep_failure(self.folder, outcome, self.axes, self.failed_before)
+        if failure is None:
             self.run.log.add(staged_tile(self.run.lineage, self.folder.key, outcome))
             return True
-        failure = TileFailure.of(outcome, self.axes)
         self.failures.append(failure)
-        self.folder.write_failure(failure)
         log_failure(self.run.context, self.folder.key, failure)
         most = self.run.config.max_failed_fraction
         if count.n_failed < MIN_FAILURES_TO_STOP or count.n_failed <= most * count.n_blocks:

@@ -21,6 +21,11 @@ def segmentations_of(home: Path, only: str | None) -> tuple[str, ...]:
     return (only,)
 
 
+def only_of(folder: Any) -> list[str]:
+    """Return the options that say which segmentation of an image a folder is of."""
+    return ["--only", folder.segmentation] if folder.segmentation else []
+
+
 def budget_of(
     workers: int | None,
     kind: TileWorkerKind | None,

@@ -13,7 +13,13 @@ from rich.table import Column, Table
 from patchworks_core.machine.interrupts import INTERRUPTIONS
 from patchworks_pipeline.cli.commands import Commands, code_of
 from patchworks_pipeline.cli.convert import convert
-from patchworks_pipeline.cli.homes import budget_of, known_image, known_images, segmentations_of
+from patchworks_pipeline.cli.homes import (
+    budget_of,
+    known_image,
+    known_images,
+    only_of,
+    segmentations_of,
+)
 from patchworks_pipeline.cli.options import (
     HOME,
     Axes,
@@ -236,8 +242,7 @@ def _say(result: Any, home: Path) -> None:
 
 def _retry_command(folder: Any, home: Path) -> str:
     """Return the command that stages the failed tiles of an image again."""
-    only = ["--only", folder.segmentation] if folder.segmentation else []
-    return shlex.join(["patchworks", "retry", folder.key, *only, "--home", str(home)])
+    return shlex.join(["patchworks", "retry", folder.key, *only_of(folder), "--home", str(home)])
 
 
 KnownImage = Annotated[str, typer.Argument(help="Key or path of an image in the home.")]

@@ -120,18 +120,21 @@ def _submit(
         if planned.error:
             say_error(planned.error)
             raise typer.Exit(OTHER_FAILURE)
+        missing = folder.stage(plan).missing_blocks()
         script = write_scripts(
             folder,
             home.absolute(),
+            missing,
             n_tasks=n_tasks,
             directives=Directives(of_tiles, of_merge),
             options=_options(budget),
         )
-    n_missing = len(folder.stage(plan).missing_blocks())
     if script is None:
         say(f"{folder.title}: no tile is missing; merge it with 'patchworks run'")
         return
-    say(f"{folder.title}: {n_missing} tiles are missing; this submits their jobs, and the merge:")
+    say(
+        f"{folder.title}: {len(missing)} tiles are missing; this submits their jobs, and the merge:"
+    )
     say(f"  bash {shlex.quote(str(script))}")
 
 

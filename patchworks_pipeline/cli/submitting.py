@@ -20,7 +20,8 @@ from patchworks_core.machine.pools import Pool
 from patchworks_core.stage.staging import StagedBlock, StagingCount, stage_all
 from patchworks_core.tiles.grid import TileBlock
 from patchworks_pipeline.assets.planned import planned_function
-from patchworks_pipeline.assets.staging import staging_of
+from patchworks_pipeline.assets.staging import keep_failure, staging_of
+from patchworks_pipeline.cli.homes import only_of
 from patchworks_pipeline.cli.terminal import errors, say
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.gpus import GpuPool
@@ -76,6 +77,7 @@ class Directives:
 def write_scripts(
     folder: ImageFolder,
     home: Path,
+    missing: Sequence[str],
     *,
     n_tasks: int,
     directives: Directives,
@@ -89,6 +91,8 @@ def write_scripts(
         Of an image that is planned.
     home : Path
         Absolute, and reached by all nodes.
+    missing : sequence of str
+        Keys of the tiles that are to be staged, in row-major order.
     n_tasks : int
         Ranges of tiles, at most.
     directives : Directives
@@ -96,13 +100,11 @@ def write_scripts(
         Of the command line, for the tasks and for the merge.
     """
     plan = folder.plan()
-    missing = folder.stage(plan).missing_blocks()
     size = -(-len(missing) // n_tasks)
     ranges = [missing[i : i + size] for i in range(0, len(missing), max(1, size))]
     to = home / "submit" / folder.title
-    segmentation = ["--only", folder.segmentation] if folder.segmentation else []
     own = [sys.executable, "-m", "patchworks_pipeline"]
-    rest = [*segmentation, "--home", str(home), *options]
+    rest = [*only_of(folder), "--home", str(home), *options]
     run = ["run", folder.acquisition().url, "--name", folder.key, *rest]
     stage = ["stage-range", folder.key, "--plan", plan.fingerprint, *rest]
     name = "patchworks-" + folder.title.replace("/", "-")
@@ -149,12 +151,9 @@ class _Record:
 
     def finished(self, outcome: Outcome[TileBlock, StagedBlock], count: StagingCount) -> bool:
         """Keep why a tile failed, or forget why it did before."""
-        if outcome.failure is not None:
-            failure = TileFailure.of(outcome, self.axes)
+        failure = keep_failure(self.folder, outcome, self.axes, self.failed_before)
+        if failure is not None:
             self.failures.append(failure)
-            self.folder.write_failure(failure)
-        elif outcome.item.key in self.failed_before:
-            self.folder.clear_failure(outcome.item.key)
         return True
 
 

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Protocol
 
 from patchworks_core.errors import PlanError, SegmentationError
-from patchworks_core.plugins.segmentation import segmentation_names, short_name
+from patchworks_core.plugins.segmentation import import_path, segmentation_names, short_name
 from patchworks_pipeline.instance.home import SETTINGS
 
 
@@ -48,12 +48,7 @@ def check_exists(function: str) -> None:
     name = short_name(function)
     if name in segmentation_names():
         return
-    module, separator, attribute = name.partition(":")
-    if not separator:
-        raise SegmentationError(
-            f"no segmentation function is called {name!r}; use one of {segmentation_names()!r} or "
-            "an import path 'module:function'"
-        )
+    module, attribute = import_path(name)
     try:
         spec = find_spec(module)
     except (ImportError, ValueError):  # the package that it is in, or no name of a module
