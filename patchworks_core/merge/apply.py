@@ -65,28 +65,27 @@ class _ApplyTask:
     digests: np.ndarray[Any, Any]
     """Of each tile, in row-major order."""
     strip_digests: np.ndarray[Any, Any]
+    published: UPath | None
+    """Records of the labels that these were a copy of."""
 
     def __call__(self, numbers: Sequence[int]) -> list[int]:
-        """Write those that are outdated; return their numbers."""
+        """Write those that are outdated; return the numbers of those that are rewritten.
+
+        A worker may have died when it had written some of them, and these are what they will be.
+        """
         blocks = [self.stage.grid.block_of_number(number) for number in numbers]
-        records = self._read_records(blocks)
-        outdated = []
-        for number, block, record in zip(numbers, blocks, records, strict=True):
+        records = _read_records(self.records.path, blocks)
+        published = records if self.published is None else _read_records(self.published, blocks)
+        rewritten = []
+        for number, block, record, before in zip(numbers, blocks, records, published, strict=True):
             item = self._outdated(block, record)
             if item is not None:
                 self._write(item)
-                outdated.append(number)
-        return outdated
+            if item is not None or record != before:
+                rewritten.append(number)
+        return rewritten
 
-    def _read_records(self, blocks: list[TileBlock]) -> np.ndarray[Any, Any]:
-        """Read the records of blocks; where some are damaged, none counts."""
-        places = tuple(np.array([block.index for block in blocks]).T)
-        try:
-            return np.asarray(open_array(self.records.path).vindex[places])
-        except (RuntimeError, ValueError):  # what codecs raise
-            return np.full(len(blocks), NOT_WRITTEN)
-
-    def _outdated(self, block: TileBlock, record: np.uint64) -> _BlockToApply | None:
+    def _outdated(self, block: TileBlock, record: np.uint64 | None) -> _BlockToApply | None:
         """Return what is to be written of a block; None where its record is what it would be."""
         own = self.digests[block.numbers]
         luts: tuple[np.ndarray[Any, Any], ...] = ()
@@ -146,6 +145,7 @@ def apply_lut(
     records: UPath,
     pool: Pool,
     outlines: Outlines | None = None,
+    published: UPath | None = None,
 ) -> Iterator[TileBlock]:
     """Write merged labels into an array, skipping blocks that are already what they will be.
 
@@ -161,6 +161,8 @@ def apply_lut(
     pool : Pool
     outlines : Outlines, optional
         How cores are drawn; None leaves them as their tiles did.
+    published : UPath, optional
+        Records of the labels that the array is a copy of.
 
     Yields
     ------
@@ -176,12 +178,22 @@ def apply_lut(
         outlines,
         digests,
         digests if outlines is None else stage.strip_digests().ravel(),
+        published,
     )
     batches = pool.batches(range(stage.grid.n_blocks), at_most=blocks_at_once(stage.grid))
     step = "writing merged labels"
     for numbers in pool.map(task, batches, step=step, place=stage.file_for_task()):
         for number in numbers:
             yield stage.grid.block_of_number(number)
+
+
+def _read_records(path: UPath, blocks: list[TileBlock]) -> list[np.uint64 | None]:
+    """Read the records of blocks; where some are damaged, none is known."""
+    places = tuple(np.array([block.index for block in blocks]).T)
+    try:
+        return list(open_array(path).vindex[places])
+    except (RuntimeError, ValueError):  # what codecs raise
+        return [None] * len(blocks)
 
 
 def _made_from(digests: np.ndarray[Any, Any], luts: tuple[np.ndarray[Any, Any], ...]) -> bytes:

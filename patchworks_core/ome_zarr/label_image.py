@@ -357,6 +357,7 @@ def write_merged(
         records=working.new / "applied",
         pool=pool,
         outlines=outlines,
+        published=working.old / "applied" if was_published and working.old else None,
     )
     changed: list[Region] = []
     for block in blocks:

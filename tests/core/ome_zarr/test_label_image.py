@@ -19,6 +19,7 @@ from patchworks_core.files.label_arrays import output_chunks
 from patchworks_core.files.storage import as_path, claimed, open_array
 from patchworks_core.machine.pools import Pool
 from patchworks_core.machine.workers import Workers
+from patchworks_core.merge import apply
 from patchworks_core.ome_zarr.label_image import LabelImage, write_merged
 from patchworks_core.ome_zarr.most_frequent import most_frequent
 from patchworks_core.ome_zarr.pyramid import level_steps
@@ -253,6 +254,25 @@ def test_one_tile_staged_again_rewrites_what_changed_and_gives_the_bytes_of_a_fr
     assert all_written.n_blocks_written == 16
     assert pixel_files(target.path) == pixel_files(fresh.path)
     assert listed(tmp_path / "a.ome.zarr") == ["labels"]
+
+
+def test_the_pyramid_has_what_a_worker_wrote_that_died_before_it_told(
+    tmp_path, small_levels, monkeypatch
+):
+    stage = stage_into(tmp_path / "stage", blobs((16, 16)))
+    apart = lut_of(stage, replace(TOUCHING, rule="none"))
+    write(stage, tmp_path / "a.ome.zarr", lut=apart)
+    once = apply._ApplyTask.__call__
+
+    def twice(task, numbers):
+        once(task, numbers)
+        return once(task, numbers)  # as it is sent to another worker
+
+    monkeypatch.setattr(apply._ApplyTask, "__call__", twice)
+    target, written = write(stage, tmp_path / "a.ome.zarr")
+    assert written.n_blocks_written > 0
+    fresh, _ = write(stage, tmp_path / "b.ome.zarr")
+    assert pixel_files(target.path) == pixel_files(fresh.path)
 
 
 def test_the_same_labels_again_write_no_block(tmp_path, small_levels):
