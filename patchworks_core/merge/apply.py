@@ -191,7 +191,7 @@ def _read_records(path: UPath, blocks: list[TileBlock]) -> list[np.uint64 | None
     """Read the records of blocks; where some are damaged, none is known."""
     places = tuple(np.array([block.index for block in blocks]).T)
     try:
-        return list(open_array(path).vindex[places])
+        return list(np.asarray(open_array(path).vindex[places]))
     except (RuntimeError, ValueError):  # what codecs raise
         return [None] * len(blocks)
 

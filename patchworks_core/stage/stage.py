@@ -163,6 +163,11 @@ class Stage:
         except (PlanError, StageError):
             return cls.create(location, plan)
 
+    @property
+    def is_current(self) -> bool:
+        """True until another call begins the stage anew."""
+        return read_generation(self.path) == self.generation
+
     def forget(self, block: TileBlock) -> None:
         """Take back the commit record of a block, before it is staged again."""
         with storing(self.path, self._block_path(block.key)):
@@ -187,7 +192,7 @@ class Stage:
             If the place cannot be written to.
         """
         content = encode_block(self.grid, block, tiles, plan=self._fingerprint)
-        if read_generation(self.path) != self.generation:
+        if not self.is_current:
             if not (self.path / "plan.json").exists():
                 raise StorageError(f"the stage at {self.path} is gone", errno.ENOENT)
             raise StageError(

@@ -101,14 +101,15 @@ class _Run:
 
 def keep_failure(
     folder: ImageFolder,
+    stage: Stage,
     outcome: Outcome[TileBlock, StagedBlock],
-    axes: str,
     failed_before: frozenset[str],
 ) -> TileFailure | None:
     """Keep beside the stage why a tile block failed, or forget why it did before."""
     if outcome.failure is not None:
-        failure = TileFailure.of(outcome, axes)
-        folder.write_failure(failure)
+        failure = TileFailure.of(outcome, stage.grid.axes)
+        if stage.is_current:  # it says nothing of the tiles of another plan
+            folder.write_failure(failure)
         return failure
     if outcome.item.key in failed_before:
         folder.clear_failure(outcome.item.key)
@@ -121,7 +122,7 @@ class _Staged:
 
     run: _Run
     folder: ImageFolder
-    axes: str
+    stage: Stage
     progress: StagingProgress
     failed_before: frozenset[str]
     """Tile blocks with a record of a failure."""
@@ -139,7 +140,7 @@ class _Staged:
     def finished(self, outcome: Outcome[TileBlock, StagedBlock], count: StagingCount) -> bool:
         """Record one tile block; stop the others where too many failed."""
         self.progress.tell(count)
-        failure = keep_failure(self.folder, outcome, self.axes, self.failed_before)
+        failure = keep_failure(self.folder, self.stage, outcome, self.failed_before)
         if failure is None:
             self.run.log.add(staged_tile(self.run.lineage, self.folder.key, outcome))
             return True
@@ -279,7 +280,7 @@ def _stage_image(run: _Run, folder: ImageFolder, keys: Sequence[str]) -> _Staged
     compute = replace(run.compute, wants_gpu=function.wants_gpu, declared=function.worker_kind)
     figures = StagingFigures.begin(folder, plan)
     progress = StagingProgress(run.context, folder.key, figures)
-    staged = _Staged(run, folder, plan.grid.axes, progress, frozenset(failed))
+    staged = _Staged(run, folder, stage, progress, frozenset(failed))
     try:
         with stage_all(staging_of(folder, stage, function), blocks, compute, staged) as (_, count):
             pass  # nothing else runs on this pool

@@ -283,11 +283,9 @@ def _why_unfinished(folder: ImageFolder) -> str | None:
         return None
     if not folder.has("plan.json") or not folder.has("stage.zarr/plan.json"):
         return "without a stage"
-    if folder.failures():
-        return "with failed tiles"
     stage = folder.stage()
     if stage.missing_blocks():
-        return "not staged"
+        return "with failed tiles" if folder.failures() else "not staged"
     return None if merged_content(folder) == stage.content() else "not merged"
 
 

@@ -17,6 +17,7 @@ from patchworks_core.errors import PlanError
 from patchworks_core.files.storage import as_path, write_text
 from patchworks_core.machine.engine import Outcome
 from patchworks_core.machine.pools import Pool
+from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.staging import StagedBlock, StagingCount, stage_all
 from patchworks_core.tiles.grid import TileBlock
 from patchworks_pipeline.assets.planned import planned_function
@@ -141,7 +142,7 @@ class _Record:
     """Keeps beside the stage why tiles failed; listens to `stage_all`."""
 
     folder: ImageFolder
-    axes: str
+    stage: Stage
     failed_before: frozenset[str]
     failures: list[TileFailure] = field(default_factory=list)
 
@@ -150,11 +151,12 @@ class _Record:
         say(f"{self.folder.title}: staging {count.n_blocks} tiles; {pool.reason}", on=errors)
 
     def finished(self, outcome: Outcome[TileBlock, StagedBlock], count: StagingCount) -> bool:
-        """Keep why a tile failed, or forget why it did before."""
-        failure = keep_failure(self.folder, outcome, self.axes, self.failed_before)
-        if failure is not None:
-            self.failures.append(failure)
-        return True
+        """Keep why a tile failed, or forget why it did before; go on unless planned anew."""
+        failure = keep_failure(self.folder, self.stage, outcome, self.failed_before)
+        if failure is None:
+            return True
+        self.failures.append(failure)
+        return self.stage.is_current
 
 
 def stage_range(
@@ -182,7 +184,8 @@ def stage_range(
     Raises
     ------
     PlanError
-        If there are no such tiles, or another plan was made since.
+        If there are no such tiles, the last one comes before the first, or another plan was made
+        since.
     """
     planned = folder.plan()
     if plan and planned.fingerprint != plan:
@@ -194,6 +197,8 @@ def stage_range(
     for key in (first, last):
         planned.grid.block_of_key(key)
     chosen = keys[keys.index(first) : keys.index(last) + 1]
+    if not chosen:
+        raise PlanError(f"tile {last!r} comes before {first!r}; name the first one first")
     stage = folder.stage(planned)
     missing = set(stage.missing_blocks())
     blocks = [planned.grid.block_of_key(key) for key in chosen if key in missing]
@@ -202,7 +207,7 @@ def stage_range(
         budget, gpus, None, wants_gpu=function.wants_gpu, declared=function.worker_kind
     )
     before = frozenset(failure.block for failure in folder.failures())
-    record = _Record(folder, planned.grid.axes, before)
+    record = _Record(folder, stage, before)
     with stage_all(staging_of(folder, stage, function), blocks, compute, record):
         pass  # nothing else runs on this pool
     return record.failures

@@ -211,8 +211,13 @@ def test_an_old_stage_goes_also_where_its_partitions_went_before(instance, finis
         assert (folder.labels(folder.plan()).path / "0").exists()
 
 
-def _with_failures(instance, folder):
+def _fail(folder):
     folder.write_failure(TileFailure(folder.plan().grid.block_keys()[0], "OSError", "no", ""))
+
+
+def _with_failures(instance, folder):
+    _fail(folder)
+    folder.stage().forget(folder.plan().grid.block((0, 0)))
     return "1 with failed tiles"
 
 
@@ -245,6 +250,13 @@ def test_what_may_not_be_retired_stays_the_others_go_and_someone_is_told(instanc
     (alert,) = told
     assert "4 tile partitions are live, more than retention.max_live_keys=1" in alert
     assert f"images: {words}; the largest: a (4, {words[2:]})" in alert
+
+
+def test_a_failure_of_a_tile_that_another_call_staged_since_keeps_no_image(instance, finished):
+    for folder in finished:
+        _fail(folder)
+    retire(instance, max_live_keys=1)
+    assert all(folder.is_retired for folder in finished)
 
 
 def test_a_damaged_record_of_what_was_retired_puts_its_tiles_back(instance, finished):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from patchworks_pipeline.cli.submitting import _Record
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.resources import LabelStore
 from tests.e2e.conftest import until
@@ -113,6 +114,30 @@ def test_jobs_of_another_plan_stage_nothing(home, image):
     assert code == 2
     assert "planned anew since these jobs were written; write them again" in words
     assert len(folder_of(home).stage().missing_blocks()) == 12
+
+
+def test_tiles_that_are_worked_on_while_an_image_is_planned_anew_are_no_failures_of_that_plan(
+    home, image, monkeypatch
+):
+    commands = ranges(submitted(image, home, "--tasks", 1))
+    started = _Record.started
+
+    def planned_anew(*arguments):
+        assert call_command_line("submit", image, "--overlap", "4", "--home", home)[0] == 0
+        started(*arguments)
+
+    monkeypatch.setattr(_Record, "started", planned_anew)
+    code, words = call_command_line(*commands[0], "--workers", "1", "--worker-kind", "threads")
+    assert (code, "was begun anew by another call" in words) == (3, True)
+    assert words.count("begun anew") < 12, "the others are not tried"
+    assert not folder_of(home).failures()
+
+
+def test_a_range_of_which_the_last_tile_comes_first_is_refused(home, image):
+    submitted(image, home)
+    words_of = ("stage-range", "tissue", "y001x000", "y000x001", "--home", home)
+    code, words = call_command_line(*words_of)
+    assert (code, "tile 'y000x001' comes before 'y001x000'" in words) == (2, True)
 
 
 def test_what_jobs_ask_of_slurm_and_of_workers_is_in_their_scripts(home, image):
