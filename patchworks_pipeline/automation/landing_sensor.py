@@ -267,6 +267,7 @@ class _Decisions:
             return
         if not folder.is_registered:
             folder.write_acquisition(candidate.acquisition())
+        self.ledger.keys[candidate.url] = folder.key  # also where no run of it ever succeeds
         self.keys.append(candidate.key)
         facts = {"path": dg.MetadataValue.path(candidate.url), "size_bytes": candidate.n_bytes}
         self.reports += [

@@ -434,6 +434,15 @@ def test_an_image_keeps_its_key_when_the_template_changes(daemon, clock, templat
     assert list(daemon.instance.get_dynamic_partitions("images")) == ["1_B03"]
 
 
+def test_an_image_keeps_the_key_that_it_was_asked_for_under(daemon, clock, template):
+    (lost,) = land_without_running(daemon, clock)
+    template.set("{folder}/{file}.tif")
+    template.write(1)
+    (again,) = land(daemon, clock)
+    assert again.partition_key == lost.partition_key == "1_B03"
+    assert again.run_key != lost.run_key
+
+
 def test_what_is_refused_under_the_key_it_keeps_is_told_of_once(daemon, clock, template):
     land(daemon, clock)
     template.set("{folder}/{file}.tif")
