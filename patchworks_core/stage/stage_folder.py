@@ -57,7 +57,6 @@ def read_generation(path: UPath) -> str:
             return generation.decode()
     except FileNotFoundError:
         pass
-    folders = (
-        [inner.name for inner in (path / BLOCKS).iterdir()] if (path / BLOCKS).exists() else []
-    )
+    names = [inner.name for inner in (path / BLOCKS).iterdir()] if (path / BLOCKS).exists() else []
+    folders = [name for name in names if _NAME.fullmatch(name.encode())]
     return folders[0] if len(folders) == 1 else _OF_FIRST_LAYOUT

@@ -86,6 +86,15 @@ def test_any_damage_to_a_stage_is_an_error_of_ours_or_changes_nothing(part, fold
     assert (n_errors > 3) == (part == "blocks")
 
 
+def test_what_a_killed_merge_left_hides_no_tile_where_the_generation_is_damaged(folder):
+    labels, _ = everything(folder)
+    (folder / "generation").write_text("damaged")
+    _, plan = plan_of(PIXELS, overlap=1)
+    Stage.open(folder, plan).file_for_task().write_bytes(b"table")
+    assert not Stage.open(folder, plan).missing_blocks()
+    assert (everything(folder)[0] == labels).all()
+
+
 def error_or_check(folder, labels, sums) -> str | None:
     """Return the words of an error of ours; otherwise hold what is read against what was staged."""
     try:
