@@ -78,7 +78,7 @@ class ArrayWriter:
                 open_array(self.path, mode="r+")[region.slices] = values
                 return b""
             return _digest(
-                self._write_chunk(chunk, values[chunk.relative_to(region.start).slices])
+                self._write_chunk(chunk, values[chunk.slices_from(region.start)])
                 for chunk in region.pieces(self.chunks)
             )
 

@@ -164,7 +164,7 @@ class _FilterTask:
             return  # what is not written is background
         spatial = labels.reshape([labels.shape[i] for i in grid.spatial])
         filtered = self.function(spatial).reshape(labels.shape)
-        core = tile.core.relative_to(read.start).slices
+        core = tile.core.slices_from(read.start)
         self.target.write(tile.core, filtered[core])
 
 

@@ -132,7 +132,7 @@ class _ApplyTask:
             return take_ids(ids.astype(dtype, copy=False), staged)
         merged = np.zeros(block.core.shape, dtype=dtype)
         for tile, lut in zip(block.tiles, item.luts, strict=True):
-            place = tile.core.relative_to(block.core.start).slices
+            place = tile.core.slices_from(block.core.start)
             merged[place] = take_ids(lut.astype(dtype, copy=False), staged[place])
         return merged
 

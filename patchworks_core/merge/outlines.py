@@ -90,7 +90,7 @@ def jumps_of(stage: Stage, lut: LookupTable, labels: Any) -> Jumps:
         drawn.append(jumps_of_planes(*written))
         cores = [_core_of(stage, tile, lut) for tile in (face.low, face.high)]
         parts = (
-            core[plane.relative_to(tile.core.start).slices].squeeze(face.axis)
+            core[plane.slices_from(tile.core.start)].squeeze(face.axis)
             for core, plane, tile in zip(cores, planes, (face.low, face.high), strict=True)
         )
         by_cores.append(jumps_of_planes(*parts))
@@ -123,7 +123,7 @@ def _plane(face: Face, tile: Tile) -> Region:
 def _core_of(stage: Stage, tile: Tile, lut: LookupTable) -> Array:
     """Return the merged labels of a core as its tile drew it."""
     block = stage.grid.block(stage.grid.block_index_of(tile.index))
-    core = stage.labels(block)[tile.core.relative_to(block.core.start).slices]
+    core = stage.labels(block)[tile.core.slices_from(block.core.start)]
     merged: Array = np.take(lut.of_tile(tile.number), core)
     return merged
 

@@ -84,7 +84,7 @@ class LevelTask:
                 slice(a * s, min(n, b * s))
                 for a, b, s, n in zip(chunk.start, chunk.stop, self.step, source.shape, strict=True)
             )
-            place = chunk.relative_to(region.start).slices
+            place = chunk.slices_from(region.start)
             pixels[place] = self.choose(np.asarray(source[above]), self.step)
         self.target.write(region, pixels)
 

@@ -212,7 +212,7 @@ class Chain:
             pixels = operation.run(pixels, place)
             halo -= operation.halo_of(place.axes)
             kept = core.grow(halo.tolist(), within=place.image_shape)
-            pixels = pixels[kept.relative_to(place.region.start).slices]
+            pixels = pixels[kept.slices_from(place.region.start)]
             place = replace(place, region=kept)
         return pixels
 

@@ -119,13 +119,13 @@ def draw_core(own: View, others: Sequence[View], pen: Pen) -> npt.NDArray[np.int
     pen : Pen
     """
     core = own.tile.core
-    drawn = own.ids[core.relative_to(own.region.start).slices].copy()
+    drawn = own.ids[core.slices_from(own.region.start)].copy()
     disputed = np.zeros(core.shape, dtype=bool)
     for other in others:
         common = _common(core, other.tile.read)
         if common is not None:
-            theirs = other.ids[common.relative_to(other.region.start).slices]
-            place = common.relative_to(core.start).slices
+            theirs = other.ids[common.slices_from(other.region.start)]
+            place = common.slices_from(core.start)
             disputed[place] |= theirs != drawn[place]
     if not disputed.any():
         return drawn
@@ -180,10 +180,10 @@ class _Contest:
             common = _common(core, view.tile.read)
             if common is None:
                 continue
-            numbers = place[common.relative_to(core.start).slices]
+            numbers = place[common.slices_from(core.start)]
             at = numbers >= 0
             values = _at(ramp, view.tile.read, common)[at]
-            is_object = view.ids[common.relative_to(view.region.start).slices][at] > 0
+            is_object = view.ids[common.slices_from(view.region.start)][at] > 0
             weight[numbers[at]] += values
             something[numbers[at]] += values * is_object
         low = np.full((2, n), -np.inf)
@@ -203,14 +203,14 @@ class _Contest:
     ) -> None:
         """Let one object contest the disputed pixels near it."""
         number, box = entrant.number, entrant.box
-        numbers = self.place[box.relative_to(core.start).slices]
+        numbers = self.place[box.slices_from(core.start)]
         at = numbers >= 0
         total, weight = np.zeros(box.shape), np.zeros(box.shape)
         for view, ramp in zip(views, ramps, strict=True):
             common = _common(box, view.tile.read)
             if common is None or not _holds(view.objects, number):
                 continue
-            place = common.relative_to(box.start).slices
+            place = common.slices_from(box.start)
             if not at[place].any():
                 continue
             values = _at(ramp, view.tile.read, common)
@@ -269,7 +269,7 @@ def _entrants(core: Region, place: Array, views: Sequence[View], pen: Pen) -> It
         common = _common(_widened(whole, pen.margin(pen.reach)), view.region)
         if common is None:
             continue
-        ids = view.ids[common.relative_to(view.region.start).slices]
+        ids = view.ids[common.slices_from(view.region.start)]
         for number, box in enumerate(ndimage.find_objects(ids), start=1):
             if box is not None:
                 start = [s.start + c for s, c in zip(box, common.start, strict=True)]
@@ -280,7 +280,7 @@ def _entrants(core: Region, place: Array, views: Sequence[View], pen: Pen) -> It
         stop = np.max([box.stop for box in bounds[number]], axis=0)
         extent = Region(tuple(start.tolist()), tuple(stop.tolist()))
         near = _common(whole, _widened(extent, margin))
-        box = near and _bounds(place[near.relative_to(core.start).slices] >= 0, near.start)
+        box = near and _bounds(place[near.slices_from(core.start)] >= 0, near.start)
         if box is not None:
             yield _Entrant(number, box, _widened(extent, [min(1, m) for m in margin]))
 
@@ -320,7 +320,7 @@ def _ramp(view: View, pen: Pen) -> list[Array]:
 def _at(ramp: Sequence[Array], read: Region, region: Region) -> Array:
     """Return the weight of a view at each pixel of a region."""
     weight = np.ones(region.shape)
-    for axis, place in enumerate(region.relative_to(read.start).slices):
+    for axis, place in enumerate(region.slices_from(read.start)):
         weight *= ramp[axis][place].reshape([-1 if i == axis else 1 for i in range(len(ramp))])
     return weight
 
@@ -333,13 +333,13 @@ def _signed_distance(view: View, entrant: _Entrant, region: Region, pen: Pen) ->
     near = Region(
         tuple(map(min, inside.start, region.start)), tuple(map(max, inside.stop, region.stop))
     )
-    mask = view.ids[near.relative_to(view.region.start).slices] == entrant.number
+    mask = view.ids[near.slices_from(view.region.start)] == entrant.number
     n = int(np.count_nonzero(mask))
     if n in (0, mask.size):
         return pen.reach if n else -pen.reach
     distance = ndimage.distance_transform_edt(mask, sampling=pen.spacing)
     distance -= ndimage.distance_transform_edt(~mask, sampling=pen.spacing)
-    distance = distance[region.relative_to(near.start).slices]
+    distance = distance[region.slices_from(near.start)]
     # An edge lies half a pixel from the centres on its two sides.
     signed: Array = np.clip(distance - 0.5 * np.sign(distance), -pen.reach, pen.reach)
     return signed
@@ -381,7 +381,7 @@ def _with_all_objects(drawn: Array, before: Array, own: View, others: Sequence[V
     for other in others:
         core = _common(other.tile.core, other.region)
         if core is not None:
-            ids = other.ids[core.relative_to(other.region.start).slices].reshape(-1)
+            ids = other.ids[core.slices_from(other.region.start)].reshape(-1)
             elsewhere = np.maximum(elsewhere, np.bincount(ids, minlength=n)[:n])
     ours = (pixels > 0) & (pixels >= elsewhere)
     while (gone := _gone(drawn, ours)).any():  # what is put back may cover all of another

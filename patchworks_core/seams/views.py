@@ -179,7 +179,7 @@ def draw_block(
                 for index, place in tiles_around(stage.grid, tile, outlines.pen.axes)
                 if stage.grid.tile(index).number in outlines.objects
             ]
-            core = tile.core.relative_to(block.core.start).slices
+            core = tile.core.slices_from(block.core.start)
             drawn[core] = draw_core(reader.whole_view(block, tile), others, outlines.pen)
     return drawn
 
@@ -219,9 +219,9 @@ class _Reader:
                     tuple(map(max, part.start, region.start)),
                     tuple(map(min, part.stop, region.stop)),
                 )
-                ids[inside.relative_to(region.start).slices] = self._strip(tile, mine, inside)
-            core = self._labels[tile.core.relative_to(block.core.start).slices]
-            ids[tile.core.relative_to(region.start).slices] = core
+                ids[inside.slices_from(region.start)] = self._strip(tile, mine, inside)
+            core = self._labels[tile.core.slices_from(block.core.start)]
+            ids[tile.core.slices_from(region.start)] = core
             return ids
 
         return self._view(tile, region, pixels)

@@ -29,6 +29,7 @@ from patchworks_core.seams.strips import (
     HIGH,
     LOW,
     Side,
+    cut_planes,
     cut_strip,
     slot_shape,
     slot_slices,
@@ -179,35 +180,45 @@ def encode_block(
         "pixels": [staged.pixels for staged in tiles],
         "measured": objects[0].measured if objects else None,
     }
+    labels = _labels_of(block, tiles)
     arrays: dict[str, Array] = {}
     for axis in strip_axes(grid):
         for side in _SIDES:
-            arrays[_strips_name(axis, side)] = _strips_of(grid, block, tiles, axis, side)
+            strips = _strips_of(grid, block, tiles, labels, axis, side)
+            arrays[_strips_name(axis, side)] = strips
     arrays["areas"] = np.concatenate([staged.labels.areas for staged in tiles])
     if objects:
         arrays["whole"] = np.concatenate([np.hstack(_whole(sums)) for sums in objects])
         arrays["real"] = np.concatenate([np.stack(_real(sums), axis=1) for sums in objects])
-    return pack(header, {**arrays, **arrays_of_labels(_labels_of(grid, block, tiles))})
+    return pack(header, {**arrays, **arrays_of_labels(_as_kept(grid, tiles, labels))})
 
 
-def _labels_of(grid: TileGrid, block: TileBlock, tiles: Sequence[StagedTile]) -> Array | LabelRuns:
-    """Return the labels of a block's core, or their runs counted over its tiles."""
+def _labels_of(block: TileBlock, tiles: Sequence[StagedTile]) -> Array:
+    """Return the labels of a block's core, local ids."""
     filled = [staged for staged in tiles if staged.labels.n_core]
     if not filled:
         return _background(block.core.shape)
     cores = [
-        staged.labels.pixels[staged.tile.core.relative_to(staged.tile.read.start).slices]
+        staged.labels.pixels[staged.tile.core.slices_from(staged.tile.read.start)]
         for staged in filled
     ]
     if len(tiles) == 1:
-        return cores[0] if tiles[0].labels.core_runs is None else tiles[0].labels.core_runs
+        return cores[0]
     labels = np.zeros(block.core.shape, dtype=np.result_type(*cores))
     for staged, core in zip(filled, cores, strict=True):
-        labels[staged.tile.core.relative_to(block.core.start).slices] = core
-    runs = LabelRuns.of(labels, box=grid.tile_shape)
-    if runs is None:
+        labels[staged.tile.core.slices_from(block.core.start)] = core
+    return labels
+
+
+def _as_kept(grid: TileGrid, tiles: Sequence[StagedTile], labels: Array) -> Array | LabelRuns:
+    """Return the labels of a block's core, or their runs counted over its tiles."""
+    counts = [staged.labels.n_core for staged in tiles]
+    if not any(counts):
         return labels
-    return counted_over_block(runs, [staged.labels.n_core for staged in tiles], grid.tile_shape)
+    if len(tiles) == 1:
+        return labels if tiles[0].labels.core_runs is None else tiles[0].labels.core_runs
+    runs = LabelRuns.of(labels, box=grid.tile_shape)
+    return labels if runs is None else counted_over_block(runs, counts, grid.tile_shape)
 
 
 def _background(shape: tuple[int, ...]) -> Array:
@@ -216,9 +227,14 @@ def _background(shape: tuple[int, ...]) -> Array:
 
 
 def _strips_of(
-    grid: TileGrid, block: TileBlock, tiles: Sequence[StagedTile], axis: int, side: Side
+    grid: TileGrid,
+    block: TileBlock,
+    tiles: Sequence[StagedTile],
+    labels: Array,
+    axis: int,
+    side: Side,
 ) -> Array:
-    """Return the strips of a block's tiles across one axis, side by side."""
+    """Return the strips of a block's tiles across one axis, side by side; `labels` of its core."""
     slot, first = slot_shape(grid, axis), block.tiles[0].index
     sizes = [last - f + 1 for f, last in zip(first, block.tiles[-1].index, strict=True)]
     shape = tuple(n * s for n, s in zip(sizes, slot, strict=True))
@@ -227,6 +243,8 @@ def _strips_of(
         return _background(shape)
     if len(tiles) == 1:
         return cut_strip(grid, tiles[0].tile, tiles[0].labels.pixels, axis, side)
+    if not any(grid.halo):
+        return cut_planes(grid, block, labels, axis, side)
     strips = np.zeros(shape, dtype=np.result_type(*(s.labels.pixels.dtype for s in filled)))
     for staged in filled:
         place = slot_slices(staged.tile.index, first, slot)

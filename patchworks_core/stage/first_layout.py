@@ -188,7 +188,7 @@ class FirstLayout:
         labels = pixels_of(self._arrays["labels"], block.core.slices)
         digests = self.digests(block.index).ravel()
         for tile, digest in zip(block.tiles, digests, strict=True):
-            core = labels[tile.core.relative_to(block.core.start).slices]
+            core = labels[tile.core.slices_from(block.core.start)]
             if digest_of_labels(core) != digest:
                 raise DamagedError(f"those of tile {tile.index} are not those that were staged")
         return labels

@@ -132,7 +132,7 @@ class Staging:
         """Measure the labels of a core on its pixels, where that is asked for."""
         if not self.measures:
             return None
-        core = tile.core.relative_to(tile.read.start).slices
+        core = tile.core.slices_from(tile.read.start)
         return measure_tile(
             labels.pixels[core],
             axes=self.stage.grid.axes,
@@ -151,7 +151,7 @@ class Staging:
         """Run the function once on what a tile reads; it sees the spatial axes only."""
         grid = self.stage.grid
         where = f"image {self.image.url or 'in memory'!r}, tile {tile.index}"
-        place = tile.read.relative_to(block.read.start).slices
+        place = tile.read.slices_from(block.read.start)
         own = pixels[place]
         shape = tuple(own.shape[axis] for axis in grid.spatial)
         inside = own.reshape(shape)

@@ -78,7 +78,7 @@ class _CheckTask:
         pixels, beside = self.staging.read(block)
         changed = []
         for tile in block.tiles:
-            place = tile.read.relative_to(block.read.start).slices
+            place = tile.read.slices_from(block.read.start)
             read = [pixels[place], *(other[place] for other in beside.values())]
             if not is_of_pixels(int(self.checksums[tile.index]), read):
                 changed.append(tile.index)

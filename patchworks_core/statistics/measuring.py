@@ -88,7 +88,7 @@ class _MeasureTask:
     def __call__(self, reads: tuple[Region, Region]) -> tuple[float, Any]:
         region, core = reads
         pixels = self.image.read(region)
-        owned = pixels[core.relative_to(region.start).slices]
+        owned = pixels[core.slices_from(region.start)]
         of_core: Any = limits(owned) if self.bins is None else tile_statistics(owned, self.bins)
         if region == core and self.bins is not None:
             maximum = of_core.maximum

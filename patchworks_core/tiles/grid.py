@@ -253,7 +253,8 @@ class TileGrid:
         number = 0
         for i, n in zip(index, self.grid_shape, strict=True):
             number = number * n + i
-        return Tile(tuple(index), number, core, core.grow(self.halo, within=self.shape))
+        read = core.grow(self.halo, within=self.shape) if any(self.halo) else core
+        return Tile(tuple(index), number, core, read)
 
     def tiles(self) -> Iterator[Tile]:
         """Yield every tile in row-major order."""

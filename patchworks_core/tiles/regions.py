@@ -30,8 +30,9 @@ class Region:
     def __post_init__(self) -> None:
         if len(self.start) != len(self.stop):
             raise ValueError(f"a region needs one start and one stop per axis, got {self}")
-        if any(a < 0 or b < a for a, b in zip(self.start, self.stop, strict=True)):
-            raise ValueError(f"a region needs 0 <= start <= stop on every axis, got {self}")
+        for a, b in zip(self.start, self.stop, strict=True):  # a loop: there are many regions
+            if a < 0 or b < a:
+                raise ValueError(f"a region needs 0 <= start <= stop on every axis, got {self}")
 
     def pieces(self, shape: Sequence[int]) -> Iterator[Region]:
         """Yield the boxes of `shape` it is cut into from its start; those at its end are smaller.
@@ -60,6 +61,11 @@ class Region:
     def slices(self) -> tuple[slice, ...]:
         """The region as an index into the image."""
         return tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
+
+    def slices_from(self, origin: Sequence[int]) -> tuple[slice, ...]:
+        """Return the region as an index into an array whose first pixel lies at `origin`."""
+        bounds = zip(self.start, self.stop, origin, strict=True)
+        return tuple([slice(a - o, b - o) for a, b, o in bounds])
 
     def grow(self, halo: Sequence[int], *, within: Sequence[int]) -> Region:
         """Add `halo` pixels on each side, clipped to an image of shape `within`."""

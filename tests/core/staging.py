@@ -76,7 +76,7 @@ def merged_of(stage: Stage, options: MergeOptions = TOUCHING) -> np.ndarray:
     for block in stage.grid.blocks():
         staged = stage.labels(block)
         for tile in block.tiles:
-            place = tile.core.relative_to(block.core.start).slices
+            place = tile.core.slices_from(block.core.start)
             merged[tile.core.slices] = lut.of_tile(tile.number)[staged[place]]
     return merged
 

@@ -136,7 +136,7 @@ def test_strips_that_changed_where_the_core_did_not_are_noticed(tmp_path, stage)
 
     def sees_nothing_around(pixels):
         labels = wavering(pixels)
-        inside = tile.core.relative_to(tile.read.start).slices
+        inside = tile.core.slices_from(tile.read.start)
         only = np.zeros_like(labels)
         only[inside] = labels[inside]
         return only

@@ -47,7 +47,7 @@ def plainly_drawn(grid: TileGrid, views: dict, spacing: tuple[float, ...]) -> np
     ramps = {}
     for tile, ids in views.values():
         seen_by[tile.read.slices] += 1
-        drawn[tile.core.slices] = ids[tile.core.relative_to(tile.read.start).slices]
+        drawn[tile.core.slices] = ids[tile.core.slices_from(tile.read.start)]
         ramp = np.ones(ids.shape)
         for axis in tiled:
             at, width = np.arange(ids.shape[axis]) + 0.5, 2 * grid.halo[axis]
@@ -95,7 +95,7 @@ def drawn_tile_by_tile(grid: TileGrid, views: dict, spacing: tuple[float, ...]) 
     def view(tile, region):
         ids = views[tile.index][1].astype(np.int32)
         occurring = np.unique(ids)
-        part = ids[region.relative_to(tile.read.start).slices]
+        part = ids[region.slices_from(tile.read.start)]
         return View(tile, region, part, occurring[occurring > 0])
 
     for tile, _ in views.values():
