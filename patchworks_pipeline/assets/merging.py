@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from patchworks_core.api.provenance import provenance_of
+from patchworks_core.errors import StageError
 from patchworks_core.files.label_arrays import output_chunks
 from patchworks_core.files.storage import open_array, write_bytes
 from patchworks_core.merge.outlines import jumps_of, outlines_of
@@ -295,6 +296,7 @@ def merged_labels(
             on_block=count,
             outlines=outlines,
         )
+        _check_content(folder.stage(plan), content)
     seconds = time.perf_counter() - start
     seams = seams_of(folder, stage)
     pictures = _pictures(folder, stage, target)
@@ -314,6 +316,15 @@ def merged_labels(
             _ids_are_sequential(lut, options),
         ],
     )
+
+
+def _check_content(stage: Stage, content: str) -> None:
+    """Raise StageError where tiles were staged again since a stage had that content."""
+    if stage.content() != content:
+        raise StageError(
+            f"tiles at {stage.path} were staged again while they were merged; nothing was "
+            "published: merge again"
+        )
 
 
 def _ids_are_sequential(lut: LookupTable, options: MergeOptions) -> dg.AssetCheckResult:

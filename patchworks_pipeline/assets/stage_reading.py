@@ -11,6 +11,7 @@ import numpy as np
 from upath import UPath
 
 from patchworks_core.errors import PlanError, StageError
+from patchworks_core.stage.block_listing import SUFFIX
 from patchworks_core.stage.plan import Plan
 from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.stage_folder import BLOCKS
@@ -56,7 +57,8 @@ def what_is_replaced(folder: ImageFolder, plan: Plan) -> str | None:
         Stage.open(path, plan)
     except (PlanError, StageError) as why:
         files = [file for begun in _entries(path / BLOCKS) for file in _entries(begun)]
-        return f"a stage with {len(files)} tile blocks is replaced by an empty one: {why}"
+        n_blocks = sum(file.name.endswith(SUFFIX) for file in files)
+        return f"a stage with {n_blocks} tile blocks is replaced by an empty one: {why}"
     return None
 
 

@@ -14,6 +14,7 @@ import pytest
 from dagster._core.storage.partition_status_cache import get_and_update_asset_status_cache_value
 
 from patchworks_core.files.storage import open_array
+from patchworks_pipeline.assets import merging
 from patchworks_pipeline.assets.staging import RESUMED
 from patchworks_pipeline.cli.runs import RANGE_END, RANGE_START, run_image
 from patchworks_pipeline.instance.home import prepare_home
@@ -21,6 +22,7 @@ from patchworks_pipeline.instance.tile_log import TileLog
 from patchworks_pipeline.partitions import tile_keys, tiles
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.resources import ComputeBudget
+from tests.core.staging import block_file, change_array
 from tests.functions import faulty_functions as faulty
 from tests.pipeline.conftest import error_of, metadata_of
 from tests.tissue import (
@@ -129,6 +131,30 @@ def test_a_merge_with_a_hole_says_that_it_is_partial_and_heals(pipeline, marked_
     pipeline.run_to_labels(sound)
     found = [f.container / "labels" / "labels" / "0" for f in (folder, sound)]
     assert files_under(found[0]) == files_under(found[1])
+
+
+def test_tiles_that_are_staged_again_while_they_are_merged_are_not_published(
+    pipeline, tissue_path, monkeypatch
+):
+    """A function that does not return the same twice, in another run."""
+    folder = pipeline.register(tissue_path)
+    pipeline.run_to_labels(folder)
+    before = folder.provenance(folder.plan())
+    first = block_file(folder.stage().path, "y000x000")
+    change_array(first, "labels", lambda labels: labels[::-1].copy())
+    write = merging.write_merged
+
+    def staged_again_first(*arguments, **options):
+        change_array(first, "labels", lambda labels: labels[:, ::-1].copy())
+        return write(*arguments, **options)
+
+    monkeypatch.setattr(merging, "write_merged", staged_again_first)
+    result = pipeline.merge(folder)
+    assert "were staged again while they were merged; nothing was published" in error_of(result)
+    assert folder.provenance(folder.plan()) == before
+    monkeypatch.setattr(merging, "write_merged", write)
+    assert pipeline.merge(folder).success
+    assert folder.provenance(folder.plan())["stage"] == folder.stage().content()
 
 
 @pytest.mark.slow
