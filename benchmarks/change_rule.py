@@ -21,7 +21,8 @@ import dagster as dg
 
 from patchworks_pipeline.cli.runs import merge_again, open_home, plan_of, register, run_image
 from patchworks_pipeline.records import Acquisition
-from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore
+from patchworks_pipeline.resources.compute_budget import ComputeBudget
+from patchworks_pipeline.resources.resources import LabelStore
 
 IMAGE = Path(__file__).parents[2] / "shared" / "data" / "dsb2018_mosaic_4096.png"
 

@@ -27,11 +27,11 @@ from patchworks_pipeline.automation.sensors import define_merging_sensor, define
 from patchworks_pipeline.lineage import BATCH_JOB, OF_SEGMENTATION, Mount
 from patchworks_pipeline.resources.backfills import Backfills
 from patchworks_pipeline.resources.clusters import DaskCluster
+from patchworks_pipeline.resources.compute_budget import ComputeBudget
 from patchworks_pipeline.resources.gpus import GpuPool
 from patchworks_pipeline.resources.resources import (
     AcquisitionSource,
     Automation,
-    ComputeBudget,
     LabelStore,
     SegmentationDefaults,
 )

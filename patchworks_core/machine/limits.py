@@ -20,6 +20,12 @@ Auto = Literal["auto"]
 LEAST_TIMEOUT = 0.1
 """Seconds; less than it takes to look."""
 
+LEAST_MEMORY = 1_000_000
+"""Bytes; a process takes more before it has a tile, and who says 8 means gigabytes."""
+
+MEMORY_RULE = "must be a number of bytes, 1 MB or more, or text such as '8GB'"
+"""Of `bytes_of`, after the name."""
+
 SECONDS_OF_FIRST = 6 * 3600.0
 """A tile may take so long while none has passed, and nobody knows what one takes."""
 
@@ -110,14 +116,16 @@ def bytes_of(name: str, value: Any) -> int:
     >>> bytes_of("worker_memory", "8GB"), bytes_of("worker_memory", "1.5 GiB")
     (8000000000, 1610612736)
     """
+    number = value
     if isinstance(value, str) and (match := _BYTES.fullmatch(value)):
-        number, prefix, binary = match.groups()
+        digits, prefix, binary = match.groups()
         power = _PREFIXES.find(prefix.lower()) + 1 if prefix else 0
         with suppress(ValueError):
-            value = int(float(number) * (1024 if binary else 1000) ** power)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value < math.inf:
-        raise PlanError(f"{name} is a number of bytes or text such as '8GB', got {value!r}")
-    return int(value)
+            number = int(float(digits) * (1024 if binary else 1000) ** power)
+    is_number = isinstance(number, int | float) and not isinstance(number, bool)
+    if not is_number or not LEAST_MEMORY <= number < math.inf:
+        raise PlanError(f"{name} {MEMORY_RULE}, got {value!r}")
+    return int(number)
 
 
 def over_memory(used: int, limit: int) -> str:

@@ -26,9 +26,9 @@ from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.partitions import tile_keys
 from patchworks_pipeline.progress import report_progress
 from patchworks_pipeline.records import Acquisition, ImageFolder
+from patchworks_pipeline.resources.compute_budget import ComputeBudget
 from patchworks_pipeline.resources.resources import (
     AcquisitionSource,
-    ComputeBudget,
     LabelStore,
     SegmentationDefaults,
 )

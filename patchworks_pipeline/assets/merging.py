@@ -33,9 +33,10 @@ from patchworks_pipeline.partitions import NOT_BY_KEY
 from patchworks_pipeline.progress import report_progress
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.clusters import DaskCluster
+from patchworks_pipeline.resources.compute_budget import ComputeBudget
 from patchworks_pipeline.resources.gpus import GpuPool
 from patchworks_pipeline.resources.pools import DeployedCompute
-from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore, SegmentationDefaults
+from patchworks_pipeline.resources.resources import LabelStore, SegmentationDefaults
 
 CODE_VERSION = "2"
 """Of the steps of a merge."""

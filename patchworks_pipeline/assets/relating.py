@@ -17,7 +17,8 @@ from patchworks_core.labels.relations import label_relations
 from patchworks_pipeline.assets.defining import image_asset
 from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.records import ImageFolder
-from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore
+from patchworks_pipeline.resources.compute_budget import ComputeBudget
+from patchworks_pipeline.resources.resources import LabelStore
 
 _CONTENT = b"content"
 """Field of the table's metadata: what it was made of."""

@@ -23,9 +23,10 @@ from patchworks_pipeline.assets.throughput import figures_of, finish
 from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.records import OBJECTS_CSV
 from patchworks_pipeline.resources.clusters import DaskCluster
+from patchworks_pipeline.resources.compute_budget import ComputeBudget
 from patchworks_pipeline.resources.gpus import GpuPool
 from patchworks_pipeline.resources.pools import DeployedCompute
-from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore
+from patchworks_pipeline.resources.resources import LabelStore
 
 
 def define_object_table(lineage: Lineage) -> dg.AssetsDefinition:

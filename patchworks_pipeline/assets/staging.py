@@ -36,9 +36,10 @@ from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.partitions import IMAGE, NOT_BY_KEY, check_image_key
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.clusters import DaskCluster
+from patchworks_pipeline.resources.compute_budget import ComputeBudget
 from patchworks_pipeline.resources.gpus import GpuPool
 from patchworks_pipeline.resources.pools import DeployedCompute
-from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore
+from patchworks_pipeline.resources.resources import LabelStore
 from patchworks_pipeline.tile_failures import TileFailure
 
 POOL = "gpu"
@@ -127,6 +128,7 @@ class _Staged:
     failed_before: frozenset[str]
     """Tile blocks with a record of a failure."""
 
+    unkept_limits: str | None
     failures: list[TileFailure] = field(default_factory=list)
     pictures: dict[str, bytes] = field(default_factory=dict)
     stopped: str | None = None
@@ -135,6 +137,8 @@ class _Staged:
         """Say what the tiles run on."""
         context = self.run.context
         context.log.info(f"{self.folder.key}: staging {count.n_blocks} tiles; {pool.reason}")
+        if self.unkept_limits:
+            context.log.warning(f"{self.folder.key}: {self.unkept_limits}")
         tag_run(context, {"workers": pool.reason, "dashboard": pool.dashboard})
 
     def finished(self, outcome: Outcome[TileBlock, StagedBlock], count: StagingCount) -> bool:
@@ -280,7 +284,7 @@ def _stage_image(run: _Run, folder: ImageFolder, keys: Sequence[str]) -> _Staged
     compute = replace(run.compute, wants_gpu=function.wants_gpu, declared=function.worker_kind)
     figures = StagingFigures.begin(folder, plan)
     progress = StagingProgress(run.context, folder.key, figures)
-    staged = _Staged(run, folder, stage, progress, frozenset(failed))
+    staged = _Staged(run, folder, stage, progress, frozenset(failed), compute.unkept_limits)
     try:
         with stage_all(staging_of(folder, stage, function), blocks, compute, staged) as (_, count):
             pass  # nothing else runs on this pool

@@ -1,10 +1,11 @@
 """What a command is about: images that a home knows, their segmentations, and the workers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from patchworks_pipeline.cli.options import BUDGET_OPTIONS, checked_budget
 from patchworks_pipeline.cli.terminal import BAD_INPUT, fail
 from patchworks_pipeline.resources.built_in import TileWorkerKind
 
@@ -32,13 +33,21 @@ def budget_of(
     tile_timeout: float | None,
     worker_memory: str | None,
 ) -> dict[str, Any]:
-    """Return the fields of `ComputeBudget` that options of a command set."""
-    return {
+    """Return the fields of `ComputeBudget` that options set, or end and say what they cannot be."""
+    fields = {
         "workers": workers,
         "kind": kind,
         "tile_timeout": tile_timeout,
         "worker_memory": worker_memory,
     }
+    chosen = {name: value for name, value in fields.items() if value is not None}
+    checked_budget(chosen)
+    return chosen
+
+
+def options_of(budget: Mapping[str, Any]) -> list[str]:
+    """Return the options of a command that set fields of `ComputeBudget`."""
+    return [f"{BUDGET_OPTIONS[name]}={value}" for name, value in budget.items()]
 
 
 @contextmanager

@@ -159,7 +159,8 @@ def _run_one(
     from patchworks_pipeline.cli.progress_bars import progress_bars
     from patchworks_pipeline.cli.runs import choose_image, open_home, relate, run_image
     from patchworks_pipeline.image_faults import IMAGE_FAULTS, words_of
-    from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore
+    from patchworks_pipeline.resources.compute_budget import ComputeBudget
+    from patchworks_pipeline.resources.resources import LabelStore
 
     folder = None
     try:

@@ -7,6 +7,7 @@ chosen for the image before, or else what the home's file or `built_in` says
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -88,7 +89,7 @@ TileTimeout = Annotated[
     typer.Option(
         "--tile-timeout",
         min=0,
-        help="Seconds after which a tile fails, in worker processes; 0 is no limit.",
+        help="Seconds after which a tile fails, in worker processes: 0.1 or more; 0 is no limit.",
     ),
 ]
 WorkerMemory = Annotated[
@@ -100,6 +101,16 @@ TileKind = Annotated[
     built_in.TileWorkerKind | None,
     typer.Option("--worker-kind", help="Of the tiles at once; auto: as the function declares."),
 ]
+
+BUDGET_OPTIONS = {
+    "workers": "--workers",
+    "kind": "--worker-kind",
+    "tile_timeout": "--tile-timeout",
+    "worker_memory": "--worker-memory",
+}
+"""Options that set fields of `ComputeBudget`; they hold for the call, not for the image."""
+
+_FIELD_OF_BUDGET = re.compile(rf"\bbudget\.({'|'.join(BUDGET_OPTIONS)})\b")
 
 
 def choices_of(
@@ -192,10 +203,18 @@ def one_or_all(numbers: tuple[int, ...] | None) -> Any:
 
 def limits_of(tile_timeout: float | None, worker_memory: str | None) -> Any:
     """Read what a tile may take in a worker process, as a home's file has it."""
-    from patchworks_pipeline.resources.resources import ComputeBudget
+    return checked_budget({"tile_timeout": tile_timeout, "worker_memory": worker_memory}).limits()
 
-    chosen: dict[str, Any] = {"tile_timeout": tile_timeout, "worker_memory": worker_memory}
-    return ComputeBudget(**chosen).limits()
+
+def checked_budget(fields: dict[str, Any]) -> Any:
+    """Return the `ComputeBudget` that options set, or end and name the option that is wrong."""
+    from patchworks_core.errors import PlanError
+    from patchworks_pipeline.resources.compute_budget import ComputeBudget
+
+    try:
+        return ComputeBudget(**fields)
+    except PlanError as error:
+        fail(_FIELD_OF_BUDGET.sub(lambda field: BUDGET_OPTIONS[field[1]], str(error)), BAD_INPUT)
 
 
 def first_or_chosen(text: str | None) -> int | str | None:

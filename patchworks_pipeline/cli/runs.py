@@ -36,7 +36,11 @@ from patchworks_pipeline.landing.registered import key_of
 from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.partitions import check_image_key, images, tile_keys
 from patchworks_pipeline.records import OBJECTS_CSV, Acquisition, ImageFolder
-from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore, SegmentationDefaults
+from patchworks_pipeline.resources.clusters import DaskCluster
+from patchworks_pipeline.resources.compute_budget import ComputeBudget
+from patchworks_pipeline.resources.gpus import GpuPool
+from patchworks_pipeline.resources.pools import DeployedCompute
+from patchworks_pipeline.resources.resources import LabelStore, SegmentationDefaults
 from patchworks_pipeline.resources.several import Several
 from patchworks_pipeline.tile_failures import TileFailure
 
@@ -258,12 +262,22 @@ def _run_missing(
     if planned.error:
         return planned
     steps = [*planned.steps]
-    for note in planned_function(folder, plan).notes_on(folder.statistics()):
+    function = planned_function(folder, plan)
+    for note in function.notes_on(folder.statistics()):
         say(in_options(note), on=errors)
     blocks = folder.stage(plan).missing_blocks()
     # What was staged by a run that was ended before it had logged it is staged no second time.
     blocks = blocks or not_logged(instance, lineage, folder.key, plan.grid.block_keys())
     if blocks:
+        compute = DeployedCompute(
+            budget,
+            GpuPool().of_home(),
+            DaskCluster().of_home(),
+            wants_gpu=function.wants_gpu,
+            declared=function.worker_kind,
+        )
+        if compute.unkept_limits:
+            say(f"warning: {compute.unkept_limits}", on=errors)
         steps.append("stage_tiles")
         keys = tile_keys(folder.key, blocks)
         error = _run(

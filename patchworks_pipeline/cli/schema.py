@@ -1,5 +1,6 @@
 """The command ``patchworks schema``: what editors need to know of ``patchworks.yaml``."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from patchworks_pipeline.cli.terminal import say_json
@@ -14,7 +15,7 @@ ENVIRONMENT = {
 
 NOTHING = {"type": "null"}
 
-ALSO = {"channel": ({"type": "integer"},)}
+ALSO = {"channel": ({"type": "integer"},), "worker_memory": ({"type": "number"},)}
 """What fields take beside their type."""
 
 
@@ -47,8 +48,9 @@ def settings_schema() -> dict[str, Any]:
 def _section(kind: Any) -> dict[str, Any]:
     """Return the schema of a section: the fields that its file may set."""
     record = kind.model_json_schema()
+    allowed = {**record["properties"], **_limits(record["properties"])}
     fields = {
-        name: {"anyOf": [record["properties"][name], *ALSO.get(name, ()), ENVIRONMENT, NOTHING]}
+        name: {"anyOf": [allowed[name], *ALSO.get(name, ()), ENVIRONMENT, NOTHING]}
         for name in kind.file_fields()
     }
     description = (kind.__doc__ or "").strip().split("\n")[0]
@@ -58,3 +60,14 @@ def _section(kind: Any) -> dict[str, Any]:
         "properties": fields,
         "additionalProperties": False,
     }
+
+
+def _limits(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the schema of a limit that is none where it is 0, and has a least value else."""
+    from patchworks_core.machine.limits import LEAST_TIMEOUT
+
+    if "tile_timeout" not in fields:
+        return {}
+    values = [{"const": 0}, {"type": "number", "minimum": LEAST_TIMEOUT}]
+    said = {key: fields["tile_timeout"][key] for key in ("description", "title")}
+    return {"tile_timeout": {**said, "anyOf": values}}

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from patchworks_pipeline.cli.commands import OTHER_FAILURE
-from patchworks_pipeline.cli.homes import budget_of, segmentations_of
+from patchworks_pipeline.cli.homes import budget_of, options_of, segmentations_of
 from patchworks_pipeline.cli.options import (
     HOME,
     Axes,
@@ -108,7 +108,7 @@ def _submit(
     """Plan an image and write its jobs."""
     from patchworks_pipeline.cli.runs import choose_image, open_home, plan_image
     from patchworks_pipeline.cli.submitting import Directives, write_scripts
-    from patchworks_pipeline.resources.resources import ComputeBudget
+    from patchworks_pipeline.resources.compute_budget import ComputeBudget
 
     n_tasks, of_tiles, of_merge = jobs
     with open_home(home.absolute()) as instance:
@@ -127,7 +127,7 @@ def _submit(
             missing,
             n_tasks=n_tasks,
             directives=Directives(of_tiles, of_merge),
-            options=_options(budget),
+            options=options_of(budget),
         )
     if script is None:
         say(f"{folder.title}: no tile is missing; merge it with 'patchworks run'")
@@ -136,16 +136,6 @@ def _submit(
         f"{folder.title}: {len(missing)} tiles are missing; this submits their jobs, and the merge:"
     )
     say(f"  bash {shlex.quote(str(script))}")
-
-
-def _options(budget: dict[str, Any]) -> list[str]:
-    """Return the options of a command that set fields of `ComputeBudget`."""
-    names = {"kind": "worker-kind"}
-    return [
-        f"--{names.get(name, name).replace('_', '-')}={value}"
-        for name, value in budget.items()
-        if value is not None
-    ]
 
 
 def stage_range(
@@ -163,8 +153,9 @@ def stage_range(
     """Stage the missing tiles of a range: one task of the jobs that submit writes."""
     from patchworks_pipeline.cli.submitting import stage_range as stage
     from patchworks_pipeline.instance.home import home_environment
+    from patchworks_pipeline.resources.compute_budget import ComputeBudget
     from patchworks_pipeline.resources.gpus import GpuPool
-    from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore
+    from patchworks_pipeline.resources.resources import LabelStore
 
     os.environ.update(home_environment(home.absolute()))
     (segmentation,) = segmentations_of(home, only) if only else ("",)

@@ -25,9 +25,9 @@ from patchworks_pipeline.assets.staging import keep_failure, staging_of
 from patchworks_pipeline.cli.homes import only_of
 from patchworks_pipeline.cli.terminal import errors, say
 from patchworks_pipeline.records import ImageFolder
+from patchworks_pipeline.resources.compute_budget import ComputeBudget
 from patchworks_pipeline.resources.gpus import GpuPool
 from patchworks_pipeline.resources.pools import DeployedCompute
-from patchworks_pipeline.resources.resources import ComputeBudget
 from patchworks_pipeline.tile_failures import TileFailure
 
 TILES_SCRIPT, MERGE_SCRIPT, SUBMIT_SCRIPT = "tiles.sh", "merge.sh", "submit.sh"
@@ -206,6 +206,8 @@ def stage_range(
     compute = DeployedCompute(
         budget, gpus, None, wants_gpu=function.wants_gpu, declared=function.worker_kind
     )
+    if compute.unkept_limits:
+        say(f"{folder.title}: {compute.unkept_limits}", on=errors)
     before = frozenset(failure.block for failure in folder.failures())
     record = _Record(folder, stage, before)
     with stage_all(staging_of(folder, stage, function), blocks, compute, record):

@@ -20,8 +20,8 @@ from patchworks_core.machine.workers import WorkerKind, Workers
 from patchworks_core.stage.plan import Plan
 from patchworks_core.tiles.grid import TileGrid
 from patchworks_pipeline.resources.clusters import DaskCluster
+from patchworks_pipeline.resources.compute_budget import ComputeBudget
 from patchworks_pipeline.resources.gpus import GpuPool
-from patchworks_pipeline.resources.resources import ComputeBudget
 
 RETRY = RetryPolicy()
 
@@ -60,6 +60,20 @@ class DeployedCompute:
     def alone(self) -> "DeployedCompute":
         """Return one worker of the same kind."""
         return replace(self, at_most=1)
+
+    @property
+    def unkept_limits(self) -> str | None:
+        """What to say where limits were asked for and the function declares threads; else None."""
+        budget = self.budget
+        if not budget.limits().is_asked_for or budget.kind_for(self.declared) == "processes":
+            return None
+        has_cluster = self.cluster is not None and self.cluster.settings() is not None
+        if self.wants_gpu and not has_cluster and self.gpus.slots():
+            return None
+        return (
+            "tile_timeout and worker_memory are not kept: the function declares threads, which "
+            "cannot be ended; choose kind: processes (--worker-kind processes) to have them kept"
+        )
 
     @contextmanager
     def open(

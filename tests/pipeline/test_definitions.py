@@ -11,12 +11,9 @@ import pytest
 
 from patchworks_pipeline.definitions import defs
 from patchworks_pipeline.partitions import images, tiles
+from patchworks_pipeline.resources.compute_budget import ComputeBudget
 from patchworks_pipeline.resources.gpus import GpuPool
-from patchworks_pipeline.resources.resources import (
-    ComputeBudget,
-    LabelStore,
-    SegmentationDefaults,
-)
+from patchworks_pipeline.resources.resources import LabelStore, SegmentationDefaults
 
 LINEAGE = (
     "acquisition",

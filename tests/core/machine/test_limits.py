@@ -114,10 +114,11 @@ def test_a_deadline_learns_from_what_passed():
     [
         ({"timeout": 0}, "tile_timeout must be .*0.1 or more, got 0"),
         ({"timeout": "soon"}, "tile_timeout must be"),
-        ({"memory": "much"}, "worker_memory is a number of bytes or text such as '8GB', got 'mu"),
-        ({"memory": 0}, "worker_memory is a number of bytes"),
-        ({"memory": True}, "worker_memory is a number of bytes"),
-        ({"memory": "1.2.3GB"}, "worker_memory is a number of bytes"),
+        ({"memory": "much"}, "worker_memory must be a number of bytes, .* such as '8GB', got 'mu"),
+        ({"memory": 0}, "worker_memory must be a number of bytes"),
+        ({"memory": 8}, "worker_memory must be a number of bytes, 1 MB or more, .*, got 8"),
+        ({"memory": True}, "worker_memory must be a number of bytes"),
+        ({"memory": "1.2.3GB"}, "worker_memory must be a number of bytes"),
     ],
 )
 def test_limits_that_cannot_be_are_refused(limits, words):
@@ -126,7 +127,13 @@ def test_limits_that_cannot_be_are_refused(limits, words):
 
 
 def test_bytes_are_read_as_people_write_them():
-    texts = {"8GB": 8 * 10**9, "1.5 gib": 3 << 29, "10k": 10_000, "7": 7, 5: 5}
+    texts = {
+        "8GB": 8 * 10**9,
+        "1.5 gib": 3 << 29,
+        "2000k": 2_000_000,
+        "7000000": 7_000_000,
+        5_000_000: 5_000_000,
+    }
     assert {text: bytes_of("worker_memory", text) for text in texts} == texts
 
 

@@ -18,6 +18,9 @@ from patchworks_pipeline.cli.terminal import TILES_FAILED
 from patchworks_pipeline.instance.home import prepare_home
 from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.records import ImageFolder
+from patchworks_pipeline.resources.compute_budget import ComputeBudget
+from patchworks_pipeline.resources.gpus import GpuPool
+from patchworks_pipeline.resources.pools import DeployedCompute
 from patchworks_pipeline.resources.resources import LabelStore
 from tests.functions import bad_functions as bad
 from tests.pipeline.conftest import call_command_line, error_of
@@ -94,3 +97,33 @@ def test_a_daemon_goes_on_and_a_repair_takes_the_bad_tiles_alone(bad_home):
         result = daemon.execute("repair_image", request)
     assert "5 of 5 tiles failed" in error_of(result)
     check(folder)
+
+
+def test_limits_that_a_function_in_threads_does_not_keep_are_said_in_the_log(
+    bad_home, pipeline, tmp_path
+):
+    image = write_tiff(tmp_path / "tissue.tif", tissue()[:TILE])
+    folder = pipeline.register(image, function="tissue_functions:perfect")
+    pipeline.plan(folder)
+    result = pipeline.stage(folder)
+    assert result.success
+    logged = pipeline.instance.all_logs(result.run_id)
+    said = [entry.user_message for entry in logged if "are not kept" in entry.user_message]
+    assert len(said) == 1, said
+    assert "the function declares threads" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("budget", "declared", "is_said"),
+    [
+        ({"tile_timeout": 5}, "threads", True),
+        ({"worker_memory": "1GB"}, "threads", True),
+        ({"tile_timeout": 5}, "processes", False),
+        ({"tile_timeout": 5, "kind": "processes"}, "threads", False),
+        ({"tile_timeout": 0, "worker_memory": "none"}, "threads", False),
+        ({}, "threads", False),
+    ],
+)
+def test_limits_are_said_not_to_be_kept_where_they_are_not(budget, declared, is_said):
+    compute = DeployedCompute(ComputeBudget(**budget), GpuPool(), None, declared=declared)
+    assert (compute.unkept_limits is not None) == is_said

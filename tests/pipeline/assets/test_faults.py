@@ -21,7 +21,7 @@ from patchworks_pipeline.instance.home import prepare_home
 from patchworks_pipeline.instance.tile_log import TileLog
 from patchworks_pipeline.partitions import tile_keys, tiles
 from patchworks_pipeline.records import ImageFolder
-from patchworks_pipeline.resources.resources import ComputeBudget
+from patchworks_pipeline.resources.compute_budget import ComputeBudget
 from tests.core.staging import block_file, change_array
 from tests.functions import faulty_functions as faulty
 from tests.pipeline.conftest import error_of, metadata_of

@@ -17,7 +17,8 @@ from patchworks_pipeline.cli.segment import segment
 from patchworks_pipeline.cli.view import ViewRequest, view
 from patchworks_pipeline.instance.home import prepare_home
 from patchworks_pipeline.records import Acquisition
-from patchworks_pipeline.resources.resources import ComputeBudget, LabelStore, SegmentationDefaults
+from patchworks_pipeline.resources.compute_budget import ComputeBudget
+from patchworks_pipeline.resources.resources import LabelStore, SegmentationDefaults
 from tests.pipeline.conftest import call_command_line
 from tests.tissue import tissue, write_tiff
 
@@ -125,3 +126,35 @@ def test_the_level_and_the_axes_asked_for_beat_those_of_the_image(pipeline, home
     assert ViewRequest("tissue", None, None, 0, "xy").in_home(home).axes == "xy"
     left_out = ViewRequest("tissue", None, None, None, None).in_home(home)
     assert (left_out.level, left_out.axes) == (1, "yx")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--worker-kind", "threads", "--tile-timeout", 5), "--tile-timeout is kept by ending a"),
+        (("--worker-kind", "threads", "--worker-memory", "8GB"), "--worker-kind is 'threads'"),
+        (("--worker-memory", "lots"), "--worker-memory must be a number of bytes, 1 MB or more"),
+        (("--worker-memory", "0"), "auto or none, got '0'"),
+        (("--tile-timeout", 0.01), "--tile-timeout must be 0.1 or more seconds, or 0 for no"),
+    ],
+)
+def test_limits_that_cannot_be_kept_are_refused_as_options(home, tmp_path, options, words):
+    image = write_tiff(tmp_path / "tissue.tif", tissue())
+    commands = [("run",), ("submit",)]
+    if "--worker-kind" not in options:
+        commands.append(("segment", "-o", tmp_path / "out.zarr"))
+    for command in commands:
+        code, printed = call_command_line(*command, image, *options)
+        assert code == 2, printed
+        assert words in printed
+        assert printed.count("got ") <= 1
+        assert "budget." not in printed
+
+
+@pytest.mark.slow
+def test_limits_that_a_function_in_threads_does_not_keep_are_said_once(home, tmp_path):
+    image = write_tiff(tmp_path / "tissue.tif", tissue())
+    chosen = ("--segmentation", "tissue_functions:perfect", "--overlap", 8, "--tile-timeout", 60)
+    code, printed = call_command_line("run", image, *chosen)
+    assert code == 0, printed
+    assert printed.count("tile_timeout and worker_memory are not kept") == 1, printed

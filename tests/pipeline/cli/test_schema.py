@@ -35,11 +35,17 @@ def test_a_channel_is_a_position_or_a_name(channel):
     assert problems(f"segmentations: {{nuclei: {{channel: {channel}}}}}") == []
 
 
+def test_limits_of_a_tile_are_what_the_budget_takes():
+    for text in ("tile_timeout: 0", "tile_timeout: 0.1", "worker_memory: 8000000000"):
+        assert problems(f"budget: {{{text}}}") == []
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "budgets: {}",
         "budget: {workers: many}",
+        "budget: {tile_timeout: 0.01}",
         "budget: {memory_fraction: 80}",
         "segmentations: {nuclei: {functoin: threshold}}",
         "store: {home: elsewhere}",

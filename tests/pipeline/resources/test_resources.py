@@ -17,10 +17,10 @@ from patchworks_core.plugins.segmentation import segmentation_of
 from patchworks_core.stage.plan import make_plan
 from patchworks_pipeline.records import Acquisition
 from patchworks_pipeline.resources import resources
+from patchworks_pipeline.resources.compute_budget import ComputeBudget
 from patchworks_pipeline.resources.gpus import GpuPool
 from patchworks_pipeline.resources.resources import (
     AcquisitionSource,
-    ComputeBudget,
     LabelStore,
     SegmentationDefaults,
 )

@@ -24,10 +24,10 @@ from patchworks_pipeline.instance.home import prepare_home
 from patchworks_pipeline.records import Acquisition
 from patchworks_pipeline.resources.backfills import Backfills
 from patchworks_pipeline.resources.clusters import DaskCluster
+from patchworks_pipeline.resources.compute_budget import ComputeBudget
 from patchworks_pipeline.resources.resources import (
     AcquisitionSource,
     Automation,
-    ComputeBudget,
     LabelStore,
     SegmentationDefaults,
 )
@@ -258,6 +258,21 @@ SECTIONS_ARE = r"the sections are \['alerts', 'automation', .*'store'\]"
             "budget: {kind: fibers}",
             "budget.kind must be 'auto', 'threads' or 'processes', got 'fibers'",
         ),
+        (
+            "budget:\n  kind: threads\n  tile_timeout: 5",
+            "line 3: budget.tile_timeout is kept by ending a worker process, .* got 5",
+        ),
+        ("budget: {kind: threads, worker_memory: 8GB}", "line 1: budget.worker_memory is kept by"),
+        (
+            "budget: {worker_memory: lots}",
+            "line 1: budget.worker_memory must be a number of bytes, 1 MB or more, or text such as "
+            "'8GB', auto or none, got 'lots'$",
+        ),
+        ("budget: {worker_memory: 8}", "budget.worker_memory must be a number of bytes.*, got 8$"),
+        (
+            "budget:\n  tile_timeout: 0.01",
+            "line 2: budget.tile_timeout must be 0.1 or more seconds, or 0 for no limit, got 0.01",
+        ),
         ("budget: {1: 2}", "line 1: section 'budget' has no field '1'"),
         ("budget: 0.5", "line 1: section 'budget' must hold fields, such as .*, got 0.5"),
         ("budget: []", "section 'budget' must hold fields, such as .*, got \\[\\]"),
@@ -472,3 +487,20 @@ def test_a_home_that_asks_for_it_writes_to_the_disk_in_every_process(settings):
 
 def _is_durable_there(item):
     return is_durable()
+
+
+@pytest.mark.parametrize("limits", ["tile_timeout: 0", "worker_memory: auto, tile_timeout: null"])
+def test_threads_go_with_limits_that_are_none(settings, limits):
+    settings(f"budget: {{kind: threads, {limits}}}")
+    assert ComputeBudget().of_home().kind == "threads"
+
+
+def test_memory_is_a_number_of_bytes_too(settings):
+    settings("budget: {worker_memory: 8000000000}")
+    assert ComputeBudget().of_home().limits().memory_bytes() == 8_000_000_000
+
+
+def test_threads_of_a_call_and_a_deadline_of_the_file_do_not_meet_without_a_word(settings):
+    settings("budget: {tile_timeout: 5}")
+    with pytest.raises(PlanError, match=r"budget.tile_timeout is kept by .*budget.kind is 'thr"):
+        ComputeBudget(kind="threads").of_home()
