@@ -69,5 +69,5 @@ def _limits(fields: Mapping[str, Any]) -> dict[str, Any]:
     if "tile_timeout" not in fields:
         return {}
     values = [{"const": 0}, {"type": "number", "minimum": LEAST_TIMEOUT}]
-    said = {key: fields["tile_timeout"][key] for key in ("description", "title")}
-    return {"tile_timeout": {**said, "anyOf": values}}
+    words = {key: fields["tile_timeout"][key] for key in ("description", "title")}
+    return {"tile_timeout": {**words, "anyOf": values}}
