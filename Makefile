@@ -33,7 +33,7 @@ docs: $(VENV)/.installed-docs ## the documentation site, into build/site; a brok
 bench: $(VENV)/.installed-dev ## whole jobs beside other tools, into benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.whole_jobs
 
-bench-seams: $(VENV)/.installed-dev ## every rule and outline on made images, into docs/seams.md; half an hour
+bench-seams: $(VENV)/.installed-dev ## every rule, outline and other tool on made images, into docs/seams.md; half an hour
 	$(BIN)/python benchmarks/bench_seams.py --volumes $(BENCH_ARGS) --write
 
 $(VENV)/.installed: pyproject.toml

@@ -1,34 +1,37 @@
-"""What every merge rule and outline makes of the same labels of the same tiles, with the truth.
+"""What every merge rule, outline and other tool makes of the same labels of the same tiles.
 
     python benchmarks/bench_seams.py [--seeds 5] [--sets tissue,discs] [--halos ¼,½,1]
-                                     [--peer-python PYTHON] [--processes 1] [--write]
+                                     [--python NAME=PYTHON] [--processes 1] [--write]
                                      [--measured FILE]
 
 Images are made from seeds (`seam_sets`); what a tile sees of one is the truth with errors of the
 tile's own (`tissue.TileView`), mild or hard. Seeds 0 and on report; thresholds were chosen on
 others. What was measured is kept in a file, a line per image, and not measured again: a run that
-was ended goes on. ``--peer-python`` is the interpreter of an environment with `patchworks` 3.3.0
-(``pip install patchworks==3.3.0``); without one the peer is left out. ``--write`` puts the table
-into docs/seams.md.
+was ended goes on, and a tool that comes later is measured alone. ``--python`` names the interpreter
+of an environment with another tool (`seam_merges.TOOLS` says which, and what to install); what has
+neither interpreter nor measured rows is left out. ``--write`` puts who is first into docs/seams.md,
+and every figure into benchmarks/SEAMS.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
-from functools import partial
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from seam_merges import merge_with_peer
+from seam_merges import TOOLS, Views, merge_with_tool
 from seam_scores import score, seam_pixels
 from seam_sets import SETS
+from seam_tables import Results, Row, against_others, every_figure
 from skimage.metrics import adapted_rand_error, variation_of_information
 from tissue import MILD, TileView, hard
 
@@ -36,6 +39,7 @@ from patchworks_core.pilot.in_memory import TilesInMemory
 from patchworks_core.seams.rules import MergeOptions
 from patchworks_core.tiles.grid import TileGrid, plan_grid
 
+FIGURES_PAGE = Path(__file__).parent / "SEAMS.md"
 PAGE = Path(__file__).parents[1] / "docs" / "seams.md"
 
 Labels = npt.NDArray[Any]
@@ -49,24 +53,11 @@ OPTIONS = {
     "overlap": MergeOptions("overlap", 1, outline="feather"),
 }
 
-FIGURES = {
-    "pq": "PQ",
-    "f50": "F1 .5",
-    "f75": "F1 .75",
-    "split": "split",
-    "fused": "fused",
-    "vi_split": "VI split",
-    "vi_merge": "VI merge",
-    "are": "Rand error",
-    "jump": "jump",
-    "straight": "straight",
-}
-
 Job = tuple[str, str, str, int]
 """Set, disagreement, halo, seed."""
 
-Key = tuple[str, str, str, str]
-"""Set, disagreement, halo, what merged."""
+Scene = tuple[Labels, Views, TileGrid]
+"""The truth, what every tile sees of it, and the tiles."""
 
 
 def main() -> None:
@@ -76,65 +67,107 @@ def main() -> None:
     parser.add_argument("--sets", default=",".join(name for name in SETS if "," not in name))
     parser.add_argument("--volumes", action="store_true", help="the 3-D sets as well")
     parser.add_argument("--halos", default=",".join(HALOS))
-    parser.add_argument("--peer-python", type=Path)
+    parser.add_argument("--python", action="append", default=[], metavar="NAME=PYTHON")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--measured", type=Path, default=Path("build/bench/seams.jsonl"))
     args = parser.parse_args()
+    pythons = dict(item.split("=", 1) for item in args.python)
+    if unknown := pythons.keys() - TOOLS.keys():
+        parser.error(f"--python: {sorted(unknown)} must be of {sorted(TOOLS)}")
     names = [*args.sets.split(","), *(n for n in SETS if "3-D" in n and args.volumes)]
     cases = list(product(names, ("mild", "hard"), args.halos.split(",")))
-    jobs = [(*case, seed) for seed in range(args.seeds) for case in cases]
     args.measured.parent.mkdir(parents=True, exist_ok=True)
     rows = measured_rows(args.measured)
-    missing = [job for job in jobs if job not in rows]
-    with ProcessPoolExecutor(args.processes) as executor, args.measured.open("a") as file:
-        measured = executor.map(partial(measure, args.peer_python), missing)
-        for job, figures_of in zip(missing, measured, strict=True):
-            rows[job] = figures_of
-            print(json.dumps([job, figures_of]), file=file, flush=True)
-    results: dict[Key, list[dict[str, float]]] = {}
-    for case in cases:
+    with args.measured.open("a") as file:
         for seed in range(args.seeds):
-            for what, of_rule in rows[*case, seed].items():
-                results.setdefault((*case, what), []).append(of_rule)
-    peer = "the peer is `patchworks` 3.3.0" if args.peer_python else "no peer was run for it"
-    text = f"Seeds a row: {args.seeds}; {peer}.\n\n{table(results)}"
-    print(text)
+            jobs = [(*case, seed) for case in cases]
+            for job, row in missing_rows(jobs, rows, pythons, args.processes):
+                rows.setdefault(job, {}).update(row)
+                print(json.dumps([job, row]), file=file, flush=True)
+    results: Results = {case: [rows[*case, seed] for seed in range(args.seeds)] for case in cases}
+    print(every_figure(results))
+    print(against_others(results, "overlap", OPTIONS))
     if args.write:
-        from seams import write_between
-
-        write_between(PAGE, "bench", text)
+        write_tables(results)
 
 
-def measured_rows(path: Path) -> dict[Job, dict[str, dict[str, float]]]:
-    """Return what a file says was measured; a line that was cut off is none."""
-    rows = {}
+def write_tables(results: Results) -> None:
+    """Write every figure into one page, and who is first into the other."""
+    from seams import write_between
+
+    write_between(FIGURES_PAGE, "bench", every_figure(results))
+    write_between(PAGE, "bench", against_others(results, "overlap", OPTIONS))
+
+
+def measured_rows(path: Path) -> dict[Job, Row]:
+    """Return what the lines of a file say was measured; one that was cut off says nothing."""
+    rows: dict[Job, Row] = {}
     for line in path.read_text().splitlines() if path.exists() else ():
         with suppress(ValueError):
-            job, figures_of = json.loads(line)
-            rows[tuple(job)] = figures_of
+            job, row = json.loads(line)
+            rows.setdefault(tuple(job), {}).update(row)
     return rows
 
 
-def measure(peer_python: Path | None, job: Job) -> dict[str, dict[str, float]]:
-    """Return the figures of every rule in one image."""
+def missing_rows(
+    jobs: Sequence[Job], rows: Mapping[Job, Row], pythons: Mapping[str, str], processes: int
+) -> Iterator[tuple[Job, Row]]:
+    """Measure what rows lack of our rules, and of each tool that there is an interpreter for."""
+    lacking = [job for job in jobs if not rows.get(job, {}).keys() >= OPTIONS.keys()]
+    with ProcessPoolExecutor(processes) as executor:
+        yield from zip(lacking, executor.map(measure, lacking), strict=True)
+    scenes: dict[Job, Scene] = {}
+    for name, python in pythons.items():
+        tool = TOOLS[name]
+        lacking = [
+            job
+            for job in jobs
+            if len(SETS[job[0]].shape) in tool.dimensions
+            and not rows.get(job, {}).keys() >= tool.modes.keys()
+        ]
+        scenes |= {job: scene(job) for job in lacking if job not in scenes}
+        if lacking:
+            yield from measure_tool(name, Path(python), {job: scenes[job] for job in lacking})
+
+
+def scene(job: Job) -> Scene:
+    """Return the truth of an image, what every tile sees of it, and the tiles."""
     name, how, halo, seed = job
     chosen = SETS[name]
-    truth = chosen.truth(seed)
+    truth = truth_of(name, seed)
     disagreement = MILD if how == "mild" else hard(chosen.diameter)
     view = TileView(truth, disagreement, chosen.diameter / 3, seed)
     width = round(HALOS[halo] * chosen.diameter)
     grid = plan_grid(chosen.axes, truth.shape, tile_shape=chosen.tile_shape, overlap=width)
-    views = {tile.index: view(tile.read) for tile in grid.tiles()}
+    return truth, {tile.index: view(tile.read) for tile in grid.tiles()}, grid
+
+
+@cache
+def truth_of(name: str, seed: int) -> Labels:
+    """Return the label image of a set and a seed."""
+    return SETS[name].truth(seed)
+
+
+def measure(job: Job) -> Row:
+    """Return the figures of every rule of ours in one image."""
+    truth, views, grid = scene(job)
     tiles = TilesInMemory.stage(truth, lambda pixels, tile: views[tile.index], grid)
-    merged: dict[str, Any] = {what: tiles.merged(options) for what, options in OPTIONS.items()}
-    if peer_python is not None:
-        merged |= merge_with_peer(views, grid, peer_python)
-    return {
-        what: figures(truth, labels, grid)
-        for what, labels in merged.items()
-        if isinstance(labels, np.ndarray)
-    }
+    merged = {what: tiles.merged(options) for what, options in OPTIONS.items()}
+    return {what: figures(truth, labels, grid) for what, labels in merged.items()}
+
+
+def measure_tool(tool: str, python: Path, scenes: Mapping[Job, Scene]) -> Iterator[tuple[Job, Row]]:
+    """Yield the figures of every mode of a tool in each image; a mode that failed has none."""
+    merged = merge_with_tool(tool, python, [(views, grid) for _, views, grid in scenes.values()])
+    for (job, (truth, _, grid)), of_mode in zip(scenes.items(), merged, strict=True):
+        row = {}
+        for mode, labels in of_mode.items():
+            if isinstance(labels, str):
+                print(f"{mode}, {job}: {labels}", file=sys.stderr)
+            else:
+                row[mode] = figures(truth, labels.astype(np.int64), grid)
+        yield job, row
 
 
 def figures(truth: Labels, labels: Labels, grid: TileGrid) -> dict[str, float]:
@@ -197,29 +230,6 @@ def _straight(labels: Labels, grid: TileGrid) -> float:
                 shares[beside][1] += differs.size
     at_face, control = (n / max(1, total) for n, total in shares.values())
     return at_face - control
-
-
-def table(results: dict[Key, list[dict[str, float]]]) -> str:
-    """Return the Markdown table: mean over seeds, and the range of PQ."""
-    lines = [
-        "| set | tiles differ | halo | merged by | " + " | ".join(FIGURES.values()) + " |",
-        "|---|---|---|---|" + "---|" * len(FIGURES),
-    ]
-    for (name, how, halo, what), rows in results.items():
-        lines.append(f"| {name} | {how} | {halo} | {what} | {' | '.join(_cells(rows))} |")
-    return "\n".join(lines)
-
-
-def _cells(rows: Iterable[dict[str, float]]) -> Iterator[str]:
-    values = {name: [row[name] for row in rows] for name in FIGURES}
-    for name, numbers in values.items():
-        mean = float(np.mean(numbers))
-        if name == "pq":
-            yield f"{mean:.3f} ({min(numbers):.3f}-{max(numbers):.3f})"
-        elif name in ("split", "fused", "straight"):
-            yield f"{mean:.1%}"
-        else:
-            yield f"{mean:.2f}" if name == "jump" else f"{mean:.3f}"
 
 
 if __name__ == "__main__":

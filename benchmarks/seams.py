@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from seam_cases import Case, cases
-from seam_merges import PEER_MODES, merge, merge_with_peer
+from seam_merges import TOOLS, merge, merge_with_tool
 from seam_pictures import draw_pictures
 from seam_scores import Score, score
 
@@ -100,7 +100,7 @@ def measure(case: Case, peer_python: Path | None) -> Rows:
             views = {tile.index: found for tile, found in zip(tiles, labels, strict=True)}
             merged = {"untiled": untiled, **merge(views, grid, RULES)}
             if peer_python is not None:
-                merged |= merge_with_peer(views, grid, peer_python)
+                merged |= merge_with_tool("patchworks", peer_python, [(views, grid)])[0]
             for rule, found in merged.items():
                 if isinstance(found, np.ndarray):
                     found = score(scene.truth, found, untiled, grid, min_piece=scene.min_piece)
@@ -142,18 +142,18 @@ def summary(results: dict[str, Rows]) -> str:
     for title, rows in results.items():
         for halo in dict.fromkeys(halo for halo, _ in rows):
             ours = rows[halo, "overlap"]
-            peers = {mode: rows.get((halo, mode)) for mode in PEER_MODES}
+            peers = {mode: rows.get((halo, mode)) for mode in TOOLS["patchworks"].modes}
             usable = {mode: peer for mode, peer in peers.items() if isinstance(peer, Score)}
             if not isinstance(ours, Score) or not usable:
                 continue
-            mode = max(usable, key=lambda m, found=usable: (found[m].pq, m == "peer, iou"))
+            mode = max(usable, key=lambda m, found=usable: (found[m].pq, m == "patchworks, iou"))
             cells, worse = [], []
             for name, sign, form in FIGURES:
                 mine, theirs = getattr(ours, name), getattr(usable[mode], name)
                 cells.append(f"{mine:{form}} / {theirs:{form}}")
                 if sign * mine < sign * theirs:
                     worse.append(name)
-            told = [*cells, PEER_MODES[mode], ", ".join(worse) or "-"]
+            told = [*cells, TOOLS["patchworks"].modes[mode]["stitch"], ", ".join(worse) or "-"]
             lines.append(f"| {title} | {halo} | {' | '.join(told)} |")
     return "\n".join(lines)
 
