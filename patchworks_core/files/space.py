@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import time
 
 from upath import UPath
 
@@ -19,6 +20,9 @@ BYTES_PER_PIXEL = 2
 
 TIMES_AGAIN = 2
 """It is said once more when so many times less is free than when it was last said."""
+
+SECONDS_BETWEEN = 60.0
+"""Nor is it said again sooner: what fills a disk within seconds is told of once."""
 
 
 def free_bytes(path: UPath) -> int | None:
@@ -49,6 +53,7 @@ class SpaceWatch:
         self._path = path
         self._n_blocks = n_blocks
         self._said_at: int | None = None
+        self._said_when = 0.0
 
     def check_before(self, n_pixels: int) -> None:
         """Raise StorageError where not even one tile block of so many pixels would fit."""
@@ -74,12 +79,17 @@ class SpaceWatch:
         free = free_bytes(self._path)
         if free is None or needed <= free:
             return
-        if self._said_at is None or free * TIMES_AGAIN < self._said_at:
-            self._said_at = free
+        now = time.monotonic()
+        is_new = self._said_at is None or (
+            free * TIMES_AGAIN < self._said_at and now - self._said_when >= SECONDS_BETWEEN
+        )
+        if is_new:
+            self._said_at, self._said_when = free, now
             log.warning(
                 "%s are free at %s, and about %s more are needed: %d tile blocks are to be staged, "
-                "and the merged labels take as much as the stage; make room, or stop and stage "
-                "elsewhere (stage_dir=)",
+                "and the merged labels take as much as the stage; make room, or stop and begin "
+                "again on another disk (stage_dir=; of patchworks segment, --output; of a home, "
+                "store: {root: ...})",
                 human_bytes(free),
                 self._path,
                 human_bytes(needed),

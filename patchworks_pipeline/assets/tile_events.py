@@ -23,6 +23,9 @@ from patchworks_pipeline.tile_failures import TileFailure
 SECONDS_BETWEEN_LOG_LINES = 10
 """StagingProgress is logged at most this often."""
 
+STOPPED = "circuit_breaker"
+"""Metadata of a run: why tiles were not tried, as too many others had failed."""
+
 SHOWN_FAILURES = 20
 """Failed tiles listed in a run's failure; all of them are in the image's folder."""
 
@@ -178,10 +181,11 @@ def fail_if_any(
     if not failed:
         return
     names = ", ".join(f"{image}/{failure.block}" for image, failure in failed[:5])
+    others = "the others that were tried are staged" if stopped else "the others are staged"
     description = (
         f"{len(failed)} of {n_tiles} tiles failed: {names}{', ...' if len(failed) > 5 else ''}; "
-        "the others are staged: when the cause is mended, launch job 'repair_image' for the image, "
-        "or materialize the failed partitions again"
+        f"{others if len(failed) < n_tiles else 'none is staged'}: when the cause is mended, "
+        "launch job 'repair_image' for the image, or materialize the failed partitions again"
     )
     first = failed[0][1]
     metadata: dict[str, Any] = {
@@ -191,7 +195,7 @@ def fail_if_any(
     }
     if stopped:
         description = f"stopped: {'; '.join(stopped.values())}. {description}"
-        metadata["circuit_breaker"] = "; ".join(stopped.values())
+        metadata[STOPPED] = "; ".join(stopped.values())
     for tile, png in pictures.items():
         metadata[f"input of {tile}"] = picture(png, tile)
     raise dg.Failure(description=description, metadata=metadata, allow_retries=False)

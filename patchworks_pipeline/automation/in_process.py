@@ -15,6 +15,7 @@ from dagster._core.storage.noop_compute_log_manager import NoOpComputeLogManager
 from dagster._core.utils import make_new_run_id
 
 from patchworks_core.machine.interrupts import noting_signals, raise_for_signal
+from patchworks_pipeline.assets.tile_events import STOPPED
 from patchworks_pipeline.image_faults import error_of_step
 from patchworks_pipeline.instance.heartbeats import beating
 from patchworks_pipeline.instance.run_processes import tags_of_process
@@ -29,6 +30,9 @@ class JobError:
     message: str
     is_of_tiles: bool = False
     """True where the function failed on tiles, and the image's folder says on which."""
+
+    stopped: str | None = None
+    """Why tiles were not tried: too many others had failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +142,11 @@ def _error_of(result: dg.ExecuteInProcessResult) -> JobError:
     if not failures:
         return JobError(f"job {job!r} failed; see run {result.run_id} in the UI")
     data = failures[0].step_failure_data
-    if data.user_failure_data is not None and data.user_failure_data.description:
-        return JobError(str(data.user_failure_data.description), is_of_tiles=True)
+    of_tiles = data.user_failure_data
+    if of_tiles is not None and of_tiles.description:
+        stopped = of_tiles.metadata.get(STOPPED)
+        words = None if stopped is None else str(stopped.value)
+        return JobError(str(of_tiles.description), is_of_tiles=True, stopped=words)
     error = error_of_step(data)
     if error is None:
         return JobError(f"job {job!r} failed")

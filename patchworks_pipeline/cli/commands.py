@@ -5,6 +5,7 @@ its traceback.
 """
 
 import errno
+import re
 import sys
 from typing import Any
 
@@ -13,10 +14,14 @@ from typer.core import TyperGroup
 from patchworks_core.errors import StorageError, TilesFailedError
 from patchworks_core.files.locations import CREDENTIALS, is_of_object_store
 from patchworks_core.machine.interrupts import EXIT_CODE_OF_INTERRUPT, ended_by_sigterm
+from patchworks_pipeline.cli.advice import home_of_call
 from patchworks_pipeline.cli.terminal import BAD_INPUT, TILES_FAILED, fail
 from patchworks_pipeline.image_faults import IMAGE_FAULTS, words_of
 
 OTHER_FAILURE = 1
+
+_PYDANTIC = re.compile(r"^Input should\b")
+"""How pydantic begins to say what is allowed."""
 
 _OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENOMEM}
 """What the operating system says that no other input would mend."""
@@ -27,6 +32,7 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command, and say in one line why it could not do what it was asked."""
+        home_of_call.set(None)
         try:
             with ended_by_sigterm():
                 return super().invoke(ctx)
@@ -39,9 +45,19 @@ class Commands(TyperGroup):
         except IMAGE_FAULTS as error:
             fail(words_of(error), code_of(error))
         except Exception as error:
+            if type(error).__name__ == "BadParameter":
+                _name_value(error)
             if not is_of_object_store(error):
                 raise
             fail(f"an object store refuses: {words_of(error)}; {CREDENTIALS}", OTHER_FAILURE)
+
+
+def _name_value(error: Any) -> None:
+    """Let what is said of an option that cannot be repeat the value, where pydantic refused it."""
+    mistakes: list[Any] = getattr(error.__cause__, "errors", list)()
+    if mistakes and repr(mistakes[0]["input"]) not in error.message:
+        words = _PYDANTIC.sub("must", error.message)
+        error.message = f"{words}, got {mistakes[0]['input']!r}"
 
 
 def _without_traceback(error: TilesFailedError) -> str:

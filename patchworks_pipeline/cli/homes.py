@@ -1,11 +1,11 @@
 """What a command is about: images that a home knows, their segmentations, and the workers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from patchworks_pipeline.cli.options import BUDGET_OPTIONS, checked_budget
+from patchworks_pipeline.cli.options import checked_budget
 from patchworks_pipeline.cli.terminal import BAD_INPUT, fail
 from patchworks_pipeline.resources.built_in import TileWorkerKind
 
@@ -20,11 +20,6 @@ def segmentations_of(home: Path, only: str | None) -> tuple[str, ...]:
     if only not in names:
         fail(f"--only {only!r} is none of the segmentations {list(names)!r} of {home}", BAD_INPUT)
     return (only,)
-
-
-def only_of(folder: Any) -> list[str]:
-    """Return the options that say which segmentation of an image a folder is of."""
-    return ["--only", folder.segmentation] if folder.segmentation else []
 
 
 def budget_of(
@@ -43,11 +38,6 @@ def budget_of(
     chosen = {name: value for name, value in fields.items() if value is not None}
     checked_budget(chosen)
     return chosen
-
-
-def options_of(budget: Mapping[str, Any]) -> list[str]:
-    """Return the options of a command that set fields of `ComputeBudget`."""
-    return [f"{BUDGET_OPTIONS[name]}={value}" for name, value in budget.items()]
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """The command line: ``patchworks run | retry | merge | next | segment | status | ui | demo``."""
 
-import shlex
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,13 +11,13 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from patchworks_core.machine.interrupts import INTERRUPTIONS
+from patchworks_pipeline.cli.advice import command_on, options_of
 from patchworks_pipeline.cli.commands import Commands, code_of
 from patchworks_pipeline.cli.convert import convert
 from patchworks_pipeline.cli.homes import (
     budget_of,
     known_image,
     known_images,
-    only_of,
     segmentations_of,
 )
 from patchworks_pipeline.cli.options import (
@@ -58,6 +58,7 @@ from patchworks_pipeline.cli.terminal import (
     console,
     errors,
     fail,
+    in_options,
     say,
     say_error,
     say_json,
@@ -117,7 +118,8 @@ def run(
 ) -> None:
     """Run images through all assets in this process; again, it redoes only what is missing.
 
-    Options that are left out keep what was chosen for the image before.
+    Options that are left out keep what was chosen for the image before; those of workers
+    (--workers, --worker-kind, --tile-timeout, --worker-memory) hold for this call alone.
     """
     options = choices_of(
         segmentation=segmentation,
@@ -178,7 +180,7 @@ def _run_one(
             if as_json:
                 say_json(record_of(result))
             else:
-                _say(result, home)
+                _say(result, home, budget)
     except INTERRUPTIONS:
         say(_kept(folder) if folder is not None else "interrupted", on=errors)
         raise
@@ -194,6 +196,11 @@ def _run_one(
 
 def _kept(folder: Any) -> str:
     """Say what is kept of an image whose run was interrupted."""
+    return f"interrupted: {_staged(folder)}; run it again, and it goes on from there"
+
+
+def _staged(folder: Any) -> str:
+    """Say how many tiles of an image are staged."""
     from patchworks_pipeline.cli.status import UNKNOWN, status_of
     from patchworks_pipeline.image_faults import ImageFaults
 
@@ -202,13 +209,10 @@ def _kept(folder: Any) -> str:
         row = status_of(folder)
     n_staged = 0 if row["staged"] is None else row["staged"]
     n_tiles = "" if row["tiles"] is None else f" of {row['tiles']}"
-    return (
-        f"interrupted: {n_staged}{n_tiles} tiles of {folder.title} are staged and kept; run it "
-        "again, and it goes on from there"
-    )
+    return f"{n_staged}{n_tiles} tiles of {folder.title} are staged and kept"
 
 
-def _say(result: Any, home: Path) -> None:
+def _say(result: Any, home: Path, budget: Mapping[str, Any] | None = None) -> None:
     """Print what came of an image, and what to do next."""
     folder = result.folder
     if result.failures:
@@ -216,12 +220,15 @@ def _say(result: Any, home: Path) -> None:
         title = f"{n} tile{'' if n == 1 else 's'} failed"
         table = Table(Column("tile", overflow="fold"), "error", title=title, expand=False)
         for failure in result.failures:
-            message = f"{failure.error_type}: {failure.message}"
+            message = in_options(f"{failure.error_type}: {failure.message}")
             table.add_row(f"{folder.title}/{failure.block}", escape(message))
         errors.print(table)
+        if result.stopped:
+            say(f"the run was stopped: {in_options(result.stopped)}", on=errors)
+        which = "the failed ones" + (" and those not tried" if result.stopped else "")
+        again = command_on(folder, "retry", *options_of(budget or {}), "--home", str(home))
         say(
-            "the other tiles are staged; when the cause is mended, retry the failed ones with\n"
-            f"  {_retry_command(folder, home)}",
+            f"{_staged(folder)}; when the cause is mended, retry {which} with\n  {again}",
             on=errors,
         )
         return
@@ -239,11 +246,6 @@ def _say(result: Any, home: Path) -> None:
         *(f"  seams    {problem}" for problem in summary.get("seam_problems", [])),
     ]
     say("\n".join(lines))
-
-
-def _retry_command(folder: Any, home: Path) -> str:
-    """Return the command that stages the failed tiles of an image again."""
-    return shlex.join(["patchworks", "retry", folder.key, *only_of(folder), "--home", str(home)])
 
 
 KnownImage = Annotated[str, typer.Argument(help="Key or path of an image in the home.")]

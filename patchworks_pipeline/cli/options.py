@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from patchworks_core.machine.workers import WorkerKind
+from patchworks_pipeline.cli.advice import BUDGET_OPTIONS, home_of_call
 from patchworks_pipeline.cli.terminal import BAD_INPUT, fail
 from patchworks_pipeline.instance.home import DEFAULT_HOME
 from patchworks_pipeline.resources import built_in
@@ -35,8 +36,22 @@ Only = Annotated[
     typer.Option("--only", help="One of the segmentations, where images have several; else all."),
 ]
 Images = Annotated[list[str], typer.Argument(help="Paths or URLs of images.", show_default=False)]
+
+
+def _note_home(context: typer.Context, home: Path) -> Path:
+    """Note whether ``--home`` was given, for commands that are advised."""
+    source = context.get_parameter_source("home")
+    home_of_call.set(str(home) if source is not None and source.name == "COMMANDLINE" else None)
+    return home
+
+
 Home = Annotated[
-    Path, typer.Option(envvar="PATCHWORKS_HOME", help="Folder of instance, store and landing.")
+    Path,
+    typer.Option(
+        envvar="PATCHWORKS_HOME",
+        callback=_note_home,
+        help="Folder of instance, store and landing.",
+    ),
 ]
 SegmentationOption = Annotated[
     str | None,
@@ -101,14 +116,6 @@ TileKind = Annotated[
     built_in.TileWorkerKind | None,
     typer.Option("--worker-kind", help="Of the tiles at once; auto: as the function declares."),
 ]
-
-BUDGET_OPTIONS = {
-    "workers": "--workers",
-    "kind": "--worker-kind",
-    "tile_timeout": "--tile-timeout",
-    "worker_memory": "--worker-memory",
-}
-"""Options that set fields of `ComputeBudget`; they hold for the call, not for the image."""
 
 _FIELD_OF_BUDGET = re.compile(rf"\bbudget\.({'|'.join(BUDGET_OPTIONS)})\b")
 

@@ -27,6 +27,7 @@ from patchworks_pipeline.assets.tile_events import not_logged
 from patchworks_pipeline.automation.events import RANGE_END, RANGE_START
 from patchworks_pipeline.automation.in_process import InProcess, JobError
 from patchworks_pipeline.automation.jobs import MERGED, PLANNED
+from patchworks_pipeline.cli.advice import command_on
 from patchworks_pipeline.cli.terminal import errors, in_options, say
 from patchworks_pipeline.definitions import definitions, defs
 from patchworks_pipeline.instance.home import home_environment, prepare_home
@@ -58,6 +59,9 @@ class ImageRun:
 
     error: str | None
     """Why a job failed other than by tiles."""
+
+    stopped: str | None = None
+    """Why tiles were not tried: too many others had failed."""
 
     @property
     def is_complete(self) -> bool:
@@ -290,7 +294,7 @@ def _run_missing(
         )
         if error:
             failures = tuple(folder.failures()) if error.is_of_tiles else ()
-            return ImageRun(folder, tuple(steps), failures, error.message)
+            return ImageRun(folder, tuple(steps), failures, error.message, error.stopped)
     if not _is_merged(folder, plan):
         steps.append("merge_image")
         job = lineage.name("merge_image")
@@ -366,7 +370,15 @@ def _merge(
     before = folder.acquisition()
     acquisition = replace(before, merge={**before.merge, **chosen})
     segmentation_of_home(folder).merge_options(acquisition, plan, {})
-    stage.settled_counts(allow_missing=allow_missing)
+    try:
+        stage.settled_counts(allow_missing=allow_missing)
+    except StageError as fault:
+        if not stage.missing_blocks():
+            raise
+        raise StageError(
+            f"{fault}: '{command_on(folder, 'retry')}' does that and merges, --allow-missing-tiles "
+            "merges with holes"
+        ) from fault
     folder.write_acquisition(acquisition)
     has_pairs = folder.has_edges_of(stage, allow_missing=allow_missing)
     lineage = Lineage((), folder.segmentation)
@@ -443,8 +455,8 @@ def _why_not_as_written(folder: ImageFolder, plan: Plan) -> str | None:
     if fault is None:
         return None
     return (
-        f"{labels} is complete, but {fault}; it is left as it is: 'patchworks merge {folder.key} "
-        "--overwrite' makes it again of the staged tiles"
+        f"{labels} is complete, but {fault}; it is left as it is: "
+        f"'{command_on(folder, 'merge', '--overwrite')}' makes it again of the staged tiles"
     )
 
 

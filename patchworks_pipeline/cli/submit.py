@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from patchworks_pipeline.cli.advice import command_on, options_of
 from patchworks_pipeline.cli.commands import OTHER_FAILURE
-from patchworks_pipeline.cli.homes import budget_of, options_of, segmentations_of
+from patchworks_pipeline.cli.homes import budget_of, segmentations_of
 from patchworks_pipeline.cli.options import (
     HOME,
     Axes,
@@ -130,7 +131,7 @@ def _submit(
             options=options_of(budget),
         )
     if script is None:
-        say(f"{folder.title}: no tile is missing; merge it with 'patchworks run'")
+        say(f"{folder.title}: no tile is missing; merge it with '{command_on(folder, 'run')}'")
         return
     say(
         f"{folder.title}: {len(missing)} tiles are missing; this submits their jobs, and the merge:"

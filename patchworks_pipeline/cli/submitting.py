@@ -22,7 +22,7 @@ from patchworks_core.stage.staging import StagedBlock, StagingCount, stage_all
 from patchworks_core.tiles.grid import TileBlock
 from patchworks_pipeline.assets.planned import planned_function
 from patchworks_pipeline.assets.staging import keep_failure, staging_of
-from patchworks_pipeline.cli.homes import only_of
+from patchworks_pipeline.cli.advice import only_of
 from patchworks_pipeline.cli.terminal import errors, say
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.compute_budget import ComputeBudget

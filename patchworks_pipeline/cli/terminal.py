@@ -8,6 +8,8 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.markup import escape
 
+from patchworks_pipeline.cli.advice import as_typed
+
 OPTIONS = {
     "max_workers": "workers",
     "n_workers": "workers",
@@ -68,12 +70,13 @@ def fail(message: str, code: int) -> NoReturn:
 
 def say_error(message: str) -> None:
     """Print an error as it is: its brackets are no markup."""
-    errors.print(f"[red]error[/]: {escape(in_options(message))}", highlight=False, soft_wrap=True)
+    words = escape(as_typed(in_options(message)))
+    errors.print(f"[red]error[/]: {words}", highlight=False, soft_wrap=True)
 
 
 def say(text: str, *, on: Console = console) -> None:
     """Print text as it is, and never break a path."""
-    on.print(text, highlight=False, soft_wrap=True, markup=False)
+    on.print(as_typed(text), highlight=False, soft_wrap=True, markup=False)
 
 
 def say_json(values: Any) -> None:

@@ -133,9 +133,22 @@ def test_a_stage_that_will_not_fit_is_said_while_there_is_time(tmp_path, monkeyp
     warned = [record.message for record in caplog.records if "more are needed" in record.message]
     assert len(warned) == 1
     assert warned[0].startswith("2.0 kB are free at")
+    assert "of patchworks segment, --output" in warned[0]
     monkeypatch.setattr(space, "free_bytes", lambda path: 20)
     with pytest.raises(StorageError, match=r"20 B are free at .* one tile block may take 32 B; no"):
         tile_process(IMAGE, label_components, tile_shape=4, write_to=tmp_path / "b.zarr")
+
+
+def test_a_disk_that_fills_within_seconds_is_said_once(tmp_path, monkeypatch, caplog):
+    free = iter([4000, 1000, 200, 40, 8])
+    monkeypatch.setattr(space, "free_bytes", lambda path: next(free))
+    watch = space.SpaceWatch(UPath(tmp_path), n_blocks=1000)
+    for n_done in range(1, 5):
+        watch.look(100 * n_done, n_done=n_done, n_left=1000 - n_done)
+    assert len(caplog.records) == 1
+    monkeypatch.setattr(space, "SECONDS_BETWEEN", 0)
+    watch.look(500, n_done=5, n_left=995)
+    assert len(caplog.records) == 2
 
 
 def test_free_space_is_that_of_the_folder_that_will_be_made(tmp_path):

@@ -168,3 +168,22 @@ def test_a_port_that_is_none_and_a_setting_that_is_none_start_no_server(tmp_path
     monkeypatch.setenv("PATCHWORKS_AUTOMATION", "perhaps")
     code, err = call_command_line("ui", *home)
     assert (code, "must be one of" in err) == (2, True), err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--tile-timeout", "abc"), "must be a valid number"),
+        (("--tile-timeout", "-1"), "must be greater than or equal to 0, got '-1'"),
+        (("--workers", "0"), "must be greater than or equal to 1, got '0'"),
+        (("--min-iou", "half"), "got 'half'"),
+        (("--worker-kind", "fibers"), "'fibers' is not one of 'auto', 'threads', 'processes'."),
+    ],
+)
+def test_a_value_that_an_option_cannot_have_is_repeated(monkeypatch, options, words):
+    monkeypatch.setenv("COLUMNS", "200")
+    code, printed = call_command_line("run", "a.tif", *options)
+    assert code == 2
+    assert words in printed
+    assert f"Invalid value for '{options[0]}'" in printed
+    assert printed.count(options[1]) == 1

@@ -1,0 +1,92 @@
+"""What a person is advised to type does what it says, typed as it stands."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from typer.main import get_command
+
+from patchworks_core.errors import StageError
+from patchworks_pipeline.automation.in_process import _error_of
+from patchworks_pipeline.cli.advice import OF_A_HOME, as_typed, home_of_call, options_of
+from patchworks_pipeline.cli.main import _say, app
+from patchworks_pipeline.cli.runs import ImageRun, merge_again
+from tests.pipeline.conftest import call_command_line
+from tests.tissue import MARKED_KEY, marked_tissue, tissue, write_tiff
+
+
+def test_the_commands_of_a_home_are_those_that_take_one():
+    commands = get_command(app).commands.items()
+    takes_home = {name for name, command in commands if "home" in {p.name for p in command.params}}
+    assert takes_home == set(OF_A_HOME)
+
+
+@pytest.mark.parametrize(
+    ("home", "words", "printed"),
+    [
+        ("here", "'patchworks retry a' does", "'patchworks retry a --home here' does"),
+        ("a b", "'patchworks run'", "'patchworks run --home \"a b\"'"),
+        ("here", "'patchworks run a --home there'", None),
+        ("here", "'patchworks segment a'", None),
+        (None, "'patchworks run a'", None),
+    ],
+)
+def test_a_command_that_is_named_is_of_the_home_that_was_given(home, words, printed):
+    token = home_of_call.set(home)
+    try:
+        assert as_typed(words) == (words if printed is None else printed)
+    finally:
+        home_of_call.reset(token)
+
+
+def test_a_home_is_repeated_where_it_was_given_on_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, printed = call_command_line("status", "--home", "plates")
+    assert (code, "'patchworks run IMAGE --home plates'" in printed) == (2, True), printed
+    monkeypatch.setenv("PATCHWORKS_HOME", str(tmp_path / "others"))
+    code, printed = call_command_line("status")
+    assert (code, "'patchworks run IMAGE'" in printed) == (2, True), printed
+
+
+def test_limits_of_a_call_are_options_again():
+    budget = {"workers": 2, "kind": "processes", "tile_timeout": 5.0, "worker_memory": "8GB"}
+    assert options_of(budget) == [
+        "--workers=2",
+        "--worker-kind=processes",
+        "--tile-timeout=5",
+        "--worker-memory=8GB",
+    ]
+    assert options_of({"tile_timeout": 0.5}) == ["--tile-timeout=0.5"]
+
+
+def test_a_run_that_was_stopped_says_so_and_what_is_staged(pipeline, home, tmp_path, capsys):
+    image = write_tiff(tmp_path / "tissue.tif", tissue())
+    folder = pipeline.register(image, function="tissue_functions:mask")
+    pipeline.plan(folder)
+    error = _error_of(pipeline.stage(folder))
+    failures = tuple(folder.failures())
+    told = replace(failures[0], message="it was not done; allow more with tile_timeout=")
+    failures = (told, *failures[1:])
+    _say(ImageRun(folder, (), failures, error.message, error.stopped), home, {"tile_timeout": 5.0})
+    printed = " ".join(capsys.readouterr().err.split())
+    n_left = 12 - len(failures)
+    assert f"the run was stopped: {len(failures)} of 12 tiles of tissue failed" in printed
+    assert f"{n_left} were not tried" in printed
+    assert "0 of 12 tiles of tissue are staged and kept" in printed
+    assert "retry the failed ones and those not tried with" in printed
+    assert f"patchworks retry tissue --tile-timeout=5 --home {home}" in printed
+    assert "--tile-timeout " in printed.partition("retry")[0].replace("│", " ")
+    assert "tile_timeout=" not in printed
+    assert "the others are staged" not in error.message
+
+
+def test_a_merge_that_lacks_tiles_names_both_ways_out(pipeline, tmp_path):
+    image = write_tiff(tmp_path / "marked.tif", marked_tissue())
+    folder = pipeline.register(image, "marked", function="tissue_functions:fails_at_mark")
+    pipeline.plan(folder)
+    error = _error_of(pipeline.stage(folder))
+    assert error.stopped is None
+    assert MARKED_KEY in error.message
+    with pytest.raises(StageError, match="'patchworks retry marked' .*--allow-missing-tiles merg"):
+        merge_again(pipeline.instance, folder, {})
