@@ -161,9 +161,30 @@ DURABLE = "PATCHWORKS_FSYNC"
 """Variable that says ``on`` where what is written must outlast a power cut, at a cost in time."""
 
 
+ON, OFF = ("on", "1", "true", "yes"), ("off", "0", "false", "no")
+"""What switches in the environment may say."""
+
+
+def is_switched_on(variable: str, *, otherwise: bool) -> bool:
+    """Tell whether a variable of the environment says ``on``; empty, or not set, says nothing.
+
+    Raises
+    ------
+    PlanError
+        If it says neither on nor off.
+    """
+    value = os.environ.get(variable, "")
+    if value.lower() not in ("", *ON, *OFF):
+        raise PlanError(
+            f"{variable} must be one of {(*ON, *OFF)!r}, got {value!r}; correct it, or remove it "
+            "from the environment"
+        )
+    return value.lower() in ON if value else otherwise
+
+
 def is_durable() -> bool:
     """Tell whether what is written is to be on the disk itself before anything builds on it."""
-    return os.environ.get(DURABLE, "").lower() in ("1", "on", "true", "yes")
+    return is_switched_on(DURABLE, otherwise=False)
 
 
 def be_durable() -> None:

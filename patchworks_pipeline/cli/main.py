@@ -62,6 +62,7 @@ from patchworks_pipeline.cli.terminal import (
     say,
     say_error,
     say_json,
+    say_step,
 )
 from patchworks_pipeline.cli.view import view
 
@@ -158,6 +159,7 @@ def _run_one(
     segmentation: str = "",
 ) -> int:
     """Run one image and say what came of it; return the exit code."""
+    say_step(f"{url}: begun")
     from patchworks_pipeline.cli.progress_bars import progress_bars
     from patchworks_pipeline.cli.runs import choose_image, open_home, relate, run_image
     from patchworks_pipeline.image_faults import IMAGE_FAULTS, words_of

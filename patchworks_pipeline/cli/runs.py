@@ -28,7 +28,7 @@ from patchworks_pipeline.automation.events import RANGE_END, RANGE_START
 from patchworks_pipeline.automation.in_process import InProcess, JobError
 from patchworks_pipeline.automation.jobs import MERGED, PLANNED
 from patchworks_pipeline.cli.advice import command_on
-from patchworks_pipeline.cli.terminal import errors, in_options, say
+from patchworks_pipeline.cli.terminal import errors, in_options, say, say_step
 from patchworks_pipeline.definitions import definitions, defs
 from patchworks_pipeline.instance.home import home_environment, prepare_home
 from patchworks_pipeline.instance.run_processes import open_instance
@@ -76,7 +76,7 @@ def open_home(home: Path) -> Iterator[dg.DagsterInstance]:
     Runs that were killed are ended first, so that nothing waits for what they held.
     """
     os.environ.update(home_environment(prepare_home(home)))
-    with open_instance(home) as instance:
+    with open_instance(home, say=partial(say, on=errors)) as instance:
         yield instance
 
 
@@ -244,6 +244,7 @@ def _plan_missing(
 ) -> ImageRun:
     if _is_planned(folder, plan):
         return ImageRun(folder, (), (), None)
+    say_step(f"{folder.title}: planning")
     if replaced := what_is_replaced(folder, plan):
         say(replaced, on=errors)
     error = _run(
@@ -283,6 +284,7 @@ def _run_missing(
         if compute.unkept_limits:
             say(f"warning: {compute.unkept_limits}", on=errors)
         steps.append("stage_tiles")
+        say_step(f"{folder.title}: staging {len(blocks)} of {plan.grid.n_blocks} tiles")
         keys = tile_keys(folder.key, blocks)
         error = _run(
             instance,
@@ -297,6 +299,7 @@ def _run_missing(
             return ImageRun(folder, tuple(steps), failures, error.message, error.stopped)
     if not _is_merged(folder, plan):
         steps.append("merge_image")
+        say_step(f"{folder.title}: merging {plan.grid.n_blocks} tiles")
         job = lineage.name("merge_image")
         error = _run(instance, job, folder.key, resources, partition_key=folder.key)
         if error:
@@ -380,6 +383,7 @@ def _merge(
             "merges with holes"
         ) from fault
     folder.write_acquisition(acquisition)
+    say_step(f"{folder.title}: merging {plan.grid.n_blocks} tiles")
     has_pairs = folder.has_edges_of(stage, allow_missing=allow_missing)
     lineage = Lineage((), folder.segmentation)
     names = MERGED[1:] if has_pairs else MERGED

@@ -6,12 +6,14 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
 
 from patchworks_core.errors import PlanError
 from patchworks_pipeline.automation.alerts import ADDRESS_VARIABLE
+from patchworks_pipeline.cli.terminal import errors, say
 from patchworks_pipeline.image_faults import words_of
 from patchworks_pipeline.instance.home import home_environment, prepare_home
 from patchworks_pipeline.instance.run_processes import open_instance
@@ -49,7 +51,7 @@ def serve(home: Path, *, host: str, port: int, automation: bool = True) -> int:
     os.environ.update(environment)
     Automation().of_home().why_off()  # a setting that is none is said here, not by every sensor
     _must_be_free(host, port)
-    with open_instance(home):
+    with open_instance(home, say=partial(say, on=errors)):
         pass
     commands = [
         [sys.executable, "-m", "dagster_webserver", "-m", MODULE, "-h", host, "-p", str(port)],

@@ -79,6 +79,12 @@ def say(text: str, *, on: Console = console) -> None:
     on.print(as_typed(text), highlight=False, soft_wrap=True, markup=False)
 
 
+def say_step(text: str) -> None:
+    """Say on standard error what is begun, where no progress bar shows it."""
+    if not (console.is_terminal and errors.is_terminal):
+        say(text, on=errors)
+
+
 def say_json(values: Any) -> None:
     """Print values as JSON on one line, for a program to read."""
     print(json.dumps(values), flush=True)

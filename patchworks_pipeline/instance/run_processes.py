@@ -15,7 +15,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from yaml import YAMLError
 from patchworks_core.errors import PlanError
 from patchworks_pipeline.instance.heartbeats import Heartbeats
 from patchworks_pipeline.instance.home import opening
+from patchworks_pipeline.partitions import IMAGE
 
 HOST, PROCESS, STARTED, RUN = (
     "patchworks/host",
@@ -67,8 +68,16 @@ _LINUX = Path("/proc/sys/kernel/random/boot_id")
 
 
 @contextmanager
-def open_instance(home: Path) -> Iterator[dg.DagsterInstance]:
+def open_instance(
+    home: Path, *, say: Callable[[str], object] | None = None
+) -> Iterator[dg.DagsterInstance]:
     """Open the instance of a home that this process was pointed to, and end its dead runs.
+
+    Parameters
+    ----------
+    home : Path
+    say : callable, optional
+        Is told of the dead runs that were ended.
 
     Raises
     ------
@@ -78,7 +87,10 @@ def open_instance(home: Path) -> Iterator[dg.DagsterInstance]:
     try:
         with opening(home):
             opened = dg.DagsterInstance.get()
-            end_dead_runs(opened)
+            ended = end_dead_runs(opened)
+            if say is not None:
+                for words in in_words(opened, ended):
+                    say(words)
     except (dg.DagsterError, ParameterCheckError, SQLAlchemyError, YAMLError) as error:
         raise PlanError(
             f"the Dagster instance at {home / 'dagster'} cannot be opened: {error}; restore what "
@@ -201,6 +213,17 @@ def end_dead_runs(
         ended[run.run_id] = why
     _free_slots(instance, ended)
     return ended
+
+
+def in_words(instance: dg.DagsterInstance, ended: Mapping[str, str]) -> Iterator[str]:
+    """Yield what to tell of the dead runs that `end_dead_runs` ended."""
+    for run_id, why in ended.items():
+        run = instance.get_run_by_id(run_id)
+        image = None if run is None else run.tags.get(IMAGE)
+        yield (
+            f"a run of {'this home' if image is None else image} that was left open is ended: "
+            f"{why}; what it staged is kept"
+        )
 
 
 def _why_silent(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str | None:

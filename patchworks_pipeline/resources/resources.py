@@ -9,7 +9,7 @@ from pydantic import ValidationInfo, field_validator
 from upath import UPath
 
 from patchworks_core.errors import ImageError, PlanError
-from patchworks_core.files.storage import DURABLE, as_path, be_durable
+from patchworks_core.files.storage import DURABLE, as_path, be_durable, is_switched_on
 from patchworks_core.images.image import Image
 from patchworks_core.operations.named import check_operations, processed
 from patchworks_core.pilot.trials import recommend_overlap
@@ -28,9 +28,6 @@ from patchworks_pipeline.resources.settings_file import SEGMENTATIONS, Section, 
 
 AUTOMATION_VARIABLE = "PATCHWORKS_AUTOMATION"
 """``off`` switches automation off; read at every tick."""
-
-
-_ON, _OFF = ("on", "1", "true", "yes"), ("off", "0", "false", "no")
 
 
 class LabelStore(Deployed):
@@ -172,15 +169,10 @@ class Automation(Deployed):
         """Return why automation is off, in words; None where it is on."""
         if not self.enabled:
             return "automation is switched off by the resource 'automation'"
-        value = os.environ.get(AUTOMATION_VARIABLE) or "on"
-        if value.lower() in _OFF:
-            return f"automation is switched off by {AUTOMATION_VARIABLE}={value}"
-        if value.lower() not in _ON:
-            raise PlanError(
-                f"{AUTOMATION_VARIABLE} must be one of {(*_ON, *_OFF)!r}, got {value!r}; correct "
-                "it, or remove it from the environment"
-            )
-        return None
+        if is_switched_on(AUTOMATION_VARIABLE, otherwise=True):
+            return None
+        value = os.environ[AUTOMATION_VARIABLE]
+        return f"automation is switched off by {AUTOMATION_VARIABLE}={value}"
 
 
 class SegmentationDefaults(Deployed):

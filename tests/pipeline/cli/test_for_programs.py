@@ -55,8 +55,16 @@ def printed_json(*arguments) -> tuple[int, list]:
 
 def test_run_and_status_say_json(home, tmp_path):
     write_tiff(tmp_path / "tissue.tif", tissue())
-    code, (record,) = printed_json("run", tmp_path / "tissue.tif", *CHOICES, "--json")
+    path = tmp_path / "tissue.tif"
+    result = CliRunner().invoke(app, ["run", str(path), *CHOICES, "--json"])
+    code, (record,) = result.exit_code, [json.loads(line) for line in result.stdout.splitlines()]
     assert code == 0
+    assert result.stderr.splitlines() == [
+        f"{path}: begun",
+        "tissue: planning",
+        "tissue: staging 4 of 4 tiles",
+        "tissue: merging 4 tiles",
+    ]
     assert (record["image"], record["is_complete"], record["error"]) == ("tissue", True, None)
     assert record["objects"] > 3
     assert record["failed_tiles"] == record["seam_problems"] == []

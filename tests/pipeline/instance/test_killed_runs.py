@@ -37,6 +37,7 @@ from patchworks_pipeline.instance.slots import NoSlotError, only_call, take_pool
 from patchworks_pipeline.launcher import WatchedRunLauncher
 from patchworks_pipeline.partitions import IMAGE
 from tests.faults.runs import open_ends
+from tests.pipeline.conftest import call_command_line
 from tests.pipeline.daemon import SENSORS
 from tests.tissue import python_command, tissue, write_tiff
 
@@ -340,6 +341,7 @@ def test_a_killed_run_bricks_nothing(home, tmp_path):
     third = begin(home, other)
     _, err = third.communicate(timeout=120)
     assert third.returncode == 0, err
+    assert f"that was left open is ended: its process {first.pid} on" in err
     assert "waiting for a slot" not in err
     print(f"the next run took {time.monotonic() - begun:.1f} s")
     with open_home(home) as instance:
@@ -348,7 +350,18 @@ def test_a_killed_run_bricks_nothing(home, tmp_path):
         assert instance.event_log_storage.get_concurrency_info("gpu").claimed_slots == []
 
 
-def test_the_ui_ends_killed_runs_before_it_serves(books, home, monkeypatch):
+def test_a_command_says_which_dead_runs_it_ended(books, home):
+    pid = gone_process()
+    enter(books, process=pid, image="plate")
+    enter(books, process=pid)
+    code, printed = call_command_line("status")
+    assert code == 0
+    assert f"a run of plate that was left open is ended: its process {pid} on" in printed
+    assert "a run of this home that was left open is ended" in printed
+    assert "left open" not in call_command_line("status")[1]
+
+
+def test_the_ui_ends_killed_runs_before_it_serves(books, home, monkeypatch, capsys):
     from patchworks_pipeline.cli import serving
 
     run = enter(books, process=gone_process())
@@ -365,6 +378,7 @@ def test_the_ui_ends_killed_runs_before_it_serves(books, home, monkeypatch):
 
     monkeypatch.setattr(serving.subprocess, "Popen", Ended)
     serving.serve(home, host="127.0.0.1", port=0)
+    assert "that was left open is ended" in capsys.readouterr().err
     assert status_of(books, run) is dg.DagsterRunStatus.FAILURE
     assert books.event_log_storage.get_concurrency_info("gpu").claimed_slots == []
 
