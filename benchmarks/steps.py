@@ -1,27 +1,28 @@
 """Processor seconds of each step of one image, one after the other in one thread.
 
-    python -m benchmarks.steps [W1 W2 W3 W4]
+    python -m benchmarks.steps [W1 W2 W3 W4] [--overlap 16 [--outline core]]
 
 Seconds of the processor change less than those of the clock on a machine that others use, and a
 step that got slower is seen by name. Workloads are those of `benchmarks.whole_jobs`, whose images
 are made where they are not there yet. Prints a Markdown row per workload: the function alone and
-reading, which are not ours; the rest of staging; pairing; looking up; writing merged labels.
+reading, which are not ours; the rest of staging; pairing; looking up; writing merged labels. With
+``--overlap`` tiles have that halo and are merged by `overlap`, outlines drawn or those of cores.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
 from upath import UPath
 
 from benchmarks.whole_jobs.__main__ import prepared
-from benchmarks.whole_jobs.workloads import BY_NAME, FUNCTIONS
+from benchmarks.whole_jobs.workloads import BY_NAME, FUNCTIONS, Workload
 from patchworks_core.api.options import planned_job
 from patchworks_core.files.label_arrays import create_label_array, open_label_group
 from patchworks_core.machine.pools import Compute
@@ -67,18 +68,26 @@ class TimedStaging(Staging):
 
 def main() -> None:
     """Measure the workloads that are named, or the first four."""
-    names = sys.argv[1:] or ["W1", "W2", "W3", "W4"]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("workloads", nargs="*", default=["W1", "W2", "W3", "W4"])
+    parser.add_argument("--overlap", type=int)
+    parser.add_argument("--outline", choices=("auto", "core", "feather"), default="auto")
+    args = parser.parse_args()
     print("| workload | " + " | ".join(STEPS) + " | all |")
     print("|---|" + "---|" * (len(STEPS) + 1))
-    for name in names:
-        seconds = measured(name)
+    for name in args.workloads:
+        workload = BY_NAME[name]
+        if args.overlap is not None:
+            workload = replace(workload, halo=args.overlap)
+        seconds = measured(workload, args.outline)
         cells = [seconds[step] for step in STEPS] + [sum(seconds.values())]
         print(f"| {name} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |", flush=True)
 
 
-def measured(name: str) -> dict[str, float]:
+def measured(workload: Workload, outline: str) -> dict[str, float]:
     """Return the processor seconds of each step."""
-    workload = BY_NAME[name]
     image, _, _ = prepared(workload, 2)
     clock = Clock()
 
@@ -91,6 +100,7 @@ def measured(name: str) -> dict[str, float]:
         "overlap": workload.halo,
         "axes": workload.axes,
         "merge": rule,
+        "outline": outline,
         "max_workers": 1,
         "resume": False,
     }
@@ -115,7 +125,7 @@ def measured(name: str) -> dict[str, float]:
 def _merge(folder: UPath, stage: Stage, options: Any, pool: Any, clock: Clock) -> None:
     """Merge what is staged."""
     edges = clock.time("pair", lambda: pair_tiles(stage, pool=pool))
-    outlines = outlines_of(stage, edges, options)
+    outlines = clock.time("look up", lambda: outlines_of(stage, edges, options))
     lut = clock.time(
         "look up", lambda: look_up(stage, edges, options, outlines=outlines, pool=pool)
     )
