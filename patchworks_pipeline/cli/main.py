@@ -337,8 +337,8 @@ def status(
         state = state_of(instance, keys, names, of_home=image is None)
     for text in state.complaints:
         say_error(text)
-    for text in (*state.refused, *state.left_over):
-        say(text, on=errors)
+    for text in (*state.failed, *state.refused, *state.left_over):
+        say(in_options(text), on=errors)
     if json:
         say_json(state.record())
     else:

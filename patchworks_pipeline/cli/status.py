@@ -1,5 +1,7 @@
 """How far the images of a home are, and what it refused: read from what lies on disk."""
 
+import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -10,6 +12,7 @@ from rich.table import Column, Table
 
 from patchworks_core.errors import StageError
 from patchworks_core.stage.plan import Plan
+from patchworks_pipeline.cli.advice import command_on
 from patchworks_pipeline.cli.runs import location
 from patchworks_pipeline.image_faults import IMAGE_FAULTS, ImageFaults, words_of
 from patchworks_pipeline.instance.home import SETTINGS
@@ -26,10 +29,16 @@ from patchworks_pipeline.resources.resources import (
     SegmentationDefaults,
 )
 from patchworks_pipeline.resources.settings import Deployed
+from patchworks_pipeline.tile_failures import TileFailure
 
 UNKNOWN = dict.fromkeys(("file", "tiles", "staged", "failed", "missing", "objects", "labels"))
 """Of an image of which nothing can be read."""
 
+
+LONGEST_REASON = 300
+"""Characters of why tiles failed, in one line."""
+
+_NUMBER = re.compile(r"\d+")
 
 NOT_FOR_RUNS = ("automation", "alerts", "retention", "backfills")
 """Sections that no run of an image reads; a variable of theirs may be that of the service alone."""
@@ -48,7 +57,13 @@ class State:
     complaints: list[str] = field(default_factory=list)
     """What is wrong with images, tiles and settings."""
 
+    failed: list[str] = field(default_factory=list)
+    """Why most of the failed tiles of an image failed, where nobody asked for it alone."""
+
     refused: list[str] = field(default_factory=list)
+    without_row: set[str] = field(default_factory=set)
+    """Images that were refused: those of which nothing was planned are said, not counted."""
+
     left_over: list[str] = field(default_factory=list)
     mistakes: list[str] = field(default_factory=list)
     """In the settings, and a landing folder that is not there."""
@@ -60,6 +75,7 @@ class State:
         """Return it for a program to read."""
         return {
             "images": self.images,
+            "failed": self.failed,
             "refused": self.refused,
             "left_over": self.left_over,
             "mistakes": self.mistakes,
@@ -68,10 +84,15 @@ class State:
     def table(self) -> Table:
         """Return how far the images are; with their files, where keys do not tell them."""
         numbers = ("tiles", "staged", "failed", "missing", "objects")
-        has_files = not all(tells_its_file(row["image"], row["file"]) for row in self.images)
+        shown = [
+            (title, row)
+            for title, row in zip(self.titles, self.images, strict=True)
+            if row["tiles"] or row["image"] not in self.without_row
+        ]
+        has_files = not all(tells_its_file(row["image"], row["file"]) for _, row in shown)
         names = ["image", "file"] if has_files else ["image"]
         table = Table(*(Column(name, overflow="fold") for name in names), *numbers)
-        for title, row in zip(self.titles, self.images, strict=True):
+        for title, row in shown:
             texts = [title, shown_file(row["file"])] if has_files else [title]
             table.add_row(*texts, *("-" if row[n] is None else str(row[n]) for n in numbers))
         return table
@@ -106,16 +127,22 @@ def state_of(
         row, folder = UNKNOWN, store.folder(key, name)
         with faults.about(folder.title):
             row = status_of(folder)
-            for failure in folder.failures():
+            failures = folder.failures()
+            for failure in failures:
                 if not of_home or failure.is_unreadable:
                     failed = f"{failure.error_type}: {failure.message}"
                     state.complaints.append(f"{folder.title}/{failure.block}: {failed}")
+            if of_home and row["failed"]:
+                again = f"'{command_on(folder, 'status')}' names each"
+                state.failed.append(f"{folder.title}: {commonest(failures)}; {again}")
         state.images.append({"image": key, **({"segmentation": name} if name else {}), **row})
         state.titles.append(folder.title)
     state.is_sound = not faults.found
     state.left_over = left_over(instance, store, keys, names)
     if of_home:
-        state.refused = refusals()
+        refused = _refused()
+        state.refused = list(refused.values())
+        state.without_row = {key for key, _ in refused}
         mistakes = mistakes_of_home()
         state.mistakes = list(mistakes.values())
         state.is_sound &= not set(mistakes) - set(NOT_FOR_RUNS)
@@ -193,11 +220,36 @@ def tells_its_file(key: str, url: str | None) -> bool:
 
 def refusals() -> list[str]:
     """Return the versions of acquisitions that were refused in this home, each with the reason."""
+    return list(_refused().values())
+
+
+def _refused() -> dict[tuple[str, str], str]:
+    """Return what was refused, in words, by image and version."""
     quarantine = Quarantine(LabelStore().of_home().path() / ".quarantine")
-    return [
-        f"{name} was refused: {reason}; {quarantine.release(name)}"
-        for name, reason in quarantine.reasons().items()
-    ]
+    return {
+        (refusal.key, refusal.name): (
+            f"{f'{refusal.key}: version ' if refusal.key else ''}{refusal.name} was refused: "
+            f"{refusal.reason}; {quarantine.release(refusal.name)}"
+        )
+        for refusal in quarantine.refusals()
+    }
+
+
+def commonest(failures: Sequence[TileFailure]) -> str:
+    """Return what most of some failed tiles failed of, in one line.
+
+    Examples
+    --------
+    >>> failures = [TileFailure(key, "ValueError", "no model", "") for key in ("y0", "y1")]
+    >>> commonest([*failures, TileFailure("y2", "MemoryError", "", "")])
+    '2 of 3 failed tiles: ValueError: no model'
+    """
+    texts = [f"{failure.error_type}: {failure.message}" for failure in failures]
+    kinds = [_NUMBER.sub("0", text) for text in texts]  # what else tells tiles apart
+    ((kind, n),) = Counter(kinds).most_common(1)
+    text = texts[kinds.index(kind)]
+    of_all = f"{n} of {len(failures)} failed tiles" if len(failures) > 1 else "1 failed tile"
+    return f"{of_all}: {' '.join(text.split())[:LONGEST_REASON].removesuffix(': ')}"
 
 
 def left_over(

@@ -298,15 +298,21 @@ class Quarantine:
 
     def reasons(self) -> dict[str, str]:
         """Return why, by version."""
-        return {name: self._reason(name) for name in sorted(self.names())}
+        return {refusal.name: refusal.reason for refusal in self.refusals()}
 
-    def _reason(self, name: str) -> str:
+    def refusals(self) -> list[Refusal]:
+        """Return all that were refused, by the name of their version."""
+        return [self._refusal(name) for name in sorted(self.names())]
+
+    def _refusal(self, name: str) -> Refusal:
         path = self.path / f"{name}.json"
         try:
             record = read_mapping(path) or {}
         except OSError as error:
-            return f"why cannot be read from {path}: {error}"
-        return str(record.get("reason", f"the record {path} is damaged; remove it to try again"))
+            return Refusal(name, "", "", f"why cannot be read from {path}: {error}")
+        damaged = f"the record {path} is damaged; remove it to try again"
+        url, key, reason = (str(record.get(field, "")) for field in ("url", "key", "reason"))
+        return Refusal(name, url, key, reason or damaged)
 
 
 @dataclass(frozen=True, slots=True)

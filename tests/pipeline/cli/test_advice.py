@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 from typer.main import get_command
 
 from patchworks_core.errors import StageError
@@ -12,6 +13,9 @@ from patchworks_pipeline.automation.in_process import _error_of
 from patchworks_pipeline.cli.advice import OF_A_HOME, as_typed, home_of_call, options_of
 from patchworks_pipeline.cli.main import _say, app
 from patchworks_pipeline.cli.runs import ImageRun, merge_again
+from patchworks_pipeline.cli.status import state_of
+from patchworks_pipeline.landing.arrivals import Quarantine
+from patchworks_pipeline.resources.resources import LabelStore
 from tests.pipeline.conftest import call_command_line
 from tests.tissue import MARKED_KEY, marked_tissue, tissue, write_tiff
 
@@ -90,3 +94,31 @@ def test_a_merge_that_lacks_tiles_names_both_ways_out(pipeline, tmp_path):
     assert MARKED_KEY in error.message
     with pytest.raises(StageError, match="'patchworks retry marked' .*--allow-missing-tiles merg"):
         merge_again(pipeline.instance, folder, {})
+
+
+def test_the_status_of_a_home_says_why_most_tiles_failed_and_what_was_refused(
+    pipeline, tmp_path, capsys
+):
+    image = write_tiff(tmp_path / "tissue.tif", tissue())
+    folder = pipeline.register(image, function="tissue_functions:mask")
+    pipeline.plan(folder)
+    pipeline.stage(folder)
+    n = len(folder.failures())
+    folder.write_failure(replace(folder.failures()[0], error_type="ValueError", message="alone"))
+    broken = pipeline.register(image, "broken")
+    quarantine = Quarantine(LabelStore().path() / ".quarantine")
+    quarantine.record("broken.tif-ab12", "cut short", str(image), broken.key, "ab12")
+    state = state_of(pipeline.instance, ["broken", "tissue"], [""], of_home=True)
+    (failed,) = state.failed
+    assert failed.startswith(f"tissue: {n - 1} of {n} failed tiles: TileOutputError: ")
+    assert failed.endswith("'patchworks status tissue' names each")
+    assert "\n" not in failed
+    (refused,) = state.refused
+    assert refused.startswith("broken: version broken.tif-ab12 was refused: cut short; it is tried")
+    Console().print(state.table())
+    table = capsys.readouterr().out
+    assert "tissue" in table
+    assert "broken" not in table, "it is no row of zeros"
+    assert state.record()["failed"] == state.failed
+    of_one = state_of(pipeline.instance, ["tissue"], [""], of_home=False)
+    assert (of_one.failed, len(of_one.complaints)) == ([], n)

@@ -358,7 +358,7 @@ def test_the_status_names_what_was_refused_and_why(patchworks, home, tissue_path
     Quarantine(as_path(home / "store" / ".quarantine")).refuse(refused, "the file is cut short")
     code, printed = patchworks("status")
     assert code == 0
-    assert "torn-ab12 was refused: the file is cut short" in printed
+    assert "torn: version torn-ab12 was refused: the file is cut short" in printed
     assert "refused" not in patchworks("status", "tissue")[1]
 
 
