@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 from pathlib import Path
@@ -110,3 +111,32 @@ def test_what_the_readme_says_to_type_runs_in_an_empty_folder():
     finally:
         teardown(page.namespace)
     assert len(examples) == 2
+
+
+SAYS = [
+    words
+    for line in (DOCS / "troubleshooting.md").read_text().splitlines()
+    if line.startswith("| `")
+    for words in [line.split("`")[1]]
+]
+"""What the page on troubleshooting quotes; … stands for values."""
+
+
+def texts_of_sources() -> list[str]:
+    """Return all texts in the sources, the values in them as …."""
+    texts = []
+    for package in ("patchworks_core", "patchworks_pipeline"):
+        for path in (DOCS.parent / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.JoinedStr):
+                    parts = [p.value if isinstance(p, ast.Constant) else "…" for p in node.values]
+                    texts.append("".join(parts))
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    texts.append(node.value.replace("%s", "…").replace("%d", "…"))
+    return texts
+
+
+def test_the_page_on_troubleshooting_quotes_what_is_said():
+    texts = texts_of_sources()
+    assert len(SAYS) > 15
+    assert [words for words in SAYS if not any(words in text for text in texts)] == []

@@ -33,6 +33,7 @@ from patchworks_pipeline.definitions import definitions, defs
 from patchworks_pipeline.instance.home import home_environment, prepare_home
 from patchworks_pipeline.instance.run_processes import open_instance
 from patchworks_pipeline.instance.slots import NoSlotError, only_call
+from patchworks_pipeline.instance.tile_partitions import tile_keys_of
 from patchworks_pipeline.landing.registered import key_of
 from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.partitions import check_image_key, images, tile_keys
@@ -242,7 +243,11 @@ def plan_image(
 def _plan_missing(
     instance: dg.DagsterInstance, folder: ImageFolder, plan: Plan, budget: ComputeBudget
 ) -> ImageRun:
-    if _is_planned(folder, plan):
+    lineage = Lineage((), folder.segmentation)
+    keys = tile_keys(folder.key, plan.grid.block_keys())
+    # They are not where the image was retired, or the instance is a new one.
+    has_keys = set(keys) <= set(tile_keys_of(instance, lineage, folder.key))
+    if has_keys and _is_planned(folder, plan):
         return ImageRun(folder, (), (), None)
     say_step(f"{folder.title}: planning")
     if replaced := what_is_replaced(folder, plan):
@@ -253,7 +258,7 @@ def _plan_missing(
         folder.key,
         {"budget": {"config": dict(budget)}},
         partition_key=folder.key,
-        assets=_planning(Lineage((), folder.segmentation)),
+        assets=_planning(lineage),
     )
     return ImageRun(folder, ("plan_image",), (), error.message if error else None)
 
@@ -271,6 +276,7 @@ def _run_missing(
     for note in function.notes_on(folder.statistics()):
         say(in_options(note), on=errors)
     blocks = folder.stage(plan).missing_blocks()
+    doing = "staging" if blocks else "logging"
     # What was staged by a run that was ended before it had logged it is staged no second time.
     blocks = blocks or not_logged(instance, lineage, folder.key, plan.grid.block_keys())
     if blocks:
@@ -284,7 +290,7 @@ def _run_missing(
         if compute.unkept_limits:
             say(f"warning: {compute.unkept_limits}", on=errors)
         steps.append("stage_tiles")
-        say_step(f"{folder.title}: staging {len(blocks)} of {plan.grid.n_blocks} tiles")
+        say_step(f"{folder.title}: {doing} {len(blocks)} of {plan.grid.n_blocks} tiles")
         keys = tile_keys(folder.key, blocks)
         error = _run(
             instance,

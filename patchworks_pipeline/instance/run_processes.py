@@ -93,8 +93,9 @@ def open_instance(
                     say(words)
     except (dg.DagsterError, ParameterCheckError, SQLAlchemyError, YAMLError) as error:
         raise PlanError(
-            f"the Dagster instance at {home / 'dagster'} cannot be opened: {error}; restore what "
-            "is damaged there, or take another --home"
+            f"the Dagster instance at {home / 'dagster'} cannot be opened: {error}; restore it, or "
+            "move that folder away: the store keeps what is staged and merged, and 'patchworks "
+            "run' of each image enters it in a new one"
         ) from error
     with opened as instance:
         yield instance

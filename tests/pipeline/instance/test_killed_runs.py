@@ -39,7 +39,7 @@ from patchworks_pipeline.partitions import IMAGE
 from tests.faults.runs import open_ends
 from tests.pipeline.conftest import call_command_line
 from tests.pipeline.daemon import SENSORS
-from tests.tissue import python_command, tissue, write_tiff
+from tests.tissue import files_under, python_command, tissue, write_tiff
 
 STARTED_RUN = dg.DagsterRunStatus.STARTED
 
@@ -401,3 +401,21 @@ def test_a_run_that_is_interrupted_says_what_is_kept_and_frees_its_slot(number, 
     assert "tiles of a are staged and kept; run it" in " ".join(err.split())
     with open_home(home) as instance:
         assert open_ends(instance) == []
+
+
+@pytest.mark.slow
+def test_a_home_whose_books_are_lost_goes_on_from_its_store(home, tmp_path):
+    image = write_tiff(tmp_path / "a.tif", tissue((40, 40)))
+    chosen = ("--segmentation", "tissue_functions:perfect", "--tile-shape", 32, "--overlap", 8)
+    assert call_command_line("run", image, *chosen)[0] == 0
+    (home / "dagster" / "history" / "runs.db").write_bytes(b"no database" * 999)
+    code, printed = call_command_line("status")
+    assert code == 2
+    assert "cannot be opened" in printed
+    assert "move that folder away" in printed
+    (home / "dagster").rename(tmp_path / "damaged")
+    blocks = files_under(home / "store" / "a" / "stage.zarr")
+    code, printed = call_command_line("run", image)
+    assert code == 0, printed
+    assert files_under(home / "store" / "a" / "stage.zarr") == blocks
+    assert "nothing was missing" in call_command_line("run", image)[1]
