@@ -277,7 +277,8 @@ class Job:
                 check_tiles(staging, pool=readers)
         listener = StagingLog(self.progress, self.say)
         with stage_all(staging, missing, self.compute, listener) as (pool, count):
-            check_staged(count, plan.grid.n_blocks, way_out=self._way_out(work))
+            way_out = self._way_out(work, n_staged=plan.grid.n_blocks - count.n_failed)
+            check_staged(count, plan.grid.n_blocks, way_out=way_out)
             check_image(staging, pool=pool)
             content = stage.content()
             edges = pair_tiles(stage, pool=pool)
@@ -448,10 +449,12 @@ class Job:
             return self.image
         return self.image.mapped_from(str(stage.path / MAPPED))
 
-    def _way_out(self, work: UPath) -> str:
+    def _way_out(self, work: UPath, *, n_staged: int) -> str:
         """Say what to do when tiles failed."""
         if self.is_temporary and self.stage_dir is None:
             return "mend the function and call again; write_to= keeps the tiles that went well"
+        if not n_staged:
+            return "none is staged; mend what failed and call again"
         return (
             f"the others are staged at {self.stage_dir or work}; mend what failed and call again: "
             "they are taken up where the function is unchanged, or with resume=True"

@@ -197,8 +197,14 @@ def test_an_estimate_of_a_function_that_fails_says_so():
 
 
 def test_a_failing_tile_is_told_where_its_neighbours_are_staged(tmp_path):
+    with pytest.raises(TilesFailedError, match="none is staged; mend what failed and call again$"):
+        tile_process(PIXELS, lambda tile: 1 // 0, tile_shape=32, stage_dir=tmp_path / "other")
+
+    def fails_where_the_image_ends(tile):
+        return np.zeros(tile.shape, int) + 1 // int(len(tile) == 32)
+
     with pytest.raises(TilesFailedError, match=r"others are staged at .*/mine; mend"):
-        tile_process(PIXELS, lambda tile: 1 // 0, tile_shape=32, stage_dir=tmp_path / "mine")
+        tile_process(PIXELS, fails_where_the_image_ends, tile_shape=32, stage_dir=tmp_path / "mine")
 
 
 def test_an_ome_zarr_skips_empty_tiles_too(tmp_path):

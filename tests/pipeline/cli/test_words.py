@@ -64,8 +64,7 @@ def test_segment_says_which_tiles_failed_without_a_traceback(home, tmp_path):
         sys.path.remove(str(tmp_path))
     assert code == 3
     assert "2 of 2 tiles failed, the first is 'y000x000': failing_here.py, line 2" in printed
-    assert "ValueError: no model the others are staged at" in printed
-    assert "or with --resume" in printed
+    assert "ValueError: no model none is staged; mend what failed and call again" in printed
     assert "Traceback" not in printed
 
 
