@@ -21,7 +21,6 @@ the acquisition and the container: ``<image>.ome.zarr/labels/<segmentation>``.
 What a record says is parsed and checked where it is read.
 """
 
-import io
 import json
 import time
 from collections.abc import Iterator
@@ -30,7 +29,6 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv as pa_csv
 from upath import UPath
 
 from patchworks_core.errors import PlanError, StageError
@@ -47,10 +45,14 @@ from patchworks_core.seams.rules import MergeOptions
 from patchworks_core.stage.plan import OPERATIONS, Plan
 from patchworks_core.stage.stage import Stage
 from patchworks_core.statistics.statistics import ImageStatistics
+from patchworks_pipeline.tables import was_changed, write_table
 from patchworks_pipeline.tile_failures import TileFailure
 
 ACQUISITION = "acquisition.json"
 """Where an image is; in the folder of a segmentation, what was chosen for that."""
+
+WRITTEN_AGAIN = "'patchworks run' of the image, with the options it had, writes it again"
+"""Way out where the record of an acquisition is lost."""
 
 OBJECTS_CSV = "objects.csv"
 """The object table for programs that read no Parquet."""
@@ -156,7 +158,7 @@ class Acquisition:
             if record is None:
                 raise PlanError(
                     f"{where} was changed by hand, or is damaged; remove its line 'digest' to keep "
-                    "a change, or register the image again"
+                    f"a change; or {WRITTEN_AGAIN}"
                 )
             for name in ("tile_shape", "overlap"):
                 record[name] = None if record[name] is None else tuple(record[name])
@@ -165,7 +167,7 @@ class Acquisition:
             raise
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise PlanError(
-                f"{where} is not the record of an acquisition ({error!r}); register the image again"
+                f"{where} is not the record of an acquisition ({error!r}); {WRITTEN_AGAIN}"
             ) from error
 
 
@@ -228,16 +230,27 @@ class ImageFolder:
         """Remove what killed processes of this machine left half-written."""
         remove_parts(self.path, of_the_dead=True)
 
+    def recorded(self) -> Acquisition | None:
+        """Return the acquisition; None where its record is not there, or damaged."""
+        try:
+            return self.acquisition() if self.is_registered else None
+        except PlanError:
+            return None
+
     def acquisition(self) -> Acquisition:
         """Return where the image is and what was chosen for it."""
         if not self.segmentation:
-            text = self._read(ACQUISITION, "the image's registration")
+            if not self.is_registered:
+                raise StageError(
+                    f"no {ACQUISITION} for image {self.key!r} at {self.path}; {WRITTEN_AGAIN}"
+                )
+            text = (self.path / ACQUISITION).read_bytes()
             return Acquisition.from_json(text, where=str(self.path / ACQUISITION))
         image = self.shared.acquisition()
         if not self.has(ACQUISITION):
             # What else stands there was chosen when the image had one segmentation.
             return replace(image.of_image(), is_of_image=True)
-        text = self._read(ACQUISITION, "the image's registration")
+        text = (self.path / ACQUISITION).read_bytes()
         own = Acquisition.from_json(text, where=str(self.path / ACQUISITION))
         is_of_image = is_default(own.channel)
         return replace(
@@ -265,9 +278,8 @@ class ImageFolder:
             write_text(self.path / ACQUISITION, acquisition.to_json())
             return
         image = replace(acquisition.of_image(), channel=DEFAULT_CHANNEL)
-        if self.is_registered:
+        if (before := self.shared.recorded()) is not None:
             # What was chosen when the image had one segmentation holds once it has one again.
-            before = self.shared.acquisition()
             names = ("url", "level", "axes", "pixel_size", "priority")
             image = replace(before, **{name: getattr(acquisition, name) for name in names})
         self.shared.write_acquisition(image)
@@ -419,14 +431,14 @@ class ImageFolder:
         """Return the figures of the report."""
         return self._read_mapping("report/summary.json", "quality_report")
 
-    def write_objects(self, table: pa.Table) -> None:
-        """Write the object table, as Parquet and as CSV."""
-        self._write_table("objects.parquet", table, {})
-        write_bytes(self.path / OBJECTS_CSV, _csv_of(table))
+    def write_objects(self, table: pa.Table) -> list[UPath]:
+        """Write the object table; return where what was changed in the one before is kept."""
+        return write_table(self.path / "objects.parquet", table.replace_schema_metadata(None))
 
-    def has_objects_csv_of(self, table: pa.Table) -> bool:
-        """Tell whether the object table as CSV, which cannot vouch for itself, is this one."""
-        return (self.path / OBJECTS_CSV).read_bytes() == _csv_of(table)
+    @property
+    def has_changed_objects(self) -> bool:
+        """True where the object table is not what was written, such as one that was corrected."""
+        return was_changed(self.path / "objects.parquet")
 
     def objects(self) -> pa.Table:
         """Return the object table."""
@@ -472,10 +484,3 @@ class ImageFolder:
     def _write_table(self, name: str, table: pa.Table, record: dict[str, str]) -> None:
         content = bytes_of_table(table.replace_schema_metadata(record or None))
         write_bytes(self.path / name, content)
-
-
-def _csv_of(table: pa.Table) -> bytes:
-    """Return a table as CSV."""
-    buffer = io.BytesIO()
-    pa_csv.write_csv(table, buffer)
-    return buffer.getvalue()

@@ -28,6 +28,7 @@ PIPELINE = [
         "lineage",
         "tile_failures",
         "progress",
+        "tables",
         "records",
         "image_faults",
         "event_storage",

@@ -17,6 +17,7 @@ from patchworks_core.statistics.background import has_bright_background
 from patchworks_core.statistics.measuring import measure, measure_tiles
 from patchworks_pipeline.assets.acquisitions import ACQUISITION
 from patchworks_pipeline.assets.defining import image_asset
+from patchworks_pipeline.assets.lost_choices import check_choices, has_results
 from patchworks_pipeline.assets.metadata import file_of, picture, shape_text, size_text
 from patchworks_pipeline.assets.planned import Measured, is_asked_for, planned_function
 from patchworks_pipeline.assets.stage_reading import what_is_replaced
@@ -57,11 +58,16 @@ def image(
 ) -> dg.MaterializeResult:
     """An acquisition, opened and cut into tiles: the plan that every later step asserts."""
     folder = store.folder(context.partition_key)
-    _register(folder, source)
-    acquisition = folder.acquisition()
+    is_lost = not folder.is_registered and has_results(folder)
+    if not is_lost:
+        _register(folder, source)
+    acquisition = source.find(folder.key) if is_lost else folder.acquisition()
     opened = segmentation.open(acquisition)
     notes = _check(context, opened)
     plan = segmentation.plan_of(acquisition, opened, folder)
+    if is_lost:
+        check_choices(folder, plan, segmentation.merge_options(acquisition, plan, {}))
+        _register(folder, source)
     return dg.MaterializeResult(
         metadata={
             **_pixels(acquisition, ImageRecord.of(opened), opened),

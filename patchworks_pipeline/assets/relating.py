@@ -1,24 +1,22 @@
 """Two segmentations of one image, related: which nucleus lies in which cell."""
 
-import io
 import json
 from typing import Any
 
 import dagster as dg
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pa_csv
 from upath import UPath
 
 from patchworks_core.errors import StageError
-from patchworks_core.files.storage import write_bytes
-from patchworks_core.files.tables import bytes_of_table, table_of
+from patchworks_core.files.tables import table_of
 from patchworks_core.labels.relations import label_relations
 from patchworks_pipeline.assets.defining import image_asset
 from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.compute_budget import ComputeBudget
 from patchworks_pipeline.resources.resources import LabelStore
+from patchworks_pipeline.tables import csv_path, words_on_kept, write_table
 
 _CONTENT = b"content"
 """Field of the table's metadata: what it was made of."""
@@ -62,7 +60,10 @@ def relation(
     paths = [str(folder.labels(folder.plan()).path) for folder in (a, b)]
     relations = label_relations(*paths, max_workers=budget.decide(plan).count)
     table = relations.to_table()
-    _write(table, relation_path(a, b.segmentation), content)
+    recorded = table.replace_schema_metadata({_CONTENT: content.encode()})
+    kept = write_table(relation_path(a, b.segmentation), recorded)
+    if kept:
+        context.log.warning(words_on_kept(kept))
     return dg.MaterializeResult(metadata=_figures(table, a, b))
 
 
@@ -91,19 +92,13 @@ def is_related(a: ImageFolder, b: ImageFolder) -> bool:
     path, content = relation_path(a, b.segmentation), related_content(a, b)
     if content is None:
         return True
+    if not csv_path(path).exists():
+        return False
     try:
         record = table_of(bytes(path.read_bytes())).schema.metadata or {}
         return bool(record.get(_CONTENT) == content.encode())
     except (OSError, ValueError):
         return False
-
-
-def _write(table: pa.Table, path: UPath, content: str) -> None:
-    """Write the relation, as Parquet and as CSV."""
-    write_bytes(path, bytes_of_table(table.replace_schema_metadata({_CONTENT: content.encode()})))
-    buffer = io.BytesIO()
-    pa_csv.write_csv(table, buffer)
-    write_bytes(path.with_suffix(".csv"), buffer.getvalue())
 
 
 def _figures(table: pa.Table, a: ImageFolder, b: ImageFolder) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from patchworks_pipeline.resources.compute_budget import ComputeBudget
 from patchworks_pipeline.resources.gpus import GpuPool
 from patchworks_pipeline.resources.pools import DeployedCompute
 from patchworks_pipeline.resources.resources import LabelStore
+from patchworks_pipeline.tables import words_on_kept
 
 
 def define_object_table(lineage: Lineage) -> dg.AssetsDefinition:
@@ -67,7 +68,8 @@ def object_table(
         pixel_size=plan.image.pixel_size,
         unit=plan.image.unit,
     )
-    folder.write_objects(table)
+    if kept := folder.write_objects(table):
+        context.log.warning(words_on_kept(kept))
     sizes, label = object_sizes(table)
     return dg.MaterializeResult(
         metadata={
@@ -76,6 +78,7 @@ def object_table(
             "table": dg.MetadataValue.path(str(folder.path / "objects.parquet")),
             "table_csv": dg.MetadataValue.path(str(folder.path / OBJECTS_CSV)),
             "sizes": picture(png_bytes(size_histogram(sizes, label)), "sizes"),
+            **({"changed_table_kept": words_on_kept(kept)} if kept else {}),
         }
     )
 

@@ -15,6 +15,7 @@ import dagster as dg
 
 from patchworks_core.errors import PlanError
 from patchworks_pipeline.assets.acquisitions import landed, verdict
+from patchworks_pipeline.assets.lost_choices import has_results
 from patchworks_pipeline.automation import events
 from patchworks_pipeline.automation.alerts import MEMORY, Alert, Alerts, tell_of_lasting
 from patchworks_pipeline.automation.batches import BATCH, SmallImage, batch_run
@@ -265,7 +266,8 @@ class _Decisions:
         self.pending[candidate.url] = [arrival.name, version.signature, version.glance]
         if taking.state in (State.GOES_ON, State.WAITS):
             return
-        if not folder.is_registered:
+        # Where results are there, a run looks first whether they are of the same choices.
+        if not folder.is_registered and not has_results(folder):
             folder.write_acquisition(candidate.acquisition())
         self.ledger.keys[candidate.url] = folder.key  # also where no run of it ever succeeds
         self.keys.append(candidate.key)
@@ -327,7 +329,8 @@ class _Decisions:
 
     def _plan_request(self, arrival: Arrival, run_key: str) -> dg.RunRequest:
         key = arrival.candidate.key
-        level = self.store.folder(key).acquisition().priority
+        recorded = self.store.folder(key).recorded()
+        level = 0 if recorded is None else recorded.priority
         return dg.RunRequest(
             run_key=run_key,
             job_name=self.lineage.name("plan_image"),

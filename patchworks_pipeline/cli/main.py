@@ -114,6 +114,13 @@ def run(
     worker_kind: TileKind = None,
     tile_timeout: TileTimeout = None,
     worker_memory: WorkerMemory = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            help="Replace labels and tables that were changed, and what was made by choices whose "
+            "record is lost."
+        ),
+    ] = False,
     json: Json = False,
     home: Home = HOME,
 ) -> None:
@@ -141,7 +148,16 @@ def run(
     if len(names) > 1 and is_chosen(options):
         fail("options choose for one segmentation; say which with --only", BAD_INPUT)
     codes = [
-        _run_one(url, name, options, home=home, budget=budget, as_json=json, segmentation=one)
+        _run_one(
+            url,
+            name,
+            options,
+            home=home,
+            budget=budget,
+            as_json=json,
+            segmentation=one,
+            overwrite=overwrite,
+        )
         for url in image
         for one in names
     ]
@@ -157,6 +173,7 @@ def _run_one(
     budget: dict[str, Any] | None = None,
     as_json: bool = False,
     segmentation: str = "",
+    overwrite: bool = False,
 ) -> int:
     """Run one image and say what came of it; return the exit code."""
     say_step(f"{url}: begun")
@@ -172,10 +189,17 @@ def _run_one(
             deployed = ComputeBudget(**(budget or {})).of_home()
             tell = partial(say, on=errors if as_json else console)
             folder, plan = choose_image(
-                instance, url, name, chosen, budget=deployed, segmentation=segmentation, say=tell
+                instance,
+                url,
+                name,
+                chosen,
+                budget=deployed,
+                segmentation=segmentation,
+                overwrite=overwrite,
+                say=tell,
             )
             with progress_bars(folder.title, errors if as_json else console):
-                result = run_image(instance, folder, plan, budget=deployed)
+                result = run_image(instance, folder, plan, budget=deployed, overwrite=overwrite)
                 if segmentation and result.is_complete:
                     store = LabelStore().of_home()
                     result = replace(result, error=relate(instance, store, folder.key))

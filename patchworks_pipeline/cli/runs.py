@@ -9,25 +9,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from math import isclose
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
-from patchworks_core.errors import PlanError, StageError
-from patchworks_core.files.written import fault_of, record_path
-from patchworks_core.images.image import open_image
+from patchworks_core.errors import PlanError
 from patchworks_core.stage.plan import Plan
-from patchworks_core.tiles.grid import SPATIAL_AXES
+from patchworks_pipeline.assets.lost_choices import check_choices
 from patchworks_pipeline.assets.planned import planned_function
-from patchworks_pipeline.assets.relating import is_related, relation_name
+from patchworks_pipeline.assets.relating import is_related, relation_name, relation_path
 from patchworks_pipeline.assets.stage_reading import what_is_replaced
 from patchworks_pipeline.assets.tile_events import not_logged
 from patchworks_pipeline.automation.events import RANGE_END, RANGE_START
 from patchworks_pipeline.automation.in_process import InProcess, JobError
 from patchworks_pipeline.automation.jobs import MERGED, PLANNED
 from patchworks_pipeline.cli.advice import command_on
+from patchworks_pipeline.cli.results import (
+    is_merged,
+    is_planned,
+    why_not_as_written,
+    why_table_is_kept,
+)
 from patchworks_pipeline.cli.terminal import errors, in_options, say, say_step
 from patchworks_pipeline.definitions import definitions, defs
 from patchworks_pipeline.instance.home import home_environment, prepare_home
@@ -37,13 +40,14 @@ from patchworks_pipeline.instance.tile_partitions import tile_keys_of
 from patchworks_pipeline.landing.registered import key_of
 from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.partitions import check_image_key, images, tile_keys
-from patchworks_pipeline.records import OBJECTS_CSV, Acquisition, ImageFolder
+from patchworks_pipeline.records import Acquisition, ImageFolder
 from patchworks_pipeline.resources.clusters import DaskCluster
 from patchworks_pipeline.resources.compute_budget import ComputeBudget
 from patchworks_pipeline.resources.gpus import GpuPool
 from patchworks_pipeline.resources.pools import DeployedCompute
 from patchworks_pipeline.resources.resources import LabelStore, SegmentationDefaults
 from patchworks_pipeline.resources.several import Several
+from patchworks_pipeline.tables import csv_path, was_changed
 from patchworks_pipeline.tile_failures import TileFailure
 
 
@@ -130,8 +134,11 @@ def choose(folder: ImageFolder, url: str, chosen: Mapping[str, Any]) -> Acquisit
         Fields of `Acquisition`; None, or left out, keeps what was chosen before. The channel comes
         in a tuple of one, because None is a channel too.
     """
-    is_same = folder.is_registered and folder.acquisition().url == url
-    before = folder.acquisition() if is_same else Acquisition(url)
+    before = folder.recorded()
+    if before is None and folder.segmentation and (of_image := folder.shared.recorded()):
+        before = replace(of_image.of_image(), is_of_image=True)
+    if before is None or before.url != url:
+        before = Acquisition(url)
     changes = {name: value for name, value in chosen.items() if value is not None}
     if "channel" in changes:
         (changes["channel"],) = changes["channel"]
@@ -151,6 +158,7 @@ def choose_image(
     *,
     budget: ComputeBudget,
     segmentation: str = "",
+    overwrite: bool = False,
     say: Callable[[str], object],
 ) -> tuple[ImageFolder, Plan]:
     """Make an image known as it is chosen; return its folder, and what its plan is to be.
@@ -167,8 +175,16 @@ def choose_image(
     budget : ComputeBudget
     segmentation : str
         Of several.
+    overwrite : bool
+        Replace what was made by other choices also where their record is lost.
     say : callable
         Told what the pilot did.
+
+    Raises
+    ------
+    PlanError
+        If what was chosen before is not on record, and what was made of the image was made by
+        other choices.
     """
     store = LabelStore().of_home()
     url = url if "://" in url else str(Path(url).absolute())
@@ -179,6 +195,9 @@ def choose_image(
     if wants_pilot:
         acquisition = segmentation_of_home(folder).piloted(acquisition, say=say)
     plan = plan_of(acquisition, budget, folder)
+    if folder.recorded() is None and not overwrite:
+        merge = segmentation_of_home(folder).merge_options(acquisition, plan, {})
+        check_choices(folder, plan, merge)
     return register(instance, store, key, acquisition, segmentation), plan
 
 
@@ -197,9 +216,10 @@ def register(
         If the key belongs to another acquisition.
     """
     folder = store.folder(key, segmentation)
-    if folder.is_registered and folder.shared.acquisition().url != acquisition.url:
+    before = folder.shared.recorded()
+    if before is not None and before.url != acquisition.url:
         raise PlanError(
-            f"image {key!r} is {folder.shared.acquisition().url!r} in this home; give "
+            f"image {key!r} is {before.url!r} in this home; give "
             f"{acquisition.url!r} another name with --name"
         )
     folder.clear_unfinished()
@@ -209,7 +229,12 @@ def register(
 
 
 def run_image(
-    instance: dg.DagsterInstance, folder: ImageFolder, plan: Plan, *, budget: ComputeBudget
+    instance: dg.DagsterInstance,
+    folder: ImageFolder,
+    plan: Plan,
+    *,
+    budget: ComputeBudget,
+    overwrite: bool = False,
 ) -> ImageRun:
     """Materialise whatever of an image is missing, in this process.
 
@@ -221,10 +246,12 @@ def run_image(
     plan : Plan
         What the image's plan is to be, as `plan_of` gives it.
     budget : ComputeBudget
+    overwrite : bool
+        Replace labels and tables that were changed.
     """
     try:
         with only_call(instance, folder.key, say=partial(say, on=errors)):
-            return _run_missing(instance, folder, plan, budget)
+            return _run_missing(instance, folder, plan, budget, overwrite)
     except NoSlotError as busy:
         return ImageRun(folder, (), (), str(busy))
 
@@ -247,7 +274,7 @@ def _plan_missing(
     keys = tile_keys(folder.key, plan.grid.block_keys())
     # They are not where the image was retired, or the instance is a new one.
     has_keys = set(keys) <= set(tile_keys_of(instance, lineage, folder.key))
-    if has_keys and _is_planned(folder, plan):
+    if has_keys and is_planned(folder, plan):
         return ImageRun(folder, (), (), None)
     say_step(f"{folder.title}: planning")
     if replaced := what_is_replaced(folder, plan):
@@ -264,8 +291,14 @@ def _plan_missing(
 
 
 def _run_missing(
-    instance: dg.DagsterInstance, folder: ImageFolder, plan: Plan, budget: ComputeBudget
+    instance: dg.DagsterInstance,
+    folder: ImageFolder,
+    plan: Plan,
+    budget: ComputeBudget,
+    overwrite: bool,
 ) -> ImageRun:
+    if why := why_table_is_kept(folder, overwrite):
+        return ImageRun(folder, (), (), why)
     lineage = Lineage((), folder.segmentation)
     resources = {"budget": {"config": dict(budget)}}
     planned = _plan_missing(instance, folder, plan, budget)
@@ -303,15 +336,16 @@ def _run_missing(
         if error:
             failures = tuple(folder.failures()) if error.is_of_tiles else ()
             return ImageRun(folder, tuple(steps), failures, error.message, error.stopped)
-    if not _is_merged(folder, plan):
+    merge = segmentation_of_home(folder).merge_options(folder.acquisition(), plan, {})
+    fault = why_not_as_written(folder, plan) if is_merged(folder, plan, merge) else ""
+    if fault == "" or (fault and overwrite):
         steps.append("merge_image")
         say_step(f"{folder.title}: merging {plan.grid.n_blocks} tiles")
-        job = lineage.name("merge_image")
-        error = _run(instance, job, folder.key, resources, partition_key=folder.key)
-        if error:
-            return ImageRun(folder, tuple(steps), (), error.message)
-        return ImageRun(folder, tuple(steps), (), None)
-    return ImageRun(folder, tuple(steps), (), _why_not_as_written(folder, plan))
+        job, name = lineage.name("merge_image"), lineage.name("merged_labels")
+        ops = {name: {"config": {"overwrite": True}}} if overwrite else {}
+        error = _run(instance, job, folder.key, resources, partition_key=folder.key, ops=ops)
+        fault = error.message if error else None
+    return ImageRun(folder, tuple(steps), (), fault)
 
 
 def _planning(lineage: Lineage) -> list[dg.AssetKey]:
@@ -326,6 +360,9 @@ def relate(instance: dg.DagsterInstance, store: LabelStore, image: str) -> str |
     due = []
     for a, b in Several.of_home().relations.items():
         if not is_related(store.folder(image, a), store.folder(image, b)):
+            path = relation_path(store.folder(image, a), b)
+            if was_changed(path):
+                say(f"{csv_path(path)} was changed; it is kept as {path.stem}.changed-*", on=errors)
             due.append(Lineage((), a).key(relation_name(b)))
     if not due:
         return None
@@ -374,6 +411,8 @@ def _merge(
     allow_missing: bool,
     overwrite: bool,
 ) -> ImageRun:
+    if why := why_table_is_kept(folder, overwrite):
+        return ImageRun(folder, (), (), why)
     plan = folder.plan()
     stage = folder.stage(plan)
     before = folder.acquisition()
@@ -435,62 +474,3 @@ def _run(
         assets=assets,
     )
     return error
-
-
-def _is_planned(folder: ImageFolder, plan: Plan) -> bool:
-    """Tell whether the plan is this one, and its stage and its statistics are there."""
-    try:
-        folder.stage(plan)
-        folder.statistics()
-        planned = folder.plan()
-        is_same = planned.fingerprint == plan.fingerprint
-        return is_same and _calibration(planned) == _calibration(plan)
-    except (PlanError, StageError):  # missing, or of another plan: it is planned again
-        return False
-
-
-def _calibration(plan: Plan) -> tuple[dict[str, float], dict[str, str]]:
-    return plan.image.pixel_size, plan.image.unit
-
-
-def _why_not_as_written(folder: ImageFolder, plan: Plan) -> str | None:
-    """Say what is wrong with results that are there already; None where they are as written."""
-    if not folder.has_objects_csv_of(folder.objects()):
-        return (
-            f"{folder.path / OBJECTS_CSV} is not what objects.parquet beside it says: it was "
-            "changed, or is damaged; it is left as it is, and written again once it is removed"
-        )
-    labels = folder.labels(plan).path
-    fault = fault_of(labels) if record_path(labels).exists() else None
-    if fault is None:
-        return None
-    return (
-        f"{labels} is complete, but {fault}; it is left as it is: "
-        f"'{command_on(folder, 'merge', '--overwrite')}' makes it again of the staged tiles"
-    )
-
-
-def _is_merged(folder: ImageFolder, plan: Plan) -> bool:
-    """Tell whether labels, table and report were made of the staged labels, by the same rule."""
-    try:
-        provenance = folder.provenance(plan)
-        made_last = (OBJECTS_CSV, "report/summary.json")
-        if provenance is None or not all(map(folder.has, made_last)):
-            return False
-        folder.summary()
-        folder.objects()
-        labels = open_image(str(folder.labels(plan).path), channel=None)
-    except StageError:  # missing or damaged: it is made again
-        return False
-    options = segmentation_of_home(folder).merge_options(folder.acquisition(), plan, {})
-    is_calibrated = all(
-        labels.unit.get(axis) == plan.image.unit.get(axis)
-        and isclose(labels.pixel_size.get(axis, 1), plan.image.pixel_size.get(axis, 1))
-        for axis in labels.axes
-        if axis in SPATIAL_AXES
-    )
-    return bool(
-        is_calibrated
-        and provenance.get("stage") == folder.stage(plan).content()
-        and provenance.get("merge") == options.to_dict()
-    )
