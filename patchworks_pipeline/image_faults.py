@@ -19,6 +19,10 @@ from patchworks_core.errors import (
 IMAGE_FAULTS = (ImageError, PlanError, SegmentationError, StageError, TileOutputError, OSError)
 """What is raised where a record, a file or a key of one image is not as it must be."""
 
+_FULL = ("no space left on device", "disk quota exceeded", "database or disk is full")
+_READ_ONLY = ("read-only file system", "attempt to write a readonly database")
+"""What operating systems and databases say of a place."""
+
 
 class ImageFaults:
     """What is wrong with single images; each is said once, for as long as it stays the same.
@@ -67,9 +71,29 @@ def words_of(error: BaseException) -> str:
     """
     if isinstance(error, OSError) and error.strerror:
         words = error.strerror[:1].lower() + error.strerror[1:]
-        return words if error.filename is None else f"{words}: {str(error.filename)!r}"
+        place = "" if error.filename is None else f": {str(error.filename)!r}"
+        return with_way_out(words + place)
     text = " ".join(str(error).split())
-    return text or type(error).__name__
+    return with_way_out(text) if text else type(error).__name__
+
+
+def with_way_out(text: str) -> str:
+    """Add what to do to words that say of a place that it is full, or not to be written to.
+
+    Examples
+    --------
+    >>> with_way_out("no space left on device: 'a'")
+    "no space left on device: 'a'; what was finished is kept: make room there and call again"
+    """
+    words = text.lower()
+    if "make room" not in words and any(fault in words for fault in _FULL):
+        return f"{text}; what was finished is kept: make room there and call again"
+    if any(fault in words for fault in _READ_ONLY):
+        return (
+            f"{text}; name a place that can be written to (--home, --output, or store.root in "
+            "patchworks.yaml)"
+        )
+    return text
 
 
 def error_of_step(data: Any) -> Any:

@@ -149,9 +149,11 @@ def write_bytes(path: UPath | Path, content: bytes) -> None:
         if is_durable():
             sync(temporary)
         os.replace(temporary, name)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):  # what it was stopped by is what is said
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.filename in (None, temporary):
+            error.filename = name  # the one that a person knows
         raise
     if is_durable():
         sync(os.path.dirname(name))

@@ -4,6 +4,7 @@ The command line works so, and a run that takes a batch of small images: a proce
 seconds, more than a small image takes.
 """
 
+import re
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,13 +15,17 @@ import dagster as dg
 from dagster._core.storage.noop_compute_log_manager import NoOpComputeLogManager
 from dagster._core.utils import make_new_run_id
 
+from patchworks_core.errors import StorageError
 from patchworks_core.machine.interrupts import noting_signals, raise_for_signal
 from patchworks_pipeline.assets.tile_events import STOPPED
-from patchworks_pipeline.image_faults import error_of_step
+from patchworks_pipeline.image_faults import error_of_step, with_way_out
 from patchworks_pipeline.instance.heartbeats import beating
 from patchworks_pipeline.instance.run_processes import tags_of_process
 from patchworks_pipeline.instance.slots import NoSlotError, take_pool_slot
 from patchworks_pipeline.partitions import IMAGE
+
+_ERRNO = re.compile(r"\[Errno \d+\] ")
+"""How Python begins what the operating system said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +157,13 @@ def _error_of(result: dg.ExecuteInProcessResult) -> JobError:
         return JobError(f"job {job!r} failed")
     # Dagster writes the class with its modules, which say nothing to a person.
     name, separator, text = error.message.strip().partition(": ")
-    return JobError(f"{name.rpartition('.')[2]}{separator}{text}")
+    text = text.partition("\n[SQL:")[0]
+    name = name.rpartition(".")[2]
+    if (of_system := _ERRNO.match(text)) or name == StorageError.__name__:
+        words = text[of_system.end() :] if of_system else text
+        words = words[:1].lower() + words[1:]
+        return JobError(f"{failures[0].step_key} failed: {with_way_out(words)}")
+    return JobError(f"{name}{separator}{with_way_out(text)}")
 
 
 def _pools_of(job: dg.JobDefinition) -> dict[str, str]:

@@ -28,8 +28,16 @@ from patchworks_pipeline.automation.events import (
 )
 from patchworks_pipeline.automation.jobs import Job
 from patchworks_pipeline.automation.priorities import Step, priority_tags
-from patchworks_pipeline.automation.taking import VERSION, State, Taking, is_planned, taking_of
-from patchworks_pipeline.image_faults import ImageFaults
+from patchworks_pipeline.automation.taking import (
+    TRIES,
+    VERSION,
+    Registering,
+    State,
+    Taking,
+    is_planned,
+    taking_of,
+)
+from patchworks_pipeline.image_faults import IMAGE_FAULTS, ImageFaults, words_of
 from patchworks_pipeline.instance.tile_partitions import has_own_storage
 from patchworks_pipeline.landing.arrivals import (
     LOOKED_AGAIN,
@@ -101,7 +109,10 @@ def landing_sensor(
     faults_before = record.get("faults")
     faults = ImageFaults(context.log.warning, faults_before)
     candidates = _candidates(source, store, ledger, faults)
-    decisions = _Decisions(context.instance, mount, store, source, automation, ledger, quarantine)
+    registering = Registering.of_cursor(record.get("failed"), now=events.now())
+    decisions = _Decisions(
+        context.instance, mount, store, source, automation, ledger, quarantine, registering
+    )
     decisions.go_on(record, faults)
     folders = [c.url for c in candidates if c.is_folder and c.url in ledger.taken]
     turn = int(record.get("turn", 0))
@@ -120,7 +131,7 @@ def landing_sensor(
             raise reason
     for arrival in arrivals.arrivals:
         with faults.about(arrival.candidate.name):  # it is tried again
-            decisions.take(arrival)
+            decisions.try_to_take(arrival)
     decisions.gather()
     is_begun = ledger.is_new and bool(candidates)
     if (ledger.taken, ledger.keys) != before or ledger.damage or is_begun:
@@ -135,6 +146,7 @@ def landing_sensor(
         "turn": (turn + LOOKED_AGAIN) % max(1, len(folders)),
         "faults": dict(last(faults.found.items(), MAX_WAITING)),
         "left": last(sorted(decisions.left), MAX_WAITING),
+        "failed": dict(last(registering.failed.items(), MAX_WAITING)),
         "told": [refusal.name for refusal in refused],
     }
     return decisions.result(
@@ -155,6 +167,7 @@ class _Decisions:
     automation: Automation
     ledger: Ledger
     quarantine: Quarantine
+    registering: Registering
 
     keys: list[str] = field(default_factory=list)
     """Images that runs are requested for."""
@@ -242,6 +255,21 @@ class _Decisions:
         tags = {IMAGE: key, VERSION: signature}
         filters = dg.RunsFilter(job_name=self.lineage.name("plan_image"), tags=tags)
         return taking_of(self.instance, name, filters, now=events.now())
+
+    def try_to_take(self, arrival: Arrival) -> None:
+        """Take an acquisition; one that cannot be registered again and again is quarantined."""
+        if self.registering.is_early(arrival.name):
+            return
+        try:
+            self.take(arrival)
+        except IMAGE_FAULTS as error:
+            self.pending.pop(arrival.candidate.url, None)
+            if not self.registering.note(arrival.name, error):
+                raise
+            why = f"{TRIES} tries to register it failed, the last one of: {words_of(error)}"
+            self.quarantine.refuse(arrival, why)
+            return
+        self.registering.failed.pop(arrival.name, None)
 
     def take(self, arrival: Arrival) -> None:
         """Request the plan of an acquisition, or refuse it."""

@@ -7,7 +7,9 @@ who restarted it, is at fault. It is tried again more often, though not for ever
 memory is killed too.
 """
 
-from dataclasses import dataclass
+import errno
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 
 import dagster as dg
@@ -29,6 +31,10 @@ TRIES_OF_KILLED = 12
 
 SECONDS_TO_TRY_AGAIN = (60, 600)
 """From the end of the first run that failed, of the second."""
+
+
+_OF_THE_STORE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+"""Faults that an image has no part in: they are told, and no image is given up for them."""
 
 
 class State(Enum):
@@ -69,6 +75,44 @@ class Taking:
     def run_key(self, name: str) -> str:
         """Return the key of the next run; a daemon starts none twice."""
         return name if self.n_runs == 0 else f"{name}~{self.n_runs + 1}"
+
+
+@dataclass(slots=True)
+class Registering:
+    """Acquisitions that could not be registered, of which there is no run: how often, and when."""
+
+    now: int
+    """Seconds since 1970."""
+
+    failed: dict[str, list[int]] = field(default_factory=dict)
+    """How many times, and when last, by version."""
+
+    @classmethod
+    def of_cursor(cls, record: object, *, now: int) -> "Registering":
+        """Take up what a cursor says; what is none of it is left out."""
+        entries = record.items() if isinstance(record, Mapping) else ()
+        return cls(now, {str(name): entry for name, entry in entries if _is_count(entry)})
+
+    def is_early(self, name: str) -> bool:
+        """Tell whether a version failed, and is not due again."""
+        if name not in self.failed:
+            return False
+        n, last = self.failed[name]
+        return 0 <= self.now - last < SECONDS_TO_TRY_AGAIN[min(n, len(SECONDS_TO_TRY_AGAIN)) - 1]
+
+    def note(self, name: str, error: Exception) -> bool:
+        """Count a try that failed; True where a person has to look."""
+        if isinstance(error, OSError) and error.errno in _OF_THE_STORE:
+            return False
+        n = self.failed.pop(name, [0, 0])[0] + 1
+        if n < TRIES:
+            self.failed[name] = [n, self.now]
+        return n >= TRIES
+
+
+def _is_count(entry: object) -> bool:
+    """Tell whether an entry of a cursor says how many times and when."""
+    return isinstance(entry, list) and len(entry) == 2 and all(type(n) is int for n in entry)
 
 
 def is_planned(folder: ImageFolder) -> bool:

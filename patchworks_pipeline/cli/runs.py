@@ -14,7 +14,7 @@ from typing import Any
 
 import dagster as dg
 
-from patchworks_core.errors import PlanError
+from patchworks_core.errors import PlanError, StageError
 from patchworks_core.stage.plan import Plan
 from patchworks_pipeline.assets.lost_choices import check_choices
 from patchworks_pipeline.assets.planned import planned_function

@@ -27,6 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from yaml import YAMLError
 
 from patchworks_core.errors import PlanError
+from patchworks_pipeline.instance.books import fault_of_books
 from patchworks_pipeline.instance.heartbeats import Heartbeats
 from patchworks_pipeline.instance.home import opening
 from patchworks_pipeline.partitions import IMAGE
@@ -83,6 +84,8 @@ def open_instance(
     ------
     PlanError
         If its settings or its tables are damaged.
+    StorageError
+        If its database cannot be written to, now or in the block.
     """
     try:
         with opening(home):
@@ -92,13 +95,20 @@ def open_instance(
                 for words in in_words(opened, ended):
                     say(words)
     except (dg.DagsterError, ParameterCheckError, SQLAlchemyError, YAMLError) as error:
+        if (fault := fault_of_books(error, home)) is not None:
+            raise fault from error
         raise PlanError(
             f"the Dagster instance at {home / 'dagster'} cannot be opened: {error}; restore it, or "
             "move that folder away: the store keeps what is staged and merged, and 'patchworks "
             "run' of each image enters it in a new one"
         ) from error
-    with opened as instance:
-        yield instance
+    try:
+        with opened as instance:
+            yield instance
+    except Exception as error:
+        if (fault := fault_of_books(error, home)) is None:
+            raise
+        raise fault from error
 
 
 def tags_of_process(run_id: str) -> dict[str, str]:

@@ -35,7 +35,7 @@ from patchworks_pipeline.definitions import defs
 from patchworks_pipeline.landing.arrivals import Ledger, Quarantine
 from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.partitions import tile_keys, tiles
-from patchworks_pipeline.records import Acquisition
+from patchworks_pipeline.records import Acquisition, ImageFolder
 from patchworks_pipeline.resources.resources import AcquisitionSource, Automation, LabelStore
 from patchworks_pipeline.tile_failures import TileFailure
 from tests.core.staging import block_file, change_array
@@ -848,6 +848,52 @@ def test_what_fails_again_and_again_is_quarantined_with_the_reason_and_the_way_o
     assert request.run_key == f"{released}~4"
     write_tiff(landing / "b.tif", tissue((40, 40), seed=1))
     assert [r.partition_key for r in land_again(daemon, real_clock)] == ["b"]
+
+
+def test_what_cannot_be_registered_is_quarantined_too(daemon, clock, landing, monkeypatch):
+    sent: list[str] = []
+    monkeypatch.setattr(
+        Alerts, "send", lambda self, alerts, **_: sent.extend(a.cause for a in alerts)
+    )
+    place = Path(str(LabelStore().path())) / "a"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text("a file where the folder should be")
+    write_tiff(landing / "a.tif", tissue((40, 40)))
+    write_tiff(landing / "b.tif", tissue((40, 40)))
+    quarantine = Quarantine(LabelStore().path() / ".quarantine")
+    assert [request.partition_key for request in land(daemon, clock)] == ["b"]
+    for wait in (10, 70, 300):
+        clock.now += wait
+        assert land(daemon, clock) == []
+        assert quarantine.reasons() == {}, "it is early, or tried the second time"
+    assert not sent
+    clock.now += 600
+    assert land(daemon, clock) == []
+    (reason,) = quarantine.reasons().values()
+    assert "3 tries to register it failed, the last one of: not a directory: " in reason
+    assert reason.endswith(f"{str(place / 'acquisition.json')!r}")
+    assert len(sent) == 1
+    assert "is removed" in sent[0]
+    assert any("3 tries to register it failed" in line for line in refusals())
+    place.unlink()
+    (record,) = (quarantine.path / f"{name}.json" for name in quarantine.names())
+    record.unlink()
+    assert [request.partition_key for request in land_again(daemon, clock)] == ["a"]
+
+
+def test_a_full_disk_gives_no_acquisition_up(daemon, clock, landing, monkeypatch):
+    write_tiff(landing / "a.tif", tissue((40, 40)))
+    with monkeypatch.context() as patch:
+
+        def full(self, acquisition):
+            raise OSError(28, "No space left on device", "a")
+
+        patch.setattr(ImageFolder, "write_acquisition", full)
+        for _ in range(6):
+            assert land(daemon, clock) == []
+            clock.now += 10_000
+    assert not Quarantine(LabelStore().path() / ".quarantine").reasons()
+    assert [request.partition_key for request in land(daemon, clock)] == ["a"]
 
 
 @pytest.mark.parametrize("deleted", [0, 1])

@@ -1,0 +1,53 @@
+"""What it means where the database of a home fails: its disk is full, read-only, or damaged."""
+
+import errno
+from pathlib import Path
+
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
+
+from patchworks_core.errors import StorageError
+from patchworks_core.files.space import free_bytes
+from patchworks_core.files.storage import as_path
+from patchworks_core.machine.budget import human_bytes
+from patchworks_pipeline.image_faults import with_way_out
+
+BYTES_TO_WRITE = 1_000_000
+"""Where less is free, the files that SQLite needs beside a database may find no room."""
+
+_MAYBE_FULL = ("disk I/O error", "unable to open database file")
+"""What SQLite says where those files cannot be made, among others."""
+
+
+def fault_of_books(error: BaseException, home: Path) -> StorageError | None:
+    """Return what to say where an error came from the database of a home; None where it did not."""
+    cause = _operational(error)
+    if cause is None:
+        return None
+    words, folder = words_of_database(cause), home / "dagster"
+    free = free_bytes(as_path(folder))
+    is_short = free is not None and free < BYTES_TO_WRITE
+    if is_short and any(text in words for text in (*_MAYBE_FULL, "disk is full")):
+        words = f"no space left on device ({human_bytes(free or 0)} are free)"
+    text = f"the database of the home at {str(folder)!r} cannot be written to: {words}"
+    if (whole := with_way_out(text)) != text:
+        return StorageError(whole, errno.ENOSPC)
+    return StorageError(
+        f"the database of the home at {str(folder)!r} failed: {words}; what was finished is kept: "
+        "call again, and where that fails restore what is damaged there, or take another --home",
+        errno.EIO,
+    )
+
+
+def words_of_database(error: BaseException) -> str:
+    """Return what a database says, without the statement that it was asked."""
+    origin = error.orig if isinstance(error, OperationalError) and error.orig else error
+    return " ".join(str(origin).split())
+
+
+def _operational(error: BaseException | None) -> SQLAlchemyError | None:
+    """Return the error of the database that an error is, or was raised from."""
+    while error is not None:
+        if isinstance(error, OperationalError):
+            return error
+        error = error.__cause__
+    return None
