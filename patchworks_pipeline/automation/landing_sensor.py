@@ -109,10 +109,7 @@ def landing_sensor(
     faults_before = record.get("faults")
     faults = ImageFaults(context.log.warning, faults_before)
     candidates = _candidates(source, store, ledger, faults)
-    registering = Registering.of_cursor(record.get("failed"), now=events.now())
-    decisions = _Decisions(
-        context.instance, mount, store, source, automation, ledger, quarantine, registering
-    )
+    decisions = _Decisions(context.instance, mount, store, source, automation, ledger, quarantine)
     decisions.go_on(record, faults)
     folders = [c.url for c in candidates if c.is_folder and c.url in ledger.taken]
     turn = int(record.get("turn", 0))
@@ -146,7 +143,7 @@ def landing_sensor(
         "turn": (turn + LOOKED_AGAIN) % max(1, len(folders)),
         "faults": dict(last(faults.found.items(), MAX_WAITING)),
         "left": last(sorted(decisions.left), MAX_WAITING),
-        "failed": dict(last(registering.failed.items(), MAX_WAITING)),
+        "failed": dict(last(decisions.registering.failed.items(), MAX_WAITING)),
         "told": [refusal.name for refusal in refused],
     }
     return decisions.result(
@@ -167,7 +164,9 @@ class _Decisions:
     automation: Automation
     ledger: Ledger
     quarantine: Quarantine
-    registering: Registering
+
+    registering: Registering = field(default_factory=lambda: Registering(events.now()))
+    """What could not be registered."""
 
     keys: list[str] = field(default_factory=list)
     """Images that runs are requested for."""
@@ -205,6 +204,7 @@ class _Decisions:
 
     def go_on(self, record: Mapping[str, Any], faults: ImageFaults) -> None:
         """Look after what earlier ticks asked for, as the cursor says."""
+        self.registering = Registering.of_cursor(record.get("failed"), now=events.now())
         self.left.update(record.get("left", []))
         for url, version in record.get("asked", {}).items():
             with faults.about(str(url)):
