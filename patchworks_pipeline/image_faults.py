@@ -21,6 +21,7 @@ IMAGE_FAULTS = (ImageError, PlanError, SegmentationError, StageError, TileOutput
 
 _FULL = ("no space left on device", "disk quota exceeded", "database or disk is full")
 _READ_ONLY = ("read-only file system", "attempt to write a readonly database")
+_DENIED = ("permission denied: ", "operation not permitted: ")
 """What operating systems and databases say of a place."""
 
 
@@ -93,6 +94,8 @@ def with_way_out(text: str) -> str:
             f"{text}; name a place that can be written to (--home, --output, or store.root in "
             "patchworks.yaml)"
         )
+    if any(fault in words for fault in _DENIED) and ";" not in words:
+        return f"{text}; correct its permissions, or name another place"
     return text
 
 

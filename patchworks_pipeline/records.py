@@ -42,7 +42,7 @@ from patchworks_core.operations.named import processed
 from patchworks_core.seams.edge_table import EdgeTable
 from patchworks_core.seams.lookup import LookupTable, offsets_of
 from patchworks_core.seams.rules import MergeOptions
-from patchworks_core.stage.plan import OPERATIONS, Plan
+from patchworks_core.stage.plan import OPERATIONS, PLAN_AGAIN, Plan
 from patchworks_core.stage.stage import Stage
 from patchworks_core.statistics.statistics import ImageStatistics
 from patchworks_pipeline.tables import was_changed, write_table
@@ -53,6 +53,9 @@ ACQUISITION = "acquisition.json"
 
 WRITTEN_AGAIN = "'patchworks run' of the image, with the options it had, writes it again"
 """Way out where the record of an acquisition is lost."""
+
+STORE_ROOT = "store.root of patchworks.yaml"
+"""What says where the store is."""
 
 OBJECTS_CSV = "objects.csv"
 """The object table for programs that read no Parquet."""
@@ -289,7 +292,12 @@ class ImageFolder:
 
     def plan(self) -> Plan:
         """Return the plan."""
-        return Plan.from_json(self._read("plan.json", "image"), where=str(self.path / "plan.json"))
+        path = self.path / "plan.json"
+        try:
+            return Plan.from_json(self._read("plan.json", "image"), where=str(path))
+        except PlanError as error:
+            again = "'patchworks run' of the image plans it again"
+            raise type(error)(str(error).replace(PLAN_AGAIN, again)) from error
 
     def write_plan(self, plan: Plan) -> None:
         """Write the plan."""
@@ -478,7 +486,7 @@ class ImageFolder:
         if not self.has(name):
             raise StageError(
                 f"no {name} for image {self.key!r} at {self.path}; materialize {made_by} first, "
-                "or correct LabelStore.root"
+                f"or correct {STORE_ROOT}"
             )
 
     def _write_table(self, name: str, table: pa.Table, record: dict[str, str]) -> None:

@@ -41,6 +41,12 @@ FROM_IMAGE = "from the image"
 CHANGING = "changing globals"
 """Key in `Plan.versions` of functions that read globals which code may change while it runs."""
 
+PLAN_AGAIN = "plan the image again"
+"""Way out where the record of a plan cannot be used."""
+
+STAGE_AGAIN = ": stage again, or restore the old plan"
+"""Way out where a stage is of another plan."""
+
 _RECORDED_PACKAGES = ("patchworks-pipeline", "numpy", "scipy", "scikit-image", "zarr")
 
 
@@ -148,16 +154,16 @@ class Plan:
             record = mapping_of(text)
             if record is None:
                 raise PlanError(
-                    f"{where} is not the record of a plan (no JSON mapping); plan the image again"
+                    f"{where} is not the record of a plan (no JSON mapping); {PLAN_AGAIN}"
                 )
             if record["record_version"] != RECORD_VERSION:
                 raise OtherLayoutError(
                     f"{where} has layout {record['record_version']!r}, this patchworks reads "
-                    f"{RECORD_VERSION}; plan the image again"
+                    f"{RECORD_VERSION}; {PLAN_AGAIN}"
                 )
             record = unsealed(record)
             if record is None:
-                raise PlanError(f"{where} was changed by hand, or is damaged; plan the image again")
+                raise PlanError(f"{where} was changed by hand, or is damaged; {PLAN_AGAIN}")
             plan = cls(
                 image=ImageRecord(**record["image"]),
                 grid=TileGrid.from_dict(record["grid"]),
@@ -172,12 +178,12 @@ class Plan:
             raise
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise PlanError(
-                f"{where} is not the record of a plan ({error!r}); plan the image again"
+                f"{where} is not the record of a plan ({error!r}); {PLAN_AGAIN}"
             ) from error
         if made != written:
             raise PlanError(
                 f"{where} says fingerprint {written!r} but its content gives "
-                f"{made!r}: it was changed by hand; plan the image again"
+                f"{made!r}: it was changed by hand; {PLAN_AGAIN}"
             )
         return plan
 

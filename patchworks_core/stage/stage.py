@@ -60,7 +60,7 @@ from patchworks_core.stage.block_listing import SUFFIX, BlockListing
 from patchworks_core.stage.first_layout import FirstLayout
 from patchworks_core.stage.label_runs import LabelRuns
 from patchworks_core.stage.object_sums import ObjectSums
-from patchworks_core.stage.plan import OtherLayoutError, Plan
+from patchworks_core.stage.plan import STAGE_AGAIN, OtherLayoutError, Plan
 from patchworks_core.stage.stage_folder import (
     BLOCKS,
     begin_generation,
@@ -143,7 +143,7 @@ class Stage:
         if staged.fingerprint != plan.fingerprint:
             raise StageError(
                 f"the stage at {path} was made by another plan ({plan.difference(staged)}); its "
-                "tiles cannot be mixed with this plan's: stage again, or restore the old plan"
+                f"tiles cannot be mixed with this plan's{STAGE_AGAIN}"
             )
         return cls(path, plan)
 

@@ -31,7 +31,7 @@ from patchworks_pipeline.assets.stage_reading import read_once
 from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.partitions import NOT_BY_KEY
 from patchworks_pipeline.progress import report_progress
-from patchworks_pipeline.records import ImageFolder
+from patchworks_pipeline.records import STORE_ROOT, ImageFolder
 from patchworks_pipeline.resources.clusters import DaskCluster
 from patchworks_pipeline.resources.compute_budget import ComputeBudget
 from patchworks_pipeline.resources.gpus import GpuPool
@@ -45,7 +45,7 @@ EVERY_TILE_IS_MERGED = "every_tile_is_merged"
 IDS_ARE_SEQUENTIAL = "ids_are_sequential"
 SEAMS_AGREE = "seams_agree"
 
-ANOTHER = "LabelStore.root"
+ANOTHER = STORE_ROOT
 """What to name another of, where labels are not to be replaced."""
 
 FRESHNESS = dg.FreshnessPolicy.time_window(

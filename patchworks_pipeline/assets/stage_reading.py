@@ -12,7 +12,7 @@ from upath import UPath
 
 from patchworks_core.errors import PlanError, StageError
 from patchworks_core.stage.block_listing import SUFFIX
-from patchworks_core.stage.plan import Plan
+from patchworks_core.stage.plan import PLAN_AGAIN, STAGE_AGAIN, Plan
 from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.stage_folder import BLOCKS
 from patchworks_pipeline.records import ImageFolder
@@ -58,7 +58,12 @@ def what_is_replaced(folder: ImageFolder, plan: Plan) -> str | None:
     except (PlanError, StageError) as why:
         files = [file for begun in _entries(path / BLOCKS) for file in _entries(begun)]
         n_blocks = sum(file.name.endswith(SUFFIX) for file in files)
-        return f"a stage with {n_blocks} tile blocks is replaced by an empty one: {why}"
+        # What to do about it is done here.
+        words = str(why).removesuffix(STAGE_AGAIN).removesuffix(f"; {PLAN_AGAIN}")
+        return (
+            f"a stage with {n_blocks} tile blocks is replaced by an empty one: {words}; all tiles "
+            "are staged again"
+        )
     return None
 
 

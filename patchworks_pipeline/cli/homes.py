@@ -67,4 +67,21 @@ def known_image(image: str, home: Path, segmentation: str = "") -> Iterator[tupl
     from patchworks_pipeline.resources.resources import LabelStore
 
     with known_images(image, home) as (instance, (key,)):
-        yield instance, LabelStore().of_home().folder(key, segmentation)
+        store = LabelStore().of_home()
+        folder = store.folder(key, segmentation)
+        if not folder.is_registered and (why := _why_refused(store, key)):
+            fail(why, BAD_INPUT)
+        yield instance, folder
+
+
+def _why_refused(store: Any, key: str) -> str | None:
+    """Return why the acquisition of an image was refused, and the way out; None where none was."""
+    from patchworks_core.files.records import read_mapping
+    from patchworks_pipeline.landing.arrivals import Quarantine
+
+    quarantine = Quarantine(store.path() / ".quarantine")
+    for name, reason in quarantine.reasons().items():
+        record = read_mapping(quarantine.path / f"{name}.json") or {}
+        if record.get("key") == key:
+            return f"image {key!r} was refused: {reason}; {quarantine.release(name)}"
+    return None

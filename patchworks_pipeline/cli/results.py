@@ -8,6 +8,7 @@ from patchworks_core.images.image import open_image
 from patchworks_core.seams.rules import MergeOptions
 from patchworks_core.stage.plan import Plan
 from patchworks_core.tiles.grid import SPATIAL_AXES
+from patchworks_pipeline.assets.planned import Measured, is_asked_for, planned_function
 from patchworks_pipeline.cli.advice import command_on
 from patchworks_pipeline.cli.terminal import errors, say
 from patchworks_pipeline.records import OBJECTS_CSV, ImageFolder
@@ -19,6 +20,8 @@ def is_planned(folder: ImageFolder, plan: Plan) -> bool:
         folder.stage(plan)
         folder.statistics()
         planned = folder.plan()
+        if is_asked_for(planned_function(folder, plan), plan):
+            Measured.read(folder, plan)
         is_same = planned.fingerprint == plan.fingerprint
         return is_same and _calibration(planned) == _calibration(plan)
     except (PlanError, StageError):  # missing, or of another plan: it is planned again

@@ -32,6 +32,10 @@ _ARGUMENT = re.compile(
 
 _TWICE = re.compile(r"(--[\w-]+(?: \S+)?) \(\1(?: on the command line)?\)")
 
+_OVERWRITE = re.compile(r"materialize merged_labels again with overwrite")
+_MATERIALIZE = re.compile(r"materialize [a-z_]+(?: of both)? (?:first|again)")
+"""What a person does in the UI, and a command does here."""
+
 console = Console()
 errors = Console(stderr=True)
 
@@ -50,7 +54,11 @@ def in_options(text: str) -> str:
     '--merge touching, --tile-shape 16,512, --no-resume'
     >>> in_options("choose with channel=2 (--channel 2)")
     'choose with --channel 2'
+    >>> in_options("no lut.parquet; materialize global_lut first")
+    "no lut.parquet; 'patchworks run IMAGE' makes it"
     """
+    text = _OVERWRITE.sub("'patchworks merge IMAGE --overwrite' makes them again", text)
+    text = _MATERIALIZE.sub("'patchworks run IMAGE' makes it", text)
     return _TWICE.sub(r"\1", _ARGUMENT.sub(_option, text))
 
 

@@ -417,7 +417,7 @@ def test_an_image_that_is_not_planned_says_which_asset_is_missing(pipeline, tiss
     folder = pipeline.register(tissue_path)
     result = pipeline.merge(folder)
     assert "no plan.json for image 'tissue'" in error_of(result)
-    assert "materialize image first, or correct LabelStore.root" in error_of(result)
+    assert "materialize image first, or correct store.root of patchworks.yaml" in error_of(result)
 
 
 def test_the_labels_say_how_they_were_made(pipeline, tissue_path):
@@ -442,7 +442,9 @@ def test_labels_corrected_by_hand_are_merged_over_only_when_the_run_says_so(pipe
     labels[0, 0] = 77
     error = error_of(pipeline.merge(folder))
     assert "a label image only replaces what patchworks wrote itself and nobody changed" in error
-    assert "name another LabelStore.root, or pass overwrite=True (--overwrite" in error
+    assert (
+        "name another store.root of patchworks.yaml, or pass overwrite=True (--overwrite" in error
+    )
     assert labels[0, 0] == 77
     ops = {"merged_labels": {"config": {"overwrite": True}}}
     keys = [dg.AssetKey("merged_labels")]
