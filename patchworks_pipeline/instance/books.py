@@ -33,7 +33,8 @@ def fault_of_books(error: BaseException, home: Path) -> StorageError | None:
         return StorageError(whole, errno.ENOSPC)
     return StorageError(
         f"the database of the home at {str(folder)!r} failed: {words}; what was finished is kept: "
-        "call again, and where that fails restore what is damaged there, or take another --home",
+        "call again, and where that fails restore it, or move that folder away: 'patchworks run' "
+        "of each image enters it in a new one",
         errno.EIO,
     )
 

@@ -99,7 +99,7 @@ def test_a_database_that_finds_no_room_is_not_called_damaged(
         assert code == 1
         assert ("no space left on device (0 B are free)" + WAY_OUT in printed) == is_full
         assert ("disk I/O error; what was finished is kept" in printed) != is_full
-        assert ("restore what is damaged" in printed) != is_full
+        assert ("move that folder away" in printed) != is_full
 
 
 def test_a_place_that_is_read_only_says_what_to_name_instead():
