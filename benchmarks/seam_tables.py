@@ -30,6 +30,9 @@ Results = Mapping[Case, Sequence[Row]]
 """A row for every seed."""
 
 
+VERDICTS = ("first", "level", "behind")
+
+
 def every_figure(results: Results) -> str:
     """Return the table of all figures: mean over seeds, and the range of PQ."""
     lines = [
@@ -60,8 +63,8 @@ def against_others(results: Results, ours: str, all_ours: Collection[str]) -> st
     """Return the table of our PQ against that of the best other tool, and how often ours is first.
 
     The best is the one furthest ahead of ours, or least behind, in the mean. Differences are taken
-    image by image, so their range is that of the seeds: ours is *first* where it is higher in every
-    image, *behind* where it is in none, else *level*.
+    image by image, so their range is that of the seeds: ours is *first* where it is ahead of every
+    other tool in every image, *behind* where the best one is ahead in every image, else *level*.
     """
     lines = [
         f"| set | tiles differ | halo | `{ours}` | best other tool | its PQ | difference "
@@ -79,7 +82,9 @@ def against_others(results: Results, ours: str, all_ours: Collection[str]) -> st
         }
         best = min(others, key=lambda what, leads=leads: np.mean(leads[what]))
         differences = leads[best]
-        verdict = _verdict(differences)
+        verdict = "first" if min(map(min, leads.values())) > 0 else "level"
+        if max(differences) < 0:
+            verdict = "behind"
         verdicts[how, verdict] += 1
         pqs = [
             _mean_and_range([row[what]["pq"] for row in rows if what in row])
@@ -95,15 +100,6 @@ def against_others(results: Results, ours: str, all_ours: Collection[str]) -> st
     ]
     seeds = max(len(rows) for rows in results.values())
     return f"Seeds a row: {seeds}. `{ours}` is, {'; '.join(counts)}.\n\n" + "\n".join(lines)
-
-
-VERDICTS = ("first", "level", "behind")
-
-
-def _verdict(differences: Sequence[float]) -> str:
-    if min(differences) > 0:
-        return "first"
-    return "behind" if max(differences) < 0 else "level"
 
 
 def _merged_by(rows: Sequence[Row]) -> list[str]:

@@ -31,12 +31,18 @@ def rows(**pq):
 @pytest.mark.usefixtures("scripts")
 @pytest.mark.parametrize(
     ("ours", "verdict"),
-    [([0.7, 0.7], "first"), ([0.8, 0.5], "level"), ([0.6, 0.4], "level"), ([0.4, 0.4], "behind")],
+    [
+        ([0.75, 0.65], "level"),
+        ([0.7, 0.7], "first"),
+        ([0.8, 0.5], "level"),
+        ([0.6, 0.4], "level"),
+        ([0.4, 0.4], "behind"),
+    ],
 )
 def test_a_rule_is_first_level_or_behind_the_best_other_tool(ours, verdict):
     from seam_tables import against_others
 
-    results = {CASE: rows(overlap=ours, core=[0.9, 0.9], ngio=[0.5, 0.6], sopa=[0.1, 0.7])}
+    results = {CASE: rows(overlap=ours, core=[0.9, 0.9], ngio=[0.5, 0.6], sopa=[0.1, 0.69])}
     table = against_others(results, "overlap", {"overlap", "core"})
     assert f"{verdict} in 1" in table
     row = table.splitlines()[-1]
