@@ -155,7 +155,7 @@ def test_why_tiles_could_not_start_is_said_instead_of_old_failures(
 def test_a_tile_beyond_the_memory_is_refused(patchworks, tissue_path, monkeypatch):
     limit = Limit(10_000, "SLURM")
     monkeypatch.setattr(
-        "patchworks_pipeline.resources.resources.granted_memory_bytes", lambda: limit
+        "patchworks_pipeline.resources.compute_budget.granted_memory_bytes", lambda: limit
     )
     code, printed = patchworks("run", tissue_path, *PERFECT)
     assert code == 2
@@ -259,6 +259,7 @@ def test_a_missing_image_is_named(patchworks, tmp_path):
     code, printed = patchworks("run", tmp_path / "nothing.tif")
     assert (code, printed) == (
         2,
+        f"{tmp_path / 'nothing.tif'}: begun "
         f"error: no image at '{tmp_path / 'nothing.tif'}'; check the path",
     )
 
