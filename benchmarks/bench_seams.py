@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from functools import cache
@@ -31,7 +31,7 @@ import numpy.typing as npt
 from seam_merges import TOOLS, Views, merge_with_tool
 from seam_scores import score, seam_pixels
 from seam_sets import SETS
-from seam_tables import Results, Row, against_others, every_figure
+from seam_tables import Results, Row, against_others, every_figure, outlines_at_faces
 from skimage.metrics import adapted_rand_error, variation_of_information
 from tissue import MILD, TileView, hard
 
@@ -52,6 +52,11 @@ OPTIONS = {
     "overlap, core": MergeOptions("overlap", 1, outline="core"),
     "overlap": MergeOptions("overlap", 1, outline="feather"),
 }
+
+TRUTH = "the truth"
+"""What the tables call the labels that tiles are views of, and whose outlines cross faces, too."""
+
+OURS = {*OPTIONS, TRUTH}
 
 Job = tuple[str, str, str, int]
 """Set, disagreement, halo, seed."""
@@ -87,7 +92,8 @@ def main() -> None:
                 print(json.dumps([job, row]), file=file, flush=True)
     results: Results = {case: [rows[*case, seed] for seed in range(args.seeds)] for case in cases}
     print(every_figure(results))
-    print(against_others(results, "overlap", OPTIONS))
+    print(against_others(results, "overlap", OURS))
+    print(outlines_at_faces(results, TRUTH))
     if args.write:
         write_tables(results)
 
@@ -97,7 +103,8 @@ def write_tables(results: Results) -> None:
     from seams import write_between
 
     write_between(FIGURES_PAGE, "bench", every_figure(results))
-    write_between(PAGE, "bench", against_others(results, "overlap", OPTIONS))
+    write_between(PAGE, "bench", against_others(results, "overlap", OURS))
+    write_between(PAGE, "outlines", outlines_at_faces(results, TRUTH))
 
 
 def measured_rows(path: Path) -> dict[Job, Row]:
@@ -114,9 +121,10 @@ def missing_rows(
     jobs: Sequence[Job], rows: Mapping[Job, Row], pythons: Mapping[str, str], processes: int
 ) -> Iterator[tuple[Job, Row]]:
     """Measure what rows lack of our rules, and of each tool that there is an interpreter for."""
-    lacking = [job for job in jobs if not rows.get(job, {}).keys() >= OPTIONS.keys()]
+    lacking = {job: missing for job in jobs if (missing := OURS - rows.get(job, {}).keys())}
     with ProcessPoolExecutor(processes) as executor:
-        yield from zip(lacking, executor.map(measure, lacking), strict=True)
+        measured = executor.map(measure, lacking.keys(), lacking.values())
+        yield from zip(lacking, measured, strict=True)
     scenes: dict[Job, Scene] = {}
     for name, python in pythons.items():
         tool = TOOLS[name]
@@ -149,12 +157,18 @@ def truth_of(name: str, seed: int) -> Labels:
     return SETS[name].truth(seed)
 
 
-def measure(job: Job) -> Row:
-    """Return the figures of every rule of ours in one image."""
+def measure(job: Job, lacking: Collection[str]) -> Row:
+    """Return the figures of some of our rules, and of the truth itself, in one image."""
     truth, views, grid = scene(job)
-    tiles = TilesInMemory.stage(truth, lambda pixels, tile: views[tile.index], grid)
-    merged = {what: tiles.merged(options) for what, options in OPTIONS.items()}
-    return {what: figures(truth, labels, grid) for what, labels in merged.items()}
+    row = {}
+    if TRUTH in lacking:
+        row[TRUTH] = figures(truth, truth, grid)
+    options = {what: of_rule for what, of_rule in OPTIONS.items() if what in lacking}
+    if options:
+        tiles = TilesInMemory.stage(truth, lambda pixels, tile: views[tile.index], grid)
+        for what, of_rule in options.items():
+            row[what] = figures(truth, tiles.merged(of_rule), grid)
+    return row
 
 
 def measure_tool(tool: str, python: Path, scenes: Mapping[Job, Scene]) -> Iterator[tuple[Job, Row]]:

@@ -102,6 +102,32 @@ def against_others(results: Results, ours: str, all_ours: Collection[str]) -> st
     return f"Seeds a row: {seeds}. `{ours}` is, {'; '.join(counts)}.\n\n" + "\n".join(lines)
 
 
+def outlines_at_faces(results: Results, truth: str, halo: str = "½") -> str:
+    """Return the table of how far outlines jump at faces, at one halo, beside those of the truth.
+
+    An outline that crosses a face aslant moves there by itself; what is more than that is a step.
+    """
+    lines = [
+        "| set | tiles differ | jump of the truth, px | of `overlap-pairs` | of `overlap`, `core` "
+        "| of `overlap` | what is left of the step | straight edges: `overlap-pairs` | `overlap` |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (name, how, width), rows in results.items():
+        if width == halo and all(truth in row for row in rows):
+            own, pairs, core, drawn = (
+                float(np.mean([row[what]["jump"] for row in rows]))
+                for what in (truth, "overlap-pairs", "overlap, core", "overlap")
+            )
+            straight = (
+                f"{np.mean([row[what]['straight'] for row in rows]):.1%}"
+                for what in ("overlap-pairs", "overlap")
+            )
+            left = f"{max(0.0, drawn - own) / (pairs - own):.0%}" if pairs > own else ""
+            jumps = (f"{jump:.2f}" for jump in (own, pairs, core, drawn))
+            lines.append(f"| {' | '.join([name, how, *jumps, left, *straight])} |")
+    return "\n".join(lines)
+
+
 def _merged_by(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(what for row in rows for what in row))
 

@@ -52,11 +52,11 @@ def test_a_rule_is_first_level_or_behind_the_best_other_tool(ours, verdict):
 
 @pytest.mark.usefixtures("scripts")
 def test_lines_of_one_image_are_read_together_and_what_they_have_is_not_measured_again(tmp_path):
-    from bench_seams import OPTIONS, measured_rows, missing_rows
+    from bench_seams import OURS, measured_rows, missing_rows
     from seam_merges import TOOLS
 
     job = (*CASE, 0)
-    ours = {what: {} for what in OPTIONS}
+    ours = {what: {} for what in OURS}
     tools = {mode: {} for tool in TOOLS.values() for mode in tool.modes}
     lines = [json.dumps([job, ours]), json.dumps([job, tools])]
     file = tmp_path / "seams.jsonl"
