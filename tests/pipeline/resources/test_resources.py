@@ -16,7 +16,7 @@ from patchworks_core.machine.pools import WORKER_PROCESS_BYTES
 from patchworks_core.plugins.segmentation import segmentation_of
 from patchworks_core.stage.plan import make_plan
 from patchworks_pipeline.records import Acquisition
-from patchworks_pipeline.resources import resources
+from patchworks_pipeline.resources import compute_budget
 from patchworks_pipeline.resources.compute_budget import ComputeBudget
 from patchworks_pipeline.resources.gpus import GpuPool
 from patchworks_pipeline.resources.resources import (
@@ -34,8 +34,8 @@ def plan(tmp_path):
 
 
 def grant(monkeypatch, *, cores: int, memory: int) -> None:
-    monkeypatch.setattr(resources, "granted_cores", lambda: Limit(cores, "SLURM"))
-    monkeypatch.setattr(resources, "granted_memory_bytes", lambda: Limit(memory, "cgroup v2"))
+    monkeypatch.setattr(compute_budget, "granted_cores", lambda: Limit(cores, "SLURM"))
+    monkeypatch.setattr(compute_budget, "granted_memory_bytes", lambda: Limit(memory, "cgroup v2"))
 
 
 def test_the_cores_decide_where_memory_is_plenty(plan, monkeypatch):
