@@ -28,14 +28,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from seam_merges import TOOLS, Views, merge_with_tool
+from seam_merges import TOOLS, Views, merge_with_tool, staged
 from seam_scores import score, seam_pixels
 from seam_sets import SETS
 from seam_tables import Results, Row, against_others, every_figure, outlines_at_faces
 from skimage.metrics import adapted_rand_error, variation_of_information
 from tissue import MILD, TileView, hard
 
-from patchworks_core.pilot.in_memory import TilesInMemory
 from patchworks_core.seams.rules import MergeOptions
 from patchworks_core.tiles.grid import TileGrid, plan_grid
 
@@ -165,7 +164,7 @@ def measure(job: Job, lacking: Collection[str]) -> Row:
         row[TRUTH] = figures(truth, truth, grid)
     options = {what: of_rule for what, of_rule in OPTIONS.items() if what in lacking}
     if options:
-        tiles = TilesInMemory.stage(truth, lambda pixels, tile: views[tile.index], grid)
+        tiles = staged(views, grid)
         for what, of_rule in options.items():
             row[what] = figures(truth, tiles.merged(of_rule), grid)
     return row

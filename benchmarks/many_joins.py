@@ -24,13 +24,11 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from seam_sets import SETS
-from tissue import MILD, TileView, hard
+from bench_seams import scene
+from seam_merges import staged
 
-from patchworks_core.pilot.in_memory import TilesInMemory
 from patchworks_core.seams.edge_table import EdgeTable
 from patchworks_core.seams.rules import MergeOptions, joined_pairs
-from patchworks_core.tiles.grid import plan_grid
 
 CASES = [(how, rule) for how in ("mild", "hard") for rule in ("overlap-pairs", "overlap")]
 
@@ -69,13 +67,8 @@ def measured(n_rows: int, how: str, rule: Any) -> tuple[int, int, float, float]:
 
 def tissue(how: str) -> tuple[EdgeTable, np.ndarray[Any, Any]]:
     """Return the rows of one image, and the labels of its tiles."""
-    chosen = SETS["tissue"]
-    truth = chosen.truth(seed=100)
-    disagreement = MILD if how == "mild" else hard(chosen.diameter)
-    view = TileView(truth, disagreement, chosen.diameter / 3, 100)
-    halo = round(chosen.diameter / 2)
-    grid = plan_grid(chosen.axes, truth.shape, tile_shape=chosen.tile_shape, overlap=halo)
-    tiles = TilesInMemory.stage(truth, lambda pixels, tile: view(tile.read), grid)
+    _, views, grid = scene(("tissue", how, "½", 100))
+    tiles = staged(views, grid)
     return tiles.edges, tiles.counts
 
 

@@ -14,11 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from peer_runner import view_key
 
-from patchworks_core.seams.lookup import build_lut
-from patchworks_core.seams.pairs import compare_faces
-from patchworks_core.seams.rules import MergeOptions, MergeRule, joined_pairs
-from patchworks_core.seams.strips import cut_strip
-from patchworks_core.stage.tile_labels import number_labels
+from patchworks_core.pilot.in_memory import TilesInMemory
+from patchworks_core.seams.rules import MergeOptions, MergeRule
 from patchworks_core.tiles.grid import TileGrid
 
 HERE = Path(__file__).parent
@@ -55,32 +52,16 @@ TOOLS = {
 }
 
 
+def staged(views: Views, grid: TileGrid) -> TilesInMemory:
+    """Return tiles that saw these labels."""
+    nothing = np.broadcast_to(np.uint8(0), grid.shape)
+    return TilesInMemory.stage(nothing, lambda _, tile: views[tile.index], grid)
+
+
 def merge(views: Views, grid: TileGrid, rules: Iterable[MergeRule]) -> dict[str, Labels]:
-    """Merge the labels of every tile in memory; return a label image per rule."""
-    numbered = {}
-    for tile in grid.tiles():
-        core = tile.core.relative_to(tile.read.start)
-        numbered[tile.index] = number_labels(views[tile.index], core, where="")
-
-    def strips(tiles: Labels, axis: int, side: Any) -> Labels:
-        indexes = map(tuple, tiles.tolist())
-        return np.stack(
-            [cut_strip(grid, grid.tile(i), numbered[i].pixels, axis, side) for i in indexes]
-        )
-
-    edges = compare_faces(grid, np.array([tile.index for tile in grid.tiles()]), strips)
-    counts = np.array([numbered[tile.index].n_core for tile in grid.tiles()])
-    results: dict[str, Labels] = {}
-    for rule in rules:
-        options = MergeOptions(rule, connectivity=1)
-        lut = build_lut(edges.select(joined_pairs(edges, counts, options)), counts)
-        merged = np.zeros(grid.shape, np.int64)
-        for tile in grid.tiles():
-            core = tile.core.relative_to(tile.read.start)
-            staged = numbered[tile.index].pixels[core.slices]
-            merged[tile.core.slices] = lut.of_tile(tile.number)[staged]
-        results[rule] = merged
-    return results
+    """Merge the labels of every tile in memory; return a label image per rule, cores as seen."""
+    tiles = staged(views, grid)
+    return {rule: tiles.merged(MergeOptions(rule, 1, outline="core")) for rule in rules}
 
 
 def merge_with_tool(

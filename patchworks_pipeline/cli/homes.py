@@ -76,12 +76,11 @@ def known_image(image: str, home: Path, segmentation: str = "") -> Iterator[tupl
 
 def _why_refused(store: Any, key: str) -> str | None:
     """Return why the acquisition of an image was refused, and the way out; None where none was."""
-    from patchworks_core.files.records import read_mapping
     from patchworks_pipeline.landing.arrivals import Quarantine
 
     quarantine = Quarantine(store.path() / ".quarantine")
-    for name, reason in quarantine.reasons().items():
-        record = read_mapping(quarantine.path / f"{name}.json") or {}
-        if record.get("key") == key:
-            return f"image {key!r} was refused: {reason}; {quarantine.release(name)}"
+    for refusal in quarantine.refusals():
+        if refusal.key == key:
+            way_out = quarantine.release(refusal.name)
+            return f"image {key!r} was refused: {refusal.reason}; {way_out}"
     return None

@@ -2,6 +2,8 @@
 
 from math import isclose
 
+from upath import UPath
+
 from patchworks_core.errors import PlanError, StageError
 from patchworks_core.files.written import fault_of, record_path
 from patchworks_core.images.image import open_image
@@ -33,9 +35,7 @@ def _calibration(plan: Plan) -> tuple[dict[str, float], dict[str, str]]:
 
 
 def why_not_as_written(folder: ImageFolder, plan: Plan) -> str | None:
-    """Say what is wrong with results that are there already; None where they are as written."""
-    if folder.has_changed_objects:
-        return _words_on_changed(folder)
+    """Say what is wrong with labels that are there already; None where they are as written."""
     labels = folder.labels(plan).path
     fault = fault_of(labels) if record_path(labels).exists() else None
     if fault is None:
@@ -47,24 +47,23 @@ def why_not_as_written(folder: ImageFolder, plan: Plan) -> str | None:
 
 
 def why_table_is_kept(folder: ImageFolder, overwrite: bool) -> str | None:
-    """Say that an object table was changed and is not replaced; None where it is to be.
+    """Say why an object table that was changed is not replaced; None where it is to be.
 
-    A changed table that is replaced is kept under another name, which is said.
+    One that is replaced is kept under another name, which is said.
     """
-    if not folder.has_changed_objects:
+    if overwrite:
+        say_copy(folder.path / OBJECTS_CSV)
         return None
-    if not overwrite:
-        return _words_on_changed(folder)
-    say(f"{folder.path / OBJECTS_CSV} was changed; it is kept as objects.changed-*", on=errors)
-    return None
-
-
-def _words_on_changed(folder: ImageFolder) -> str:
     return (
         f"{folder.path / OBJECTS_CSV} is not what objects.parquet beside it says: it was "
         "changed, or is damaged; it is left as it is, and written again once it is removed; "
         f"'{command_on(folder, 'merge', '--overwrite')}' keeps it under another name"
     )
+
+
+def say_copy(table: UPath) -> None:
+    """Say that what was changed in a table is kept under another name, as CSV and as Parquet."""
+    say(f"{table} was changed; it is kept as {table.stem}.changed-*", on=errors)
 
 
 def is_merged(folder: ImageFolder, plan: Plan, merge: MergeOptions) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 import dagster as dg
 
 from patchworks_core.errors import PlanError, StageError
+from patchworks_core.plugins.segmentation import Segmentation
 from patchworks_core.stage.plan import Plan
 from patchworks_pipeline.assets.lost_choices import check_choices
 from patchworks_pipeline.assets.planned import planned_function
@@ -28,6 +29,7 @@ from patchworks_pipeline.cli.advice import command_on
 from patchworks_pipeline.cli.results import (
     is_merged,
     is_planned,
+    say_copy,
     why_not_as_written,
     why_table_is_kept,
 )
@@ -297,7 +299,8 @@ def _run_missing(
     budget: ComputeBudget,
     overwrite: bool,
 ) -> ImageRun:
-    if why := why_table_is_kept(folder, overwrite):
+    is_changed = folder.has_changed_objects
+    if is_changed and (why := why_table_is_kept(folder, overwrite)):
         return ImageRun(folder, (), (), why)
     lineage = Lineage((), folder.segmentation)
     resources = {"budget": {"config": dict(budget)}}
@@ -313,15 +316,7 @@ def _run_missing(
     # What was staged by a run that was ended before it had logged it is staged no second time.
     blocks = blocks or not_logged(instance, lineage, folder.key, plan.grid.block_keys())
     if blocks:
-        compute = DeployedCompute(
-            budget,
-            GpuPool().of_home(),
-            DaskCluster().of_home(),
-            wants_gpu=function.wants_gpu,
-            declared=function.worker_kind,
-        )
-        if compute.unkept_limits:
-            say(f"warning: {compute.unkept_limits}", on=errors)
+        _warn_of_limits(budget, function)
         steps.append("stage_tiles")
         say_step(f"{folder.title}: {doing} {len(blocks)} of {plan.grid.n_blocks} tiles")
         keys = tile_keys(folder.key, blocks)
@@ -337,8 +332,9 @@ def _run_missing(
             failures = tuple(folder.failures()) if error.is_of_tiles else ()
             return ImageRun(folder, tuple(steps), failures, error.message, error.stopped)
     merge = segmentation_of_home(folder).merge_options(folder.acquisition(), plan, {})
-    fault = why_not_as_written(folder, plan) if is_merged(folder, plan, merge) else ""
-    if fault == "" or (fault and overwrite):
+    is_outdated = is_changed or not is_merged(folder, plan, merge)
+    fault = None if is_outdated else why_not_as_written(folder, plan)
+    if is_outdated or (fault and overwrite):
         steps.append("merge_image")
         say_step(f"{folder.title}: merging {plan.grid.n_blocks} tiles")
         job, name = lineage.name("merge_image"), lineage.name("merged_labels")
@@ -346,6 +342,19 @@ def _run_missing(
         error = _run(instance, job, folder.key, resources, partition_key=folder.key, ops=ops)
         fault = error.message if error else None
     return ImageRun(folder, tuple(steps), (), fault)
+
+
+def _warn_of_limits(budget: ComputeBudget, function: Segmentation) -> None:
+    """Say where limits of tiles are asked for that are not kept."""
+    compute = DeployedCompute(
+        budget,
+        GpuPool().of_home(),
+        DaskCluster().of_home(),
+        wants_gpu=function.wants_gpu,
+        declared=function.worker_kind,
+    )
+    if compute.unkept_limits:
+        say(f"warning: {compute.unkept_limits}", on=errors)
 
 
 def _planning(lineage: Lineage) -> list[dg.AssetKey]:
@@ -362,7 +371,7 @@ def relate(instance: dg.DagsterInstance, store: LabelStore, image: str) -> str |
         if not is_related(store.folder(image, a), store.folder(image, b)):
             path = relation_path(store.folder(image, a), b)
             if was_changed(path):
-                say(f"{csv_path(path)} was changed; it is kept as {path.stem}.changed-*", on=errors)
+                say_copy(csv_path(path))
             due.append(Lineage((), a).key(relation_name(b)))
     if not due:
         return None
@@ -411,7 +420,7 @@ def _merge(
     allow_missing: bool,
     overwrite: bool,
 ) -> ImageRun:
-    if why := why_table_is_kept(folder, overwrite):
+    if folder.has_changed_objects and (why := why_table_is_kept(folder, overwrite)):
         return ImageRun(folder, (), (), why)
     plan = folder.plan()
     stage = folder.stage(plan)

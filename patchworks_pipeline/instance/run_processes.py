@@ -15,7 +15,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -90,10 +90,7 @@ def open_instance(
     try:
         with opening(home):
             opened = dg.DagsterInstance.get()
-            ended = end_dead_runs(opened)
-            if say is not None:
-                for words in in_words(opened, ended):
-                    say(words)
+            end_dead_runs(opened, say=say)
     except (dg.DagsterError, ParameterCheckError, SQLAlchemyError, YAMLError) as error:
         if (fault := fault_of_books(error, home)) is not None:
             raise fault from error
@@ -199,7 +196,10 @@ def is_listening(run: dg.DagsterRun) -> bool:
 
 
 def end_dead_runs(
-    instance: dg.DagsterInstance, heartbeats: Heartbeats | None = None
+    instance: dg.DagsterInstance,
+    heartbeats: Heartbeats | None = None,
+    *,
+    say: Callable[[str], object] | None = None,
 ) -> dict[str, str]:
     """Mark runs whose process is gone as failed and free the slots they hold; say which and why.
 
@@ -208,8 +208,11 @@ def end_dead_runs(
     instance : DagsterInstance
     heartbeats : Heartbeats
         Of runs on other hosts, kept from look to look by who looks for long enough.
+    say : callable, optional
+        Is told of each that was ended.
     """
     ended: dict[str, str] = {}
+    messages: list[str] = []
     for run in instance.get_runs(dg.RunsFilter(statuses=OPEN)):
         why = why_gone(instance, run) or _why_silent(instance, run)
         if (
@@ -222,19 +225,15 @@ def end_dead_runs(
             continue
         instance.report_run_failed(run, f"this run has ended: {why}; run the image again")
         ended[run.run_id] = why
-    _free_slots(instance, ended)
-    return ended
-
-
-def in_words(instance: dg.DagsterInstance, ended: Mapping[str, str]) -> Iterator[str]:
-    """Yield what to tell of the dead runs that `end_dead_runs` ended."""
-    for run_id, why in ended.items():
-        run = instance.get_run_by_id(run_id)
-        image = None if run is None else run.tags.get(IMAGE)
-        yield (
-            f"a run of {'this home' if image is None else image} that was left open is ended: "
-            f"{why}; what it staged is kept"
+        messages.append(
+            f"a run of {run.tags.get(IMAGE, 'this home')} that was left open is ended: {why}; "
+            "what it staged is kept"
         )
+    _free_slots(instance, ended)
+    if say is not None:
+        for message in messages:
+            say(message)
+    return ended
 
 
 def _why_silent(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str | None:

@@ -24,7 +24,6 @@ from patchworks_pipeline.instance.run_processes import (
     OPEN,
     PROCESS,
     end_dead_runs,
-    in_words,
     note_process,
 )
 from patchworks_pipeline.partitions import IMAGE
@@ -87,8 +86,7 @@ def take_pool_slot(
                 )
             if time.monotonic() - looked >= SECONDS_TO_LOOK_FOR_DEAD:
                 looked = time.monotonic()
-                for words in in_words(instance, end_dead_runs(instance, heartbeats)):
-                    say(words)
+                end_dead_runs(instance, heartbeats, say=say)
             if not is_said or time.monotonic() - last >= SECONDS_TO_REPEAT:
                 is_said, last = True, time.monotonic()
                 say(
@@ -130,8 +128,7 @@ def only_call(
     try:
         with _ended_by_sigterm():
             while not _is_alone(lock, instance, image):
-                for words in in_words(instance, end_dead_runs(instance, heartbeats)):
-                    say(words)
+                end_dead_runs(instance, heartbeats, say=say)
                 waited = time.monotonic() - begin
                 if waited >= seconds:
                     raise NoSlotError(

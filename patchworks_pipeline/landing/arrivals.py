@@ -11,7 +11,7 @@ A look does not wait: what was seen when is handed back, and given again to the 
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
 from types import MappingProxyType
 from typing import Any
@@ -229,6 +229,11 @@ class Refusal:
 
     reason: str
 
+    @classmethod
+    def of_record(cls, name: str, record: Mapping[str, Any]) -> "Refusal":
+        """Return what a record says of a version; empty where it does not."""
+        return cls(name, *(str(record.get(field, "")) for field in ("url", "key", "reason")))
+
 
 UNTOLD = ".untold"
 """Folder with a file per refusal that is not known to have been reported."""
@@ -277,14 +282,7 @@ class Quarantine:
         for name in names:
             record = read_mapping(self.path / f"{name}.json")
             if record is not None:
-                refusals.append(
-                    Refusal(
-                        name,
-                        str(record.get("url", "")),
-                        str(record.get("key", "")),
-                        str(record.get("reason", "")),
-                    )
-                )
+                refusals.append(Refusal.of_record(name, record))
         return refusals
 
     def note_told(self, names: Iterable[str]) -> None:
@@ -307,12 +305,11 @@ class Quarantine:
     def _refusal(self, name: str) -> Refusal:
         path = self.path / f"{name}.json"
         try:
-            record = read_mapping(path) or {}
+            refusal = Refusal.of_record(name, read_mapping(path) or {})
         except OSError as error:
             return Refusal(name, "", "", f"why cannot be read from {path}: {error}")
         damaged = f"the record {path} is damaged; remove it to try again"
-        url, key, reason = (str(record.get(field, "")) for field in ("url", "key", "reason"))
-        return Refusal(name, url, key, reason or damaged)
+        return refusal if refusal.reason else replace(refusal, reason=damaged)
 
 
 @dataclass(frozen=True, slots=True)
