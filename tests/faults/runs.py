@@ -231,9 +231,9 @@ def _opened(home: Path) -> None:
 
 
 def store_files(home: Path) -> dict[str, bytes]:
-    """Return the files of a store, without locks."""
+    """Return the files of a store, without locks, whatever day it is."""
     return {
-        _GENERATION.sub("*", name): content
+        _DAY.sub("*", _GENERATION.sub("*", name)): content
         for name, content in files_under(home / "store").items()
         if not name.endswith(".lock")
     }
@@ -241,6 +241,9 @@ def store_files(home: Path) -> dict[str, bytes]:
 
 _GENERATION = re.compile(r"[0-9a-f]{32}(?=/)")
 """Name of a folder of tiles: every stage has its own."""
+
+_DAY = re.compile(r"(?<=^\.days/)\d{4}-\d\d-\d\d(?=/)")
+"""Name of a folder of what was done on a day: midnight may come between two calls."""
 
 
 def open_ends(instance: dg.DagsterInstance) -> list[str]:

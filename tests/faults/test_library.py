@@ -41,7 +41,7 @@ def test_a_damaged_file_is_done_again_or_named_and_never_merged(every, tmp_path)
 
 
 @pytest.mark.parametrize(
-    "n", [2, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+    "n", [4, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
 )
 def test_of_two_calls_on_one_place_each_ends_right_or_names_the_other(n, tmp_path):
     done = list(two_calls.trials(tmp_path / "pairs", seed=SEED, n=n))
