@@ -35,6 +35,7 @@ from patchworks_core.files.locations import (
     is_within,
     split_scene,
 )
+from patchworks_core.images.readers.chunk_cache import keeping
 from patchworks_core.images.readers.file_array import FileArray
 from patchworks_core.images.readers.gaps import gaps_in, stored_segments
 from patchworks_core.images.readers.ome_xml import (
@@ -401,7 +402,7 @@ def _pixels(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, level: int,
     if offset is not None and not is_remote(url) and part.size:
         dtype = part.dtype.newbyteorder(tif.byteorder)
         return FileArray(tif.filehandle.path, dtype, part.shape, offset)
-    return zarr.open_array(series.aszarr(level=level, read_only=True), mode="r")
+    return keeping(zarr.open_array(series.aszarr(level=level, read_only=True), mode="r"))
 
 
 def _level_pixel_size(

@@ -29,7 +29,6 @@ from numcodecs.abc import Codec as Numcodec
 from zarr.abc.codec import BytesBytesCodec, Codec
 from zarr.codecs import ShardingCodec
 from zarr.codecs._v2 import V2Codec
-from zarr.core.array import AsyncArray
 from zarr.core.array_spec import ArraySpec
 from zarr.core.buffer import Buffer
 from zarr.core.buffer.cpu import as_numpy_array_wrapper
@@ -39,6 +38,7 @@ from zarr.storage import LocalStore, StorePath
 
 from patchworks_core.errors import ImageError
 from patchworks_core.files.locations import check_regular_file
+from patchworks_core.images.readers.chunk_cache import KeepingPipeline, with_pipeline
 
 _SPARE_BYTES = 1 << 20
 """Headers, check sums, and an index of chunks that are stored together."""
@@ -150,7 +150,7 @@ class _BoundedStep(BytesBytesCodec):
 
 
 @dataclass(frozen=True)
-class _BoundedPipeline(BatchedCodecPipeline):
+class _BoundedPipeline(KeepingPipeline):
     """Looks at what is stored on this disk before it is read."""
 
     most: int = 0
@@ -190,10 +190,8 @@ def bounded(array: zarr.Array[Any]) -> zarr.Array[Any]:
     else:
         codecs = tuple(_bounded_step(codec, most, itemsize) for codec in metadata.codecs)
     plain = BatchedCodecPipeline.from_codecs(codecs)
-    twin: AsyncArray[Any] = replace(array._async_array)
     steps = (plain.array_array_codecs, plain.array_bytes_codec, plain.bytes_bytes_codecs)
-    object.__setattr__(twin, "codec_pipeline", _BoundedPipeline(*steps, plain.batch_size, most))
-    return zarr.Array(twin)
+    return with_pipeline(array, _BoundedPipeline(*steps, plain.batch_size, most=most))
 
 
 def _bounded_step(codec: Any, most: int, itemsize: int) -> Any:
