@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import zarr
@@ -60,8 +61,11 @@ def test_what_was_measured_is_a_page_and_a_chart(tmp_path):
         "peer": Cell(5.0, 4.0, 6.0, 7.0, 10**9, 12),
         "dask": Cell(float("nan"), 0, 0, 0, 0, error="no such thing"),
     }
-    write_report([Row(SMALL, cells, machine)], tmp_path, repeats=1, workers=2)
+    four = {"patchworks": Cell(12.0, 12.0, 12.0, 9.0, 11 * 10**7)}
+    large = Row(replace(SMALL, name="Sx4"), four, machine)
+    write_report([Row(SMALL, cells, machine), large], tmp_path, repeats=1, workers=2)
     page = (tmp_path / "RESULTS.md").read_text()
+    assert "| S | patchworks | 1.50 | 1.10 |" in page
     assert "| S | 2.50 |  |" in page
     assert "**12 pixels wrong**" in page
     assert "failed: no such thing" in page

@@ -27,15 +27,24 @@ from benchmarks.whole_jobs.measured import Measured, measure
 from benchmarks.whole_jobs.report import Cell, Row, write_report
 from benchmarks.whole_jobs.tools import TOOLS
 from benchmarks.whole_jobs.workloads import BY_NAME, Workload, write_image, write_truth
+from patchworks_core.images.image import open_image
+from patchworks_core.ome_zarr.convert import convert_image
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "bench"
 
 PACKAGES = {
     "peer": ["patchworks==3.3.0"],
+    "ngio": ["ngio==1.1.3", "dask[array]"],
     "ccl": ["tilewise-ccl", "connected-components-3d", "zarr>=3.1", "dask[array]"],
 }
-ENVIRONMENT = {"peer": "peer", "peer merge": "peer", "cc3d": "ccl", "tilewise": "ccl"}
+ENVIRONMENT = {
+    "peer": "peer",
+    "peer merge": "peer",
+    "cc3d": "ccl",
+    "tilewise": "ccl",
+    "ngio": "ngio",
+}
 """Which environment a tool runs in; ours where it is not listed."""
 
 LIMIT = 600.0
@@ -92,12 +101,14 @@ def measure_workload(
                 continue
             out = scratch / tool.replace(" ", "_") / "out.zarr"
             shutil.rmtree(out.parent, ignore_errors=True)
+            source = as_ome_zarr(workload, image) if tool == "ngio" else image
             module = ["-m", "benchmarks.whole_jobs.tools", tool, workload.name]
-            command = [python, *module, str(image), str(tiles), str(out), str(workers)]
+            command = [python, *module, str(source), str(tiles), str(out), str(workers)]
             run = measure(command, limit=LIMIT, folder=ROOT)
             runs[tool].append(run)
             if not run.error and tool != "dask" and tool not in wrong:
-                wrong[tool] = wrong_pixels(truth, array_in(out))
+                result = source / "labels" / "labels" / "0" if tool == "ngio" else array_in(out)
+                wrong[tool] = wrong_pixels(truth, result)
             shutil.rmtree(out.parent, ignore_errors=True)
     cells = {tool: cell_of(tool_runs, wrong.get(tool)) for tool, tool_runs in runs.items()}
     measured_limits = limits(workload, image, truth, scratch / "limits.zarr", workers)
@@ -124,6 +135,15 @@ def prepared(workload: Workload, workers: int) -> tuple[Path, Path, Path]:
     return image, truth, tiles
 
 
+def as_ome_zarr(workload: Workload, image: Path) -> Path:
+    """Return the image as OME-Zarr, beside which ngio writes its labels; made once, and kept."""
+    path = image.with_suffix(".ome.zarr")
+    if not path.exists():
+        opened = open_image(image, axes=workload.axes)
+        convert_image(opened, path, chunks=workload.chunks, shards=None, levels=1, labels=False)
+    return path
+
+
 def write_tiles(workload: Workload, image: Path, path: Path, workers: int) -> None:
     """Write the labels of each tile on its own."""
     module = ["-m", "benchmarks.whole_jobs.tools", "dask", workload.name]
@@ -132,7 +152,12 @@ def write_tiles(workload: Workload, image: Path, path: Path, workers: int) -> No
 
 
 def is_for(tool: str, workload: Workload) -> bool:
-    """Tell whether a tool does what a workload is about."""
+    """Tell whether a tool does what a workload is about.
+
+    What is four times as large is for whether seconds and memory grow with it.
+    """
+    if workload.name.endswith("x4"):
+        return tool in ("patchworks", "peer", "dask")
     is_components = workload.kind == "nuclei"
     return is_components or tool not in ("cc3d", "tilewise", "merge", "peer merge")
 
