@@ -14,6 +14,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -27,8 +28,10 @@ from dagster._core.storage.event_log.schema import (
 )
 from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 from dagster._core.storage.event_log.sqlite import SqliteEventLogStorage
+from dagster._core.storage.sqlite import SQLITE_BUSY_TIMEOUT_SECONDS
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._serdes import ConfigurableClassData
+from sqlalchemy.pool import NullPool
 
 T = TypeVar("T")
 
@@ -37,6 +40,9 @@ WRITTEN_TOGETHER = {
     dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED,
 }
 """Events that come one per tile."""
+
+ENGINES = 16
+"""Files of SQLite of which an engine is kept; it holds no connection, but what it translated."""
 
 AT_ONCE = 500
 """Values of one statement; databases limit them."""
@@ -186,6 +192,25 @@ def _may_wait(event: dg.EventLogEntry) -> bool:
 
 class SqliteEvents(EventsTogether, SqliteEventLogStorage):
     """Events in SQLite: a file per run, and an index of all that is about assets."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._engine = lru_cache(maxsize=ENGINES)(self._new_engine)
+        super().__init__(*args, **kwargs)
+
+    @contextmanager
+    def _connect(self, shard: str) -> Iterator[db.Connection]:
+        """Connect by an engine that is kept: Dagster makes one each time, which translates anew."""
+        if shard not in self._initialized_dbs:
+            with super()._connect(shard) as connection:
+                yield connection
+            return
+        with self._db_lock, self._engine(shard).begin() as connection:
+            yield connection
+
+    def _new_engine(self, shard: str) -> db.Engine:
+        options = {"timeout": SQLITE_BUSY_TIMEOUT_SECONDS}
+        address = self.conn_string_for_shard(shard)
+        return db.create_engine(address, poolclass=NullPool, connect_args=options)
 
     def _write(self, events: Sequence[dg.EventLogEntry], rows: list[dict[str, Any]]) -> None:
         insert = SqlEventLogStorageTable.insert()

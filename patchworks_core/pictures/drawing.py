@@ -169,16 +169,16 @@ def overlay(
     step = _reduction(labels2d.shape, max_size)
     factor = min(MAX_ENLARGEMENT, max(1, max_size // max(1, *labels2d.shape)))
     pixels, labels = _shrink(pixels2d, step), _decimate(labels2d, step)
-    labels = labels.repeat(factor, axis=0).repeat(factor, axis=1)
-    grey = to_display(pixels, low=low, high=high).repeat(factor, axis=0).repeat(factor, axis=1)
+    grey = to_display(pixels, low=low, high=high)
     picture = np.repeat(grey[..., None], 3, axis=2).astype(np.float32)
-    colours = label_colours(labels)
     inside = labels != 0
-    picture[inside] += FILL_OPACITY * (colours[inside] - picture[inside])
+    picture[inside] += FILL_OPACITY * (label_colours(labels[inside]) - picture[inside])
+    picture = picture.repeat(factor, axis=0).repeat(factor, axis=1)
+    labels = labels.repeat(factor, axis=0).repeat(factor, axis=1)
     outline = _outlines(labels)
     # of objects a few pixels wide opaque outlines would leave nothing to see
     opacity = 1.0 if step == 1 else 0.7
-    picture[outline] += opacity * (colours[outline] - picture[outline])
+    picture[outline] += opacity * (label_colours(labels[outline]) - picture[outline])
     for axis, lines in enumerate((grid_lines_y, grid_lines_x)):
         for line in lines:
             if 0 < line < labels2d.shape[axis]:

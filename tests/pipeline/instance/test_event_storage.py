@@ -8,6 +8,7 @@ import dagster as dg
 import pytest
 import sqlalchemy as db
 import yaml
+from dagster._core.storage.event_log.sqlite import SqliteEventLogStorage
 
 from patchworks_pipeline.cli.runs import open_home
 from patchworks_pipeline.event_storage import SqliteEvents, together
@@ -244,3 +245,19 @@ def test_a_new_home_names_the_storage(tmp_path):
     home = prepare_home(tmp_path)
     settings = yaml.safe_load((home / "dagster" / "dagster.yaml").read_text())
     assert settings["storage"]["custom"]["class"] == "SqliteStorage"
+
+
+def test_an_engine_is_kept_for_each_file_of_events(batched, monkeypatch):
+    made = []
+    create = db.create_engine
+
+    def counted(address, **options):
+        made.append(address)
+        return create(address, **options)
+
+    for name in ("sqlalchemy.create_engine", f"{SqliteEventLogStorage.__module__}.create_engine"):
+        monkeypatch.setattr(name, counted)
+    result = run_tiles(batched)
+    events = batched.all_logs(result.run_id)
+    assert len(events) > 10
+    assert len(made) <= 2 * 2 + 1  # to make the tables and to use them, of the run and the index
