@@ -88,10 +88,9 @@ class _ApplyTask:
     def _outdated(self, block: TileBlock, record: np.uint64 | None) -> _BlockToApply | None:
         """Return what is to be written of a block; None where its record is what it would be."""
         own = self.digests[block.numbers]
-        luts: tuple[np.ndarray[Any, Any], ...] = ()
+        luts = tuple(self.lut.of_tile(tile.number) for tile in block.tiles)
         drawn = None
         if self.outlines is None:
-            luts = tuple(self.lut.of_tile(tile.number) for tile in block.tiles)
             made_from = _made_from(own, luts)
         else:
             drawn = self.outlines.of_block(block, self.lut)
@@ -122,7 +121,8 @@ class _ApplyTask:
         block = item.block
         if item.outlines is not None:
             drawn = draw_block(self.stage, block, item.outlines)
-            return take_ids(item.outlines.ids.astype(dtype, copy=False), drawn)
+            if drawn is not None:
+                return take_ids(item.outlines.ids.astype(dtype, copy=False), drawn)
         # A block without labels may be one that is not staged.
         if all(len(lut) == 1 for lut in item.luts):
             return None

@@ -145,6 +145,11 @@ class _CountTask:
             block = self.stage.grid.block_of_number(number)
             outlines = self.outlines.of_block(block, self.outlines.standing)
             drawn = draw_block(self.stage, block, outlines)
+            if drawn is None:
+                luts = [self.outlines.standing.of_tile(tile.number)[1:] for tile in block.tiles]
+                ids.append(np.concatenate(luts))
+                pixels.append(self.stage.areas(block) if len(ids[-1]) else ids[-1])
+                continue
             ids.append(outlines.ids)
             pixels.append(np.bincount(drawn.reshape(-1), minlength=len(outlines.ids)))
         return np.concatenate(ids), np.concatenate(pixels)

@@ -47,14 +47,18 @@ class _PairTask:
 
     def __call__(self, numbers: Sequence[int]) -> EdgeTable:
         grid = self.stage.grid
-        kept: dict[tuple[int, ...], dict[tuple[int, Side], np.ndarray[Any, Any]]] = {}
+        kept: dict[tuple[tuple[int, ...], int, Side], np.ndarray[Any, Any]] = {}
 
         def of_block(
             place: tuple[int, ...], tiles: np.ndarray[Any, Any], axis: int, side: Side
         ) -> np.ndarray[Any, Any]:
-            if place not in kept:
-                kept[place] = self.stage.strips(grid.block(place))
-            return strips_of_tiles(grid, kept[place][axis, side], tiles, axis)
+            if (place, axis, side) not in kept:
+                block = grid.block(place)
+                # A neighbour of one tile is asked for one of its strips, of many for most.
+                places = [(axis, side)] if len(block.numbers) == 1 else None
+                strips = self.stage.strips(block, places)
+                kept.update({(place, *of): strip for of, strip in strips.items()})
+            return strips_of_tiles(grid, kept[place, axis, side], tiles, axis)
 
         def strips(tiles: np.ndarray[Any, Any], axis: int, side: Side) -> np.ndarray[Any, Any]:
             places, block_of = np.unique(tiles // grid.block_shape, axis=0, return_inverse=True)
@@ -63,7 +67,12 @@ class _PairTask:
                 of_block(tuple(place), tiles[group], axis, side)
                 for place, group in zip(places.tolist(), groups, strict=True)
             ]
-            return np.concatenate(parts)[np.argsort(np.concatenate(groups))]
+            if len(parts) == 1:
+                return parts[0]
+            stacked = np.empty((len(tiles), *parts[0].shape[1:]), np.result_type(*parts))
+            for group, part in zip(groups, parts, strict=True):
+                stacked[group] = part
+            return stacked
 
         indexes = np.concatenate([grid.block_of_number(number).indexes for number in numbers])
         return compare_faces(grid, indexes, strips, missing=self.missing)

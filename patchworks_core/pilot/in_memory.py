@@ -113,7 +113,12 @@ class TilesInMemory:
         pixels = _PixelsInMemory(self)
         for block in self.grid.blocks():
             drawing = outlines.of_block(block, lut)
-            merged[block.core.slices] = drawing.ids[draw_block(pixels, block, drawing)]
+            drawn = draw_block(pixels, block, drawing)
+            if drawn is None:
+                (tile,) = block.tiles
+                merged[block.core.slices] = lut.of_tile(tile.number)[pixels.labels(block)]
+            else:
+                merged[block.core.slices] = drawing.ids[drawn]
         return merged
 
 

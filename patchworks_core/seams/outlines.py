@@ -122,7 +122,7 @@ def draw_core(own: View, others: Sequence[View], pen: Pen) -> npt.NDArray[np.int
     drawn = own.ids[core.slices_from(own.region.start)].copy()
     disputed = np.zeros(core.shape, dtype=bool)
     for other in others:
-        common = _common(core, other.tile.read)
+        common = common_region(core, other.tile.read)
         if common is not None:
             theirs = other.ids[common.slices_from(other.region.start)]
             place = common.slices_from(core.start)
@@ -138,7 +138,7 @@ def draw_core(own: View, others: Sequence[View], pen: Pen) -> npt.NDArray[np.int
     return drawn
 
 
-def _common(a: Region, b: Region) -> Region | None:
+def common_region(a: Region, b: Region) -> Region | None:
     """Return the pixels of both regions; None where there are none."""
     start = tuple(map(max, a.start, b.start))
     stop = tuple(map(min, a.stop, b.stop))
@@ -177,7 +177,7 @@ class _Contest:
         something, weight = np.zeros(n), np.zeros(n)
         ramps = [_ramp(view, pen) for view in views]
         for view, ramp in zip(views, ramps, strict=True):
-            common = _common(core, view.tile.read)
+            common = common_region(core, view.tile.read)
             if common is None:
                 continue
             numbers = place[common.slices_from(core.start)]
@@ -207,7 +207,7 @@ class _Contest:
         at = numbers >= 0
         total, weight = np.zeros(box.shape), np.zeros(box.shape)
         for view, ramp in zip(views, ramps, strict=True):
-            common = _common(box, view.tile.read)
+            common = common_region(box, view.tile.read)
             if common is None or not _holds(view.objects, number):
                 continue
             place = common.slices_from(box.start)
@@ -266,7 +266,7 @@ def _entrants(core: Region, place: Array, views: Sequence[View], pen: Pen) -> It
     )
     bounds: dict[int, list[Region]] = {}
     for view in views:
-        common = _common(_widened(whole, pen.margin(pen.reach)), view.region)
+        common = common_region(_widened(whole, pen.margin(pen.reach)), view.region)
         if common is None:
             continue
         ids = view.ids[common.slices_from(view.region.start)]
@@ -279,7 +279,7 @@ def _entrants(core: Region, place: Array, views: Sequence[View], pen: Pen) -> It
         start = np.min([box.start for box in bounds[number]], axis=0)
         stop = np.max([box.stop for box in bounds[number]], axis=0)
         extent = Region(tuple(start.tolist()), tuple(stop.tolist()))
-        near = _common(whole, _widened(extent, margin))
+        near = common_region(whole, _widened(extent, margin))
         box = near and _bounds(place[near.slices_from(core.start)] >= 0, near.start)
         if box is not None:
             yield _Entrant(number, box, _widened(extent, [min(1, m) for m in margin]))
@@ -327,9 +327,9 @@ def _at(ramp: Sequence[Array], read: Region, region: Region) -> Array:
 
 def _signed_distance(view: View, entrant: _Entrant, region: Region, pen: Pen) -> Array | float:
     """Return how far inside (above 0) or outside an object the pixels of a region are in a view."""
-    reachable = _common(_widened(region, pen.margin(pen.reach)), view.region)
+    reachable = common_region(_widened(region, pen.margin(pen.reach)), view.region)
     assert reachable is not None
-    inside = _common(reachable, entrant.extent) or region  # beyond, nothing is of the object
+    inside = common_region(reachable, entrant.extent) or region  # beyond, nothing is of the object
     near = Region(
         tuple(map(min, inside.start, region.start)), tuple(map(max, inside.stop, region.stop))
     )
@@ -379,7 +379,7 @@ def _with_all_objects(drawn: Array, before: Array, own: View, others: Sequence[V
     if not _gone(drawn, pixels > 0).any():
         return
     for other in others:
-        core = _common(other.tile.core, other.region)
+        core = common_region(other.tile.core, other.region)
         if core is not None:
             ids = other.ids[core.slices_from(other.region.start)].reshape(-1)
             elsewhere = np.maximum(elsewhere, np.bincount(ids, minlength=n)[:n])

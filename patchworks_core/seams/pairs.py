@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patchworks_core.seams.edge_table import EdgeTable
+from patchworks_core.seams.paired_runs import PairedRuns
 from patchworks_core.seams.strips import HIGH, LOW, Side, part_of_strip, slot_shape
 from patchworks_core.tiles.grid import Face, TileGrid
 from patchworks_core.tiles.regions import Region
@@ -218,10 +219,22 @@ def _region(bounds: list[tuple[int, int]]) -> Region:
 
 def _overlap(strips: _Strips, region_a: Region, region_b: Region) -> _Overlap:
     """Count the pixels that each two labels have in common, and the pixels of each label."""
-    a, b = strips.views(region_a, region_b)
-    both = (a != 0) & (b != 0)
-    pairs, intersection = np.unique(strips.pairs(a, b, both), return_counts=True)
-    return _Overlap(pairs, intersection, strips.count(a), strips.count(b))
+    runs = PairedRuns.of(*strips.views(region_a, region_b))
+    n_keys = len(strips.low) * strips.width
+    keys_a, keys_b = (runs.index * strips.width + ids for ids in (runs.a, runs.b))
+    both = (runs.a != 0) & (runs.b != 0)
+    packed = keys_a[both] * strips.width + runs.b[both]
+    pairs, at = np.unique(packed, return_inverse=True)
+    areas = (
+        _pixels(keys[ids != 0], runs.lengths[ids != 0], n_keys)
+        for keys, ids in ((keys_a, runs.a), (keys_b, runs.b))
+    )
+    return _Overlap(pairs, _pixels(at.ravel(), runs.lengths[both], len(pairs)), *areas)
+
+
+def _pixels(keys: Array, lengths: Array, n_keys: int) -> npt.NDArray[np.int64]:
+    """Return the pixels of each key, given runs; sums of float64 are exact up to 2**53 pixels."""
+    return np.bincount(keys, weights=lengths, minlength=n_keys).astype(np.int64)
 
 
 def _contact(strips: _Strips) -> dict[str, Array]:

@@ -2,8 +2,9 @@
 
 1. `Outlines.of` names the objects, also those of labels that were seen only in a halo.
 2. `Outlines.of_block` gathers what one tile block needs: small tables of ids, no pixels.
-3. `draw_block` reads its labels, and the strips of the tiles around, and draws
-   (`patchworks_core.seams.outlines`).
+3. `draw_block` reads its labels, and the strips of the tiles around. Where all that was seen of a
+   core is the same (`_Reader.agree`), drawing would change nothing, and nothing is drawn; elsewhere
+   `patchworks_core.seams.outlines` draws.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,13 +21,15 @@ import numpy.typing as npt
 
 from patchworks_core.seams.edge_table import EdgeTable
 from patchworks_core.seams.lookup import HaloOwners, LookupTable, build_lut
-from patchworks_core.seams.outlines import Pen, View, draw_core, spacing_of
+from patchworks_core.seams.outlines import Pen, View, common_region, draw_core, spacing_of
+from patchworks_core.seams.paired_runs import PairedRuns
 from patchworks_core.seams.rules import MergeOptions, joined_pairs
 from patchworks_core.seams.strips import (
     HIGH,
     LOW,
     Side,
     part_of_strip,
+    slot_shape,
     strip_of_tile,
     strip_region,
 )
@@ -166,39 +170,87 @@ def tiles_around(
 
 def draw_block(
     stage: StagedPixels, block: TileBlock, outlines: BlockOutlines
-) -> npt.NDArray[np.int32]:
-    """Return the objects of a block's core, as numbered in `outlines`."""
+) -> npt.NDArray[np.int32] | None:
+    """Return the objects of a block's core, as numbered in `outlines`.
+
+    None where no core of the block is drawn: each is as its tile has it.
+    """
+    reader = _Reader(stage, block, outlines)
+    staged = [tile for tile in block.tiles if tile.number in outlines.objects]
+    disputed = {tile.number for tile in staged if not reader.agree(tile)}
+    if not disputed:
+        return None
     drawn = np.zeros(block.core.shape, dtype=np.int32)
-    if not any(objects.any() for objects in outlines.objects.values()):
-        return drawn
-    reader = _Reader(stage, outlines)
-    for tile in block.tiles:
-        if tile.number in outlines.objects:
-            others = [
-                reader.view(stage.grid.tile(index), place)
-                for index, place in tiles_around(stage.grid, tile, outlines.pen.axes)
-                if stage.grid.tile(index).number in outlines.objects
-            ]
-            core = tile.core.slices_from(block.core.start)
-            drawn[core] = draw_core(reader.whole_view(block, tile), others, outlines.pen)
+    for tile in staged:
+        place = tile.core.slices_from(block.core.start)
+        if tile.number not in disputed:
+            objects = outlines.objects[tile.number]
+            drawn[place] = np.take(objects, reader.labels(tile), mode="clip")
+            continue
+        others = [reader.view(*neighbour) for neighbour in reader.staged_around(tile)]
+        drawn[place] = draw_core(reader.whole_view(tile), others, outlines.pen)
     return drawn
 
 
 class _Reader:
-    """Reads what tiles saw, every array once."""
+    """Reads what tiles saw, every array once, for the tiles of one block."""
 
-    def __init__(self, stage: StagedPixels, outlines: BlockOutlines) -> None:
-        self.stage, self.outlines = stage, outlines
+    def __init__(self, stage: StagedPixels, block: TileBlock, outlines: BlockOutlines) -> None:
+        self.stage, self.block, self.outlines = stage, block, outlines
         self._strips: dict[tuple[tuple[int, ...], tuple[int, Side]], Array] = {}
         self._labels: Array | None = None
+
+    def staged_around(self, tile: Tile) -> Iterator[tuple[Tile, tuple[int, Side]]]:
+        """Yield the neighbours of a tile that are staged, and which strip of each faces it."""
+        for index, place in tiles_around(self.stage.grid, tile, self.outlines.pen.axes):
+            neighbour = self.stage.grid.tile(index)
+            if neighbour.number in self.outlines.objects:
+                yield neighbour, place
+
+    def labels(self, tile: Tile) -> Array:
+        """Return the local ids of a tile's core; of a tile without objects, background."""
+        if not self.outlines.objects[tile.number].any():
+            return _background(tile.core.shape)
+        if self._labels is None:
+            self._labels = self.stage.labels(self.block)
+        return self._labels[tile.core.slices_from(self.block.core.start)]
+
+    def agree(self, tile: Tile) -> bool:
+        """Tell whether the neighbours of a tile saw the same objects in its core as the tile."""
+        objects = self.outlines.objects
+        for other, _ in self.staged_around(tile):
+            common = common_region(tile.core, other.read)
+            if common is None or not (objects[tile.number].any() or objects[other.number].any()):
+                continue
+            theirs = self._seen_by(other, tile, common)
+            runs = PairedRuns.of(self.labels(tile)[common.slices_from(tile.core.start)], theirs)
+            own = np.take(objects[tile.number], runs.a, mode="clip")
+            if (own != np.take(objects[other.number], runs.b, mode="clip")).any():
+                return False
+        return True
+
+    def _seen_by(self, other: Tile, tile: Tile, region: Region) -> Array:
+        """Return the local ids that a neighbour saw in a region of a tile's core.
+
+        They are in its strips across all the axes that lie between the two: the smallest is read.
+        """
+        if not self.outlines.objects[other.number].any():
+            return _background(region.shape)
+        grid = self.stage.grid
+        steps = [a - b for a, b in zip(tile.index, other.index, strict=True)]
+        axis = min(
+            (axis for axis, step in enumerate(steps) if step),
+            key=lambda axis: prod(slot_shape(grid, axis)),
+        )
+        return self._strip(other, (axis, HIGH if steps[axis] > 0 else LOW), region)
 
     def view(self, tile: Tile, place: tuple[int, Side]) -> View:
         """Return what a tile saw in one strip."""
         region = strip_region(self.stage.grid, tile, *place)
         return self._view(tile, region, lambda: self._strip(tile, place, region))
 
-    def whole_view(self, block: TileBlock, tile: Tile) -> View:
-        """Return what a tile of the block saw of its core and its halos."""
+    def whole_view(self, tile: Tile) -> View:
+        """Return what a tile saw of its core and its halos."""
         axes = self.outlines.pen.axes
         bounds = [
             (r.start[axis], r.stop[axis])
@@ -208,8 +260,6 @@ class _Reader:
         region = Region(tuple(a for a, _ in bounds), tuple(b for _, b in bounds))
 
         def pixels() -> Array:
-            if self._labels is None:
-                self._labels = self.stage.labels(block)
             ids = np.zeros(region.shape, dtype=np.int32)
             places = [place for _, place in tiles_around(self.stage.grid, tile, axes)]
             for axis, side in dict.fromkeys(places):
@@ -220,8 +270,7 @@ class _Reader:
                     tuple(map(min, part.stop, region.stop)),
                 )
                 ids[inside.slices_from(region.start)] = self._strip(tile, mine, inside)
-            core = self._labels[tile.core.slices_from(block.core.start)]
-            ids[tile.core.slices_from(region.start)] = core
+            ids[tile.core.slices_from(region.start)] = self.labels(tile)
             return ids
 
         return self._view(tile, region, pixels)
@@ -241,3 +290,8 @@ class _Reader:
             self._strips[index, place] = self.stage.strips(grid.block(index), [place])[place]
         strip = strip_of_tile(grid, self._strips[index, place], tile.index, axis)
         return part_of_strip(grid, tile, strip, axis, side, region)
+
+
+def _background(shape: tuple[int, ...]) -> Array:
+    """Return labels of background, which take no memory."""
+    return np.broadcast_to(np.zeros((), dtype=np.uint16), shape)
