@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from patchworks_core.seams.edge_table import EdgeTable
 from patchworks_core.seams.paired_runs import PairedRuns
-from patchworks_core.seams.strips import HIGH, LOW, Side, part_of_strip, slot_shape
+from patchworks_core.seams.strips import HIGH, LOW, Side, part_of_strip, slot_shape, smallest_strip
 from patchworks_core.tiles.grid import Face, TileGrid
 from patchworks_core.tiles.regions import Region
 
@@ -77,7 +77,7 @@ def compare_faces(
             low, high = low[~np.logical_or(*left_out)], high[~np.logical_or(*left_out)]
         for alike in _alike(grid, low, high):
             face = Face(grid.tile(low[alike[0]]), grid.tile(high[alike[0]]), step)
-            n = max(1, _MAX_PIXELS // prod(slot_shape(grid, face.axis)))
+            n = max(1, _MAX_PIXELS // prod(slot_shape(grid, smallest_strip(grid, step))))
             for first in range(0, len(alike), n):
                 together = alike[first : first + n]
                 tables.append(_compare(grid, face, low[together], high[together], strips))
@@ -127,9 +127,9 @@ class _Strips:
 
     def views(self, region_a: Region, region_b: Region) -> tuple[Array, Array]:
         """Return a region of each tile at `face`, and what lies alike at the others."""
-        axis = self.face.axis
-        a = part_of_strip(self.grid, self.face.low, self.low, axis, HIGH, region_a)
-        return a, part_of_strip(self.grid, self.face.high, self.high, axis, LOW, region_b)
+        axis, low, high = _strips_at(self.grid, self.face)
+        a = part_of_strip(self.grid, self.face.low, self.low, axis, low, region_a)
+        return a, part_of_strip(self.grid, self.face.high, self.high, axis, high, region_b)
 
     def keys(self, ids: Array, at: Array) -> Array:
         """Return ids that are those of one face only, int64, of the pixels where `at` holds."""
@@ -148,9 +148,16 @@ class _Strips:
         return packed
 
 
+def _strips_at(grid: TileGrid, face: Face) -> tuple[int, Side, Side]:
+    """Return which strips are compared: their axis, and the sides of the two tiles."""
+    axis = smallest_strip(grid, face.step)
+    return (axis, HIGH, LOW) if face.step[axis] > 0 else (axis, LOW, HIGH)
+
+
 def _compare(grid: TileGrid, face: Face, low: Array, high: Array, strips: StripReader) -> EdgeTable:
     """Compare faces that lie as `face` does, between the tiles at `low` and `high`."""
-    strips_a, strips_b = strips(low, face.axis, HIGH), strips(high, face.axis, LOW)
+    axis, *sides = _strips_at(grid, face)
+    strips_a, strips_b = strips(low, axis, sides[0]), strips(high, axis, sides[1])
     width = int(max(strips_a.max(initial=0), strips_b.max(initial=0))) + 1
     # A pair is packed with its face and, in `_contact`, with the order of contact; pixels are
     # counted by face and id.

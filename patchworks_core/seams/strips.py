@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from math import prod
 from typing import Any, Literal
 
 import numpy as np
@@ -75,6 +76,21 @@ def _slot(
     else:
         bounds[axis] = (0, 1) if side == LOW else (face - 1, face)
     return bounds
+
+
+def smallest_strip(grid: TileGrid, step: Sequence[int]) -> int:
+    """Return the axis of the smallest strip that holds what two tiles see of each other.
+
+    Strips across every axis that lies between the two do.
+
+    Parameters
+    ----------
+    grid : TileGrid
+    step : sequence of int
+        From one tile to the other, per axis.
+    """
+    crossed = [axis for axis, n in enumerate(step) if n]
+    return min(crossed, key=lambda axis: prod(slot_shape(grid, axis)))
 
 
 def cut_strip(

@@ -13,7 +13,6 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,7 +28,7 @@ from patchworks_core.seams.strips import (
     LOW,
     Side,
     part_of_strip,
-    slot_shape,
+    smallest_strip,
     strip_of_tile,
     strip_region,
 )
@@ -230,18 +229,12 @@ class _Reader:
         return True
 
     def _seen_by(self, other: Tile, tile: Tile, region: Region) -> Array:
-        """Return the local ids that a neighbour saw in a region of a tile's core.
-
-        They are in its strips across all the axes that lie between the two: the smallest is read.
-        """
+        """Return the local ids that a neighbour saw in a region of a tile's core."""
         if not self.outlines.objects[other.number].any():
             return _background(region.shape)
         grid = self.stage.grid
         steps = [a - b for a, b in zip(tile.index, other.index, strict=True)]
-        axis = min(
-            (axis for axis, step in enumerate(steps) if step),
-            key=lambda axis: prod(slot_shape(grid, axis)),
-        )
+        axis = smallest_strip(grid, steps)
         return self._strip(other, (axis, HIGH if steps[axis] > 0 else LOW), region)
 
     def view(self, tile: Tile, place: tuple[int, Side]) -> View:
