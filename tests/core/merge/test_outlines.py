@@ -26,7 +26,8 @@ from patchworks_core.machine.pools import Pool
 from patchworks_core.machine.workers import Workers
 from patchworks_core.merge.apply import apply_lut, create_apply_records
 from patchworks_core.merge.outlines import drawn_areas, outlines_of
-from patchworks_core.merge.steps import look_up, measure_drawn, pair_tiles
+from patchworks_core.merge.steps import _PairTask, look_up, measure_drawn, pair_tiles
+from patchworks_core.seams import views
 from patchworks_core.seams.rules import MergeOptions
 from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.staging import Staging, stage_blocks
@@ -93,6 +94,42 @@ def test_tiles_in_blocks_are_drawn_as_tiles_on_their_own(tmp_path, stage):
     assert blocks.grid.n_blocks <= 4
     in_blocks, _ = merged(blocks, tmp_path / "two")
     np.testing.assert_array_equal(in_blocks, labels)
+
+
+def partly_wavering(tile):
+    """The true labels, of some tiles moved by a pixel."""
+    return np.roll(tile.astype(np.int64), int(tile.max()) % 4 == 0, axis=0)
+
+
+@pytest.mark.parametrize(
+    ("function", "max_blocks"), [(perfect, None), (partly_wavering, None), (partly_wavering, 4)]
+)
+def test_blocks_on_which_all_agree_are_counted_and_written_as_if_drawn(
+    tmp_path, monkeypatch, function, max_blocks
+):
+    keys = None if max_blocks else [f"y00{y}x00{x}" for y in range(3) for x in range(3)]
+    options = {**TILES, "keys": keys} | ({"max_blocks": max_blocks} if max_blocks else {})
+    staged = stage_into(tmp_path / "stage", tissue(), function, **options)
+    sized = replace(FEATHERED, min_size=40)
+    there = merged(staged, tmp_path / "there", sized, allow_missing=True)[0]
+    monkeypatch.setattr(views._Reader, "agree", lambda *args: False)
+    drawn = merged(staged, tmp_path / "drawn", sized, allow_missing=True)[0]
+    np.testing.assert_array_equal(there, drawn)
+
+
+def test_pairing_reads_of_each_neighbour_what_it_compares(tmp_path, monkeypatch, stage):
+    asked = []
+    strips = Stage.strips
+
+    def counted(self, block, places=None):
+        asked.append((block.index, places))
+        return strips(self, block, places)
+
+    monkeypatch.setattr(Stage, "strips", counted)
+    _PairTask(stage, np.zeros(0, np.int64))([0])
+    assert all(places is not None and len(places) == 1 for _, places in asked)
+    # Both upper strips of the tile, one of each neighbour, and the lower one at the corner.
+    assert len(asked) == 2 + 3
 
 
 def test_a_tile_is_rewritten_where_its_own_or_a_neighbours_strips_changed(tmp_path, stage):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import ndimage as ndi
 
 from patchworks_core.pilot.in_memory import TilesInMemory
-from patchworks_core.seams import outlines
+from patchworks_core.seams import outlines, views
 from patchworks_core.seams.lookup import HaloOwners
 from patchworks_core.seams.outlines import CRUMB, Pen, View, draw_core, spacing_of
 from patchworks_core.seams.rules import MergeOptions
@@ -151,6 +151,62 @@ def test_where_tiles_agree_not_a_pixel_changes(seed, ndim, holes):
     grid = plan_grid("zyx"[-ndim:], shape, tile_shape=12 if ndim == 2 else 8, overlap=3)
     tiles = TilesInMemory.stage(truth, perfect_labels(truth, seed), grid)
     np.testing.assert_array_equal(tiles.merged(FEATHERED), tiles.merged(CORES))
+
+
+@pytest.mark.slow
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    kind=st.sampled_from(["2-D", "3-D", "one tiled axis", "deep"]),
+    disputed=st.sampled_from([0.0, 0.2, 1.0]),
+)
+@settings(max_examples=examples(15))
+def test_leaving_out_what_all_views_agree_on_draws_the_same(seed, kind, disputed):
+    shape, tile, halo = {
+        "2-D": ((40, 46), 12, 4),
+        "3-D": ((14, 20, 18), 8, 3),
+        "one tiled axis": ((30, 40), (30, 12), 5),
+        "deep": ((14, 24, 18), (5, 12, 8), (1, 3, 2)),
+    }[kind]
+    truth = touching_cells(shape, seed, n_cells=20)
+    truth[truth % 4 == 0] = 0
+    rng = np.random.default_rng(seed)
+    grid = plan_grid("zyx"[-len(shape) :], shape, tile_shape=tile, overlap=halo)
+    strays = {tile.index for tile in grid.tiles() if rng.random() < disputed}
+    empty = tuple(int(rng.integers(n)) for n in grid.grid_shape)
+    agreeing, moved = perfect_labels(truth, seed), displaced(truth, 1.5, seed)
+
+    def segment(pixels, tile):
+        labels = (moved if tile.index in strays else agreeing)(pixels, tile)
+        return labels * (tile.index != empty or disputed == 0)
+
+    tiles = TilesInMemory.stage(truth, segment, grid)
+    drawn = tiles.merged(FEATHERED)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(views._Reader, "agree", lambda *args: False)
+        np.testing.assert_array_equal(drawn, tiles.merged(FEATHERED))
+
+
+def test_nothing_is_drawn_where_all_views_agree(monkeypatch):
+    truth = touching_cells((40, 46), 2, n_cells=20)
+    grid = plan_grid("yx", truth.shape, tile_shape=12, overlap=4)
+    n_drawn = []
+
+    def draw(own, others, pen):
+        n_drawn.append(own.tile.index)
+        return draw_core(own, others, pen)
+
+    monkeypatch.setattr(views, "draw_core", draw)
+    TilesInMemory.stage(truth, perfect_labels(truth, 2), grid).merged(FEATHERED)
+    assert n_drawn == []
+
+    def with_one_pixel(pixels, tile):
+        labels = perfect_labels(truth, 2)(pixels, tile)
+        if tile.index == (1, 1):
+            labels[4, 0] = 0  # first row of the core, four pixels before its first column
+        return labels
+
+    TilesInMemory.stage(truth, with_one_pixel, grid).merged(FEATHERED)
+    assert sorted(n_drawn) == [(1, 0)]
 
 
 @pytest.mark.parametrize("fraction", [0.25, 0.5, 1])
