@@ -1,6 +1,7 @@
 """What is public, and where it is defined."""
 
 from .api.estimate import Estimate as Estimate
+from .api.mend_stage import mend_stage as mend_stage
 from .api.merge_tile_labels import merge_tile_labels as merge_tile_labels
 from .api.per_tile import (
     PlannedTiles as PlannedTiles,
@@ -111,6 +112,7 @@ from .machine.sizing import (
 from .machine.sizing import (
     safe_worker_count as safe_worker_count,
 )
+from .merge.mending import Mended as Mended
 from .ome_zarr.convert import (
     ConvertedImage as ConvertedImage,
 )

@@ -53,6 +53,7 @@ from patchworks_core.stage.plan import (
 )
 from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.staging import Staging, other_channels_of, stage_all
+from patchworks_core.stage.third_views import views_content
 from patchworks_core.stage.unchanged import check_image, check_tiles
 from patchworks_core.statistics.empty_tiles import EmptyTiles, find_empty_tiles
 from patchworks_core.statistics.measuring import measure
@@ -184,7 +185,7 @@ class Job:
                 what="an array of labels",
                 another="output_component or write_to",
                 overwrite=self.overwrite,
-                made_from=self._recipe(plan) | self._layout,
+                made_from=self._recipe(plan, work) | self._layout,
                 resume=self._may_be_done(resume),
                 keeps=True,
                 clear=self._clear,
@@ -227,7 +228,7 @@ class Job:
             target.writing(
                 reads=(self.image.source, self.image.pixels),
                 overwrite=self.overwrite,
-                made_from=self._recipe(plan),
+                made_from=self._recipe(plan, work),
                 resume=self._may_be_done(resume),
                 clear=self._clear,
             ) as working,
@@ -414,12 +415,19 @@ class Job:
         """Tell whether labels that an earlier call made from the same are those of this call."""
         return resume is True or (resume == "auto" and not self.segmentation.unknown)
 
-    def _recipe(self, plan: Plan) -> dict[str, Any]:
+    def _recipe(self, plan: Plan, work: UPath) -> dict[str, Any]:
         """Return what labels are made from, JSON-ready."""
         # The same labels in whatever blocks, and 0.1.0 made blocks of one tile.
         recipe = {"plan": tile_by_tile(plan).fingerprint, "merge": self.resolved(plan).to_dict()}
         changing = plan.versions.get(CHANGING)
-        return recipe | ({CHANGING: changing} if changing else {})
+        return recipe | ({CHANGING: changing} if changing else {}) | self._mended(plan, work)
+
+    def _mended(self, plan: Plan, work: UPath) -> dict[str, Any]:
+        """Return what the stage that an earlier call left has beside its tiles, JSON-ready."""
+        try:
+            return views_content(Stage.open(self._stage_path(work), plan))
+        except (OSError, PlanError, StageError):  # none, or one that is spoken of when it is opened
+            return {}
 
     @property
     def _layout(self) -> dict[str, Any]:

@@ -244,7 +244,7 @@ def stage_tile(stage: Location | PlannedTiles, tile: int | str, *, again: bool =
     with claimed(planned.stage / "claims" / block.key, doing="staging", patience=PATIENCE_SECONDS):
         if not again and block.key not in planned.opened().missing_blocks():
             return _n_labels(planned.opened(), block)
-        loaded = _job_at(planned)
+        loaded = job_at(planned)
         if loaded.job.compute.kind == "threads":
             with _naming(block, planned):
                 return loaded.staging(block).n_labels
@@ -368,7 +368,7 @@ def merge_stage(
             f"{len(missing)} of {planned.n_tiles} tiles are not staged at {planned.stage}: "
             f"{first}{more}; run stage_tile for each of them, then merge again"
         )
-    job = _job_at(planned).job
+    job = job_at(planned).job
     with progress_of(progress) as report:
         job = replace(
             job,
@@ -429,7 +429,7 @@ def _n_labels(stage: Stage, block: TileBlock) -> int:
     return int(np.maximum(stage.counts()[indices], 0).sum())
 
 
-def _job_at(planned: PlannedTiles) -> _TileJob:
+def job_at(planned: PlannedTiles) -> _TileJob:
     """Load what stages a tile.
 
     Raises

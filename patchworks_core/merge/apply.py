@@ -64,7 +64,8 @@ class _ApplyTask:
     outlines: Outlines | None
     digests: np.ndarray[Any, Any]
     """Of each tile, in row-major order."""
-    strip_digests: np.ndarray[Any, Any]
+    view_digests: np.ndarray[Any, Any]
+    """Of the strips of each tile, and of the third views behind them."""
     published: UPath | None
     """Records of the labels that these were a copy of."""
 
@@ -94,7 +95,7 @@ class _ApplyTask:
             made_from = _made_from(own, luts)
         else:
             drawn = self.outlines.of_block(block, self.lut)
-            made_from = _digest(drawn.content(own, self.strip_digests))
+            made_from = _digest(drawn.content(own, self.view_digests))
         was_written = bool(record != NOT_WRITTEN)
         if was_written and record == _record(made_from, self.labels.digest(block.core)):
             return None
@@ -177,7 +178,7 @@ def apply_lut(
         ArrayWriter.of(records),
         outlines,
         digests,
-        digests if outlines is None else stage.strip_digests().ravel(),
+        digests if outlines is None else _view_digests(stage, outlines),
         published,
     )
     batches = pool.batches(range(stage.grid.n_blocks), at_most=blocks_at_once(stage.grid))
@@ -185,6 +186,11 @@ def apply_lut(
     for numbers in pool.map(task, batches, step=step, place=stage.file_for_task()):
         for number in numbers:
             yield stage.grid.block_of_number(number)
+
+
+def _view_digests(stage: Stage, outlines: Outlines) -> np.ndarray[Any, Any]:
+    """Return what `BlockOutlines.content` digests of strips and third views."""
+    return np.concatenate([stage.strip_digests().ravel(), outlines.third_digests])
 
 
 def _read_records(path: UPath, blocks: list[TileBlock]) -> list[np.uint64 | None]:

@@ -19,6 +19,7 @@ from patchworks_core.seams.strips import strip_axes
 from patchworks_core.seams.views import Outlines, draw_block
 from patchworks_core.stage.block_files import NOT_STAGED
 from patchworks_core.stage.stage import Stage
+from patchworks_core.stage.third_views import views_for
 from patchworks_core.tiles.grid import Face, Tile, TileGrid
 from patchworks_core.tiles.regions import Region
 
@@ -53,6 +54,7 @@ def outlines_of(
         options,
         pixel_size=image.pixel_size if is_one_unit else None,
         missing=frozenset(int(number) for number in missing),
+        third=views_for(stage, options),
     )
 
 

@@ -24,14 +24,15 @@ from patchworks_core.machine.pools import EachOf, Pool
 from patchworks_core.merge.batches import MOST_BATCHED, blocks_at_once, regions_at_once
 from patchworks_core.merge.outlines import drawn_areas
 from patchworks_core.seams.edge_table import EdgeTable
-from patchworks_core.seams.lookup import LookupTable, build_lut, offsets_of, renumbered
+from patchworks_core.seams.lookup import LookupTable, offsets_of, renumbered
 from patchworks_core.seams.pairs import compare_faces
-from patchworks_core.seams.rules import MergeOptions, joined_pairs
+from patchworks_core.seams.rules import MergeOptions
 from patchworks_core.seams.strips import Side, slot_shape, strip_axes, strips_of_tiles
 from patchworks_core.seams.views import Outlines
 from patchworks_core.stage.block_files import NOT_STAGED
 from patchworks_core.stage.object_sums import ObjectSums, measure_tile, merge_objects
 from patchworks_core.stage.stage import Stage
+from patchworks_core.stage.third_views import views_for
 from patchworks_core.stage.tile_labels import number_ids
 from patchworks_core.tiles.grid import Tile, TileBlock, TileGrid
 
@@ -120,7 +121,7 @@ def look_up(
     Parameters
     ----------
     stage : Stage
-        Only its counts are read, and the areas where sizes are filtered.
+        Its counts and third views are read, and the areas where sizes are filtered.
     edges : EdgeTable
         Of that stage.
     options : MergeOptions
@@ -146,9 +147,9 @@ def look_up(
         )
     if options.filters_sizes:
         areas = _areas(stage, counts, pool)
-    return build_lut(
-        edges.select(joined_pairs(edges, counts, options)),
-        counts,
+    third = views_for(stage, options)
+    return renumbered(
+        third.standing(edges, counts, options).of_first(stage.grid.n_tiles),
         areas=areas,
         min_size=options.min_size,
         max_size=options.max_size,

@@ -145,3 +145,7 @@ class _PixelsInMemory:
         (tile,) = block.tiles
         pixels = self.tiles.labels[tile.index].pixels
         return {place: cut_strip(self.grid, tile, pixels, *place) for place in places or ()}
+
+    def third_view(self, key: str) -> np.ndarray[Any, Any]:
+        """Return the local ids of a third view; there is none."""
+        raise KeyError(key)

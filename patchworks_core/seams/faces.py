@@ -30,6 +30,19 @@ STRAIGHT = 0.75
 ends just at a face lies along it for 0.5."""
 
 
+def tile_key(grid: TileGrid, number: int) -> str:
+    """Return the name of a tile; its block's, where a block is one tile.
+
+    Examples
+    --------
+    >>> tile_key(TileGrid("yx", (8, 8), (4, 4), (0, 0)), 2)
+    'y001x000'
+    """
+    index = np.unravel_index(number, grid.grid_shape)
+    width = max(3, len(str(max(grid.grid_shape) - 1)))
+    return "".join(f"{a}{i:0{width}d}" for a, i in zip(grid.axes, index, strict=True))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SeamFaces:
     """Figures of every face with objects; columns of equal length."""

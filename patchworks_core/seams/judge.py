@@ -23,8 +23,15 @@ import numpy as np
 import numpy.typing as npt
 
 from patchworks_core.seams.edge_table import EdgeTable
-from patchworks_core.seams.faces import AxisSeams, SeamFaces, count_contested, measure_faces
-from patchworks_core.seams.rules import MergeOptions, joined_pairs
+from patchworks_core.seams.faces import (
+    AxisSeams,
+    SeamFaces,
+    count_contested,
+    measure_faces,
+    tile_key,
+)
+from patchworks_core.seams.rules import MergeOptions
+from patchworks_core.seams.third_views import ThirdViews
 from patchworks_core.tiles.grid import TileGrid
 
 Array = npt.NDArray[Any]
@@ -149,7 +156,11 @@ class SeamReport:
 
 
 def judge_seams(
-    grid: TileGrid, edges: EdgeTable, counts: Array, options: MergeOptions
+    grid: TileGrid,
+    edges: EdgeTable,
+    counts: Array,
+    options: MergeOptions,
+    third: ThirdViews | None = None,
 ) -> SeamReport:
     """Judge the seams of an image by its edge table; no pixel is read.
 
@@ -162,6 +173,8 @@ def judge_seams(
         Labels of each tile.
     options : MergeOptions
         Resolved: not ``auto``.
+    third : ThirdViews, optional
+        They have a say in what is joined; how far two tiles agree they do not change.
 
     Returns
     -------
@@ -174,7 +187,8 @@ def judge_seams(
     cuts; its faces are compared with each other all the same.
     """
     at_face = edges.order == 1
-    joined = joined_pairs(edges, counts, options)[at_face]
+    third = ThirdViews(grid) if third is None else third
+    joined = third.joined_rows(edges, counts, options)[at_face]
     edges = edges.select(at_face)
     axes, faces = measure_faces(grid, edges, joined, min_iou=options.min_iou)
     faults, ordinary = _find_faults(grid, faces)
@@ -194,19 +208,6 @@ def _is_poor(grid: TileGrid, axis: str, faces: SeamFaces, ordinary: Array) -> bo
     here = ordinary & (faces.axis == number)
     n, n_matched = int(faces.n_objects[here].sum()), int(faces.n_found[here].sum())
     return grid.halo[number] > 0 and _exceeds(n - n_matched, n, POOR, len(grid.spatial))
-
-
-def tile_key(grid: TileGrid, number: int) -> str:
-    """Return the name of a tile; its block's, where a block is one tile.
-
-    Examples
-    --------
-    >>> tile_key(TileGrid("yx", (8, 8), (4, 4), (0, 0)), 2)
-    'y001x000'
-    """
-    index = np.unravel_index(number, grid.grid_shape)
-    width = max(3, len(str(max(grid.grid_shape) - 1)))
-    return "".join(f"{a}{i:0{width}d}" for a, i in zip(grid.axes, index, strict=True))
 
 
 def _exceeds(k: int, n: int, expected: float, n_tests: int) -> bool:

@@ -95,6 +95,12 @@ class LookupTable:
         merged[inside] = self.merged[at[inside]]
         return merged
 
+    def of_first(self, n_tiles: int) -> LookupTable:
+        """Return the table of the first tiles alone, of one whose ids are not sequential."""
+        offsets = self.offsets[: n_tiles + 1]
+        n = int(np.searchsorted(self.joined, int(offsets[-1]), side="right"))
+        return LookupTable(offsets, self.joined[:n], self.merged[:n], self.sequential)
+
 
 @dataclass(frozen=True, slots=True)
 class HaloOwners:

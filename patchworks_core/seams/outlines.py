@@ -107,7 +107,9 @@ def spacing_of(grid: TileGrid, lengths: Mapping[str, float]) -> tuple[float, ...
     return tuple(lengths[name] / finest if name in names else 1.0 for name in grid.axes)
 
 
-def draw_core(own: View, others: Sequence[View], pen: Pen) -> npt.NDArray[np.int32]:
+def draw_core(
+    own: View, others: Sequence[View], pen: Pen, *, third: Sequence[View] = ()
+) -> npt.NDArray[np.int32]:
     """Return the objects of a tile's core.
 
     Parameters
@@ -117,11 +119,14 @@ def draw_core(own: View, others: Sequence[View], pen: Pen) -> npt.NDArray[np.int
     others : sequence of View
         Of its neighbours, each over its strip, by the number of their tiles.
     pen : Pen
+    third : sequence of View
+        Third views; those that saw nothing of the core say nothing.
     """
     core = own.tile.core
     drawn = own.ids[core.slices_from(own.region.start)].copy()
     disputed = np.zeros(core.shape, dtype=bool)
-    for other in others:
+    third = [view for view in third if common_region(core, view.tile.read) is not None]
+    for other in (*others, *third):
         common = common_region(core, other.tile.read)
         if common is not None:
             theirs = other.ids[common.slices_from(other.region.start)]
@@ -129,7 +134,7 @@ def draw_core(own: View, others: Sequence[View], pen: Pen) -> npt.NDArray[np.int
             disputed[place] |= theirs != drawn[place]
     if not disputed.any():
         return drawn
-    views = sorted([own, *others], key=lambda view: view.tile.number)
+    views = sorted([own, *others, *third], key=lambda view: view.tile.number)
     contest = _Contest.of(core, disputed, views, pen)
     before = drawn.copy()
     drawn[disputed] = contest.winners()

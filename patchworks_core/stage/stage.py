@@ -67,6 +67,7 @@ from patchworks_core.stage.stage_folder import (
     check_stage_only,
     read_generation,
 )
+from patchworks_core.stage.view_files import content_of_views, read_pixels
 from patchworks_core.tiles.grid import TileBlock, TileGrid
 
 Array = npt.NDArray[Any]
@@ -90,7 +91,7 @@ class Stage:
         self._fingerprint = plan.fingerprint
         self.generation = read_generation(self.path)
         self._first_layout = FirstLayout.at(self.path, self.grid)
-        self._listing = BlockListing(self._folder)
+        self._listing = BlockListing(self.blocks_folder)
         self._damage: dict[str, str] = {}
         """What was wrong with blocks that were taken back, for whoever reads a neighbour next."""
 
@@ -98,7 +99,8 @@ class Stage:
         return _reopen, (self.path, self.plan.to_json(), self.generation, is_durable())
 
     @property
-    def _folder(self) -> UPath:
+    def blocks_folder(self) -> UPath:
+        """Where the files of the tile blocks are, and of what goes with them."""
         return self.path / BLOCKS / self.generation
 
     @classmethod
@@ -289,10 +291,11 @@ class Stage:
                 yield self.grid.tile_slices(index), summary
 
     def content(self) -> str:
-        """Return a digest of all staged labels; it changes when any tile is staged otherwise."""
+        """Return a digest of all staged labels; it changes when any is staged otherwise."""
         content = hashlib.blake2b(self._fingerprint.encode(), digest_size=16)
         content.update(np.ascontiguousarray(self.counts()).data)
         content.update(np.ascontiguousarray(self.digests()).data)
+        content.update(content_of_views(self.blocks_folder))
         return content.hexdigest()
 
     def settled_counts(self, *, allow_missing: bool = False) -> np.ndarray[Any, Any]:
@@ -397,6 +400,10 @@ class Stage:
         block = self.grid.block(self.grid.block_index_of(index))
         return strip_of_tile(self.grid, self.strips(block)[axis, side], index, axis)
 
+    def third_view(self, key: str) -> Array:
+        """Return the local ids of a third view; raise StageError where they are damaged."""
+        return read_pixels(self.blocks_folder, key)
+
     def areas(self, block: TileBlock) -> Array:
         """Return the pixels of each label of a block in its core, int64, tile after tile.
 
@@ -477,7 +484,7 @@ class Stage:
             raise StageError(self._damage[block.key]) from error
 
     def _block_path(self, key: str) -> UPath:
-        return self._folder / f"{key}{SUFFIX}"
+        return self.blocks_folder / f"{key}{SUFFIX}"
 
 
 @lru_cache(maxsize=8)

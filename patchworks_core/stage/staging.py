@@ -148,23 +148,49 @@ class Staging:
         pixels: np.ndarray[Any, Any],
         beside: Mapping[str, np.ndarray[Any, Any]],
     ) -> StagedTile:
-        """Run the function once on what a tile reads; it sees the spatial axes only."""
-        grid = self.stage.grid
-        where = f"image {self.image.url or 'in memory'!r}, tile {tile.index}"
+        """Segment a tile of a block, given what the block read."""
         place = tile.read.slices_from(block.read.start)
         own = pixels[place]
-        shape = tuple(own.shape[axis] for axis in grid.spatial)
+        others = {name: other[place] for name, other in beside.items()}
+        # A function may write into its input, and the next tile shares pixels.
+        is_shared = len(block.tiles) > 1 or self.measures
+        labels, checksum = self._labels(
+            tile, own, others, where=f"tile {tile.index}", is_shared=is_shared
+        )
+        return StagedTile(tile, labels, self._measure(tile, labels, own), checksum)
+
+    def see(self, tile: Tile, *, where: str) -> NumberedLabels:
+        """Segment what a tile reads that is none of the grid; `where` names it in errors."""
+        others = {name: other.read(tile.read) for name, other in self.other_channels.items()}
+        labels, _ = self._labels(
+            tile, self.image.read(tile.read), others, where=where, is_shared=False
+        )
+        return labels
+
+    def _labels(
+        self,
+        tile: Tile,
+        own: np.ndarray[Any, Any],
+        others: Mapping[str, np.ndarray[Any, Any]],
+        *,
+        where: str,
+        is_shared: bool,
+    ) -> tuple[NumberedLabels, int]:
+        """Run the function once on what a tile reads; it sees the spatial axes only.
+
+        Returned with a checksum of what it read.
+        """
+        where = f"image {self.image.url or 'in memory'!r}, {where}"
+        shape = tuple(own.shape[axis] for axis in self.stage.grid.spatial)
         inside = own.reshape(shape)
-        others = {name: other[place].reshape(shape) for name, other in beside.items()}
-        if len(block.tiles) > 1 or self.measures:
-            # A function may write into its input, and the next tile shares pixels.
+        others = {name: other.reshape(shape) for name, other in others.items()}
+        if is_shared:
             inside = inside.copy()
             others = {name: other.copy() for name, other in others.items()}
         checksum = checksum_of_pixels([inside, *others.values()])
-        labels = self.function(inside, **others)
-        checked = check_labels(labels, shape=shape, where=where).reshape(own.shape)
-        numbered = number_labels(checked, tile.core.relative_to(tile.read.start), where=where)
-        return StagedTile(tile, numbered, self._measure(tile, numbered, own), checksum)
+        labels = check_labels(self.function(inside, **others), shape=shape, where=where)
+        core = tile.core.relative_to(tile.read.start)
+        return number_labels(labels.reshape(own.shape), core, where=where), checksum
 
 
 def other_channels_of(segmentation: Segmentation, image: Image) -> dict[str, Image]:
@@ -176,6 +202,16 @@ def other_channels_of(segmentation: Segmentation, image: Image) -> dict[str, Ima
         If the image has no such channel.
     """
     return {name: image.other_channel(c) for name, c in segmentation.other_channels.items()}
+
+
+def check_planned(staging: Staging) -> None:
+    """Raise StageError where the image is not the one that was planned."""
+    image, planned = staging.image, staging.stage.plan.image
+    if image.fingerprint != planned.fingerprint:
+        raise StageError(
+            f"image {image.url!r} changed after it was planned (its content had fingerprint "
+            f"{planned.fingerprint!r}, now {image.fingerprint!r}); plan it again"
+        )
 
 
 def stage_blocks(
@@ -199,12 +235,7 @@ def stage_blocks(
     StageError
         If the image is not the one that was planned.
     """
-    image, planned = staging.image, staging.stage.plan.image
-    if image.fingerprint != planned.fingerprint:
-        raise StageError(
-            f"image {image.url!r} changed after it was planned (its content had fingerprint "
-            f"{planned.fingerprint!r}, now {image.fingerprint!r}); plan it again"
-        )
+    check_planned(staging)
     yield from pool.outcomes(staging, blocks)
 
 

@@ -19,12 +19,14 @@ from patchworks_core.ome_zarr.label_image import LabelImage, WrittenLabels, writ
 from patchworks_core.pictures.report import overlay_picture, overview_region, seam_region
 from patchworks_core.seams.judge import SeamReport, judge_seams
 from patchworks_core.seams.lookup import LookupTable
-from patchworks_core.seams.rules import MergeOptions, joined_pairs, warning_of
+from patchworks_core.seams.rules import MergeOptions, warning_of
 from patchworks_core.stage.plan import Plan
 from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.staging import Staging, other_channels_of
+from patchworks_core.stage.third_views import views_for
 from patchworks_core.stage.unchanged import check_tiles
 from patchworks_pipeline.assets.defining import defining_checks, image_asset
+from patchworks_pipeline.assets.mending import MendConfig, mend_image, mending_figures
 from patchworks_pipeline.assets.metadata import file_of, picture, shape_text
 from patchworks_pipeline.assets.planned import planned_function
 from patchworks_pipeline.assets.stage_reading import read_once
@@ -62,6 +64,11 @@ class PairingConfig(dg.Config):
         description="True merges with holes where tiles are not staged; the result is marked as "
         "partial, and heals when the tiles arrive.",
     )
+    mend: MendConfig | None = Field(
+        default=None,
+        description="Segment one more tile at each face where two tiles disagree, for this merge "
+        "and those to come; left out, no face gets one.",
+    )
 
 
 def define_boundary_pairs(lineage: Lineage) -> dg.AssetsDefinition:
@@ -82,6 +89,7 @@ def boundary_pairs(
     lineage: Lineage,
     config: PairingConfig,
     store: LabelStore,
+    segmentation: SegmentationDefaults,
     budget: ComputeBudget,
     gpus: GpuPool,
     cluster: DaskCluster,
@@ -91,14 +99,20 @@ def boundary_pairs(
     folder.clear_unfinished()
     plan = folder.plan()
     stage = read_once(folder.stage(plan))
-    content = stage.content()
     allow_missing = config.allow_missing_tiles
     opened = folder.image(plan)
-    with DeployedCompute(budget, gpus, cluster).open_steps(plan) as pool:
+    compute = DeployedCompute(budget, gpus, cluster)
+    with compute.open_steps(plan) as pool:
         if opened.fingerprint != plan.image.fingerprint:
             others = other_channels_of(planned_function(folder, plan), opened)
             check_tiles(Staging(opened, stage, np.asarray, other_channels=others), pool=pool)
         edges = pair_tiles(stage, pool=pool, allow_missing=allow_missing)
+    figures: dict[str, Any] = {}
+    if config.mend is not None:
+        options = segmentation.merge_options(folder.acquisition(), plan, {})
+        figures = mending_figures(mend_image(folder, stage, edges, options, config.mend, compute))
+    # Of the tiles that were paired, and of the third views as they are now.
+    content = stage.content()
     folder.write_edges(edges, content, allow_missing=allow_missing)
     counts = stage.settled_counts(allow_missing=allow_missing)
     return dg.MaterializeResult(
@@ -109,6 +123,7 @@ def boundary_pairs(
             "n_staged_labels": int(counts.sum()),
             "n_tiles_missing": len(stage.missing_blocks()),
             "median_iou": round(float(_median(edges.iou[edges.is_pair])), 4),
+            **figures,
         }
     )
 
@@ -193,7 +208,8 @@ def global_lut(
             stage, edges, options, allow_missing=allow_missing, outlines=outlines, pool=pool
         )
     folder.write_lut(lut, options, content)
-    joined = joined_pairs(edges, stage.settled_counts(allow_missing=allow_missing), options)
+    counts = stage.settled_counts(allow_missing=allow_missing)
+    joined = views_for(stage, options).joined_rows(edges, counts, options)
     return dg.MaterializeResult(
         metadata={
             "rule": options.rule,
@@ -390,7 +406,8 @@ def seams_of(folder: ImageFolder, stage: Stage) -> SeamReport:
     """Judge the seams of an image as it is merged now."""
     _, options = folder.lut(stage)
     counts = stage.settled_counts(allow_missing=folder.allows_missing(stage))
-    return judge_seams(stage.grid, folder.edges(stage), counts, options)
+    third = views_for(stage, options)
+    return judge_seams(stage.grid, folder.edges(stage), counts, options, third)
 
 
 def seam_figures(seams: SeamReport) -> dict[str, Any]:

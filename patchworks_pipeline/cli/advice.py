@@ -7,7 +7,8 @@ from contextvars import ContextVar
 from typing import Any
 
 OF_A_HOME = (
-    *("run", "retry", "merge", "next", "status", "ui", "demo", "submit", "stage-range", "view"),
+    *("run", "retry", "merge", "mend", "next", "status", "ui", "demo", "submit", "stage-range"),
+    "view",
 )
 """Commands that take ``--home``."""
 

@@ -24,11 +24,13 @@ from patchworks_pipeline.cli.options import (
     HOME,
     Axes,
     Channel,
+    Faces,
     Home,
     Images,
     Json,
     Level,
     Merge,
+    MinAgreement,
     MinIou,
     MinSize,
     Only,
@@ -330,6 +332,39 @@ def merge(
         result = merge_again(
             instance, folder, options, allow_missing=allow_missing_tiles, overwrite=overwrite
         )
+    _say(result, home)
+    raise typer.Exit(0 if result.is_complete else 1)
+
+
+@app.command()
+def mend(
+    image: KnownImage,
+    only: Only = None,
+    faces: Faces = None,
+    min_agreement: MinAgreement = None,
+    workers: WorkerCount = None,
+    worker_kind: TileKind = None,
+    tile_timeout: TileTimeout = None,
+    worker_memory: WorkerMemory = None,
+    overwrite: Annotated[
+        bool, typer.Option(help="Replace labels that were changed, or that are not patchworks'.")
+    ] = False,
+    home: Home = HOME,
+) -> None:
+    """Segment one more tile at each face where two tiles disagree, and merge an image again."""
+    from patchworks_pipeline.cli.mending import mend_again
+    from patchworks_pipeline.cli.progress_bars import progress_bars
+
+    names = segmentations_of(home, only)
+    if len(names) > 1:
+        fail("one segmentation is mended at a time; say which with --only", BAD_INPUT)
+    budget = budget_of(workers, worker_kind, tile_timeout, worker_memory)
+    chosen = {"faces": faces, "min_agreement": min_agreement}
+    with (
+        known_image(image, home, names[0]) as (instance, folder),
+        progress_bars(folder.title, console),
+    ):
+        result = mend_again(instance, folder, chosen, budget=budget, overwrite=overwrite)
     _say(result, home)
     raise typer.Exit(0 if result.is_complete else 1)
 

@@ -97,6 +97,15 @@ Outline = Annotated[
 MinSize = Annotated[
     int | None, typer.Option(help="Merged objects of fewer pixels become background.")
 ]
+Faces = Annotated[
+    int | None, typer.Option(min=1, help="At most so many, the worst; no limit unless said.")
+]
+MinAgreement = Annotated[
+    float | None,
+    typer.Option(
+        min=0, max=1, help="Mend faces whose objects agree less: mean IoU, 0.75 unless said."
+    ),
+]
 WorkerCount = Annotated[int | None, typer.Option("--workers", min=1, help="Tiles at once.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, one line, on standard output.")]
 TileTimeout = Annotated[

@@ -386,6 +386,8 @@ def merge_again(
     *,
     allow_missing: bool = False,
     overwrite: bool = False,
+    mend: Mapping[str, Any] | None = None,
+    budget: Mapping[str, Any] | None = None,
 ) -> ImageRun:
     """Merge the staged labels of an image again, by another rule or with holes.
 
@@ -400,6 +402,10 @@ def merge_again(
         Take tiles that are not staged for tiles without labels.
     overwrite : bool
         Replace labels that were changed, or that are not patchworks'.
+    mend : mapping, optional
+        Fields of `MendConfig`: stage third views of faces first.
+    budget : mapping, optional
+        Fields of `ComputeBudget` that hold for this call.
 
     Raises
     ------
@@ -408,7 +414,9 @@ def merge_again(
     """
     try:
         with only_call(instance, folder.key, say=partial(say, on=errors)):
-            return _merge(instance, folder, chosen, allow_missing, overwrite)
+            pairing: dict[str, Any] = {"allow_missing_tiles": allow_missing}
+            pairing |= {} if mend is None else {"mend": dict(mend)}
+            return _merge(instance, folder, chosen, pairing, overwrite, budget or {})
     except NoSlotError as busy:
         return ImageRun(folder, (), (), str(busy))
 
@@ -417,9 +425,11 @@ def _merge(
     instance: dg.DagsterInstance,
     folder: ImageFolder,
     chosen: dict[str, Any],
-    allow_missing: bool,
+    pairing: Mapping[str, Any],
     overwrite: bool,
+    budget: Mapping[str, Any],
 ) -> ImageRun:
+    allow_missing = pairing["allow_missing_tiles"]
     if folder.has_changed_objects and (why := why_table_is_kept(folder, overwrite)):
         return ImageRun(folder, (), (), why)
     plan = folder.plan()
@@ -438,18 +448,18 @@ def _merge(
         ) from fault
     folder.write_acquisition(acquisition)
     say_step(f"{folder.title}: merging {plan.grid.n_blocks} tiles")
-    has_pairs = folder.has_edges_of(stage, allow_missing=allow_missing)
+    has_pairs = "mend" not in pairing and folder.has_edges_of(stage, allow_missing=allow_missing)
     lineage = Lineage((), folder.segmentation)
     names = MERGED[1:] if has_pairs else MERGED
     configs = {
-        "boundary_pairs": {"allow_missing_tiles": allow_missing},
+        "boundary_pairs": pairing,
         "merged_labels": {"overwrite": overwrite},
     }
     error = _run(
         instance,
         lineage.name("merge_image"),
         folder.key,
-        {},
+        {"budget": {"config": dict(budget)}} if budget else {},
         partition_key=folder.key,
         ops={
             lineage.name(name): {"config": config}

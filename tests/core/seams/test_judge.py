@@ -8,8 +8,8 @@ from scipy import ndimage
 
 from patchworks_core.pilot.in_memory import TilesInMemory
 from patchworks_core.seams.edge_table import EdgeTable
-from patchworks_core.seams.faces import judge_sizes
-from patchworks_core.seams.judge import SeamReport, judge_seams, tile_key
+from patchworks_core.seams.faces import judge_sizes, tile_key
+from patchworks_core.seams.judge import SeamReport, judge_seams
 from patchworks_core.seams.rules import MergeOptions
 from patchworks_core.tiles.grid import plan_grid
 from tests.core.oracles import merge_in_memory

@@ -191,9 +191,9 @@ def test_nothing_is_drawn_where_all_views_agree(monkeypatch):
     grid = plan_grid("yx", truth.shape, tile_shape=12, overlap=4)
     n_drawn = []
 
-    def draw(own, others, pen):
+    def draw(own, others, pen, *, third):
         n_drawn.append(own.tile.index)
-        return draw_core(own, others, pen)
+        return draw_core(own, others, pen, third=third)
 
     monkeypatch.setattr(views, "draw_core", draw)
     TilesInMemory.stage(truth, perfect_labels(truth, 2), grid).merged(FEATHERED)

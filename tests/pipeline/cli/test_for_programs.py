@@ -36,7 +36,7 @@ def test_the_package_is_a_program():
 
 
 COMMANDS = ["run", "retry", "merge", "next", "status", "ui", "demo", "segment", "pilot", "convert"]
-COMMANDS += ["view"]
+COMMANDS += ["view", "mend"]
 
 
 @pytest.mark.parametrize("command", [None, *COMMANDS])

@@ -1,0 +1,87 @@
+"""Third views in the pipeline: staged by the run that merges, kept, and never half merged."""
+
+from __future__ import annotations
+
+import dagster as dg
+import numpy as np
+import pytest
+
+from patchworks_core.errors import PlanError
+from patchworks_core.files.storage import open_array
+from patchworks_core.stage.staging import Staging
+from patchworks_pipeline.cli.mending import mend_again
+from patchworks_pipeline.cli.runs import merge_again
+from tests.pipeline.conftest import error_of, metadata_of
+from tests.tissue import files_under, tissue, write_tiff
+
+
+@pytest.fixture
+def folder(pipeline, tmp_path):
+    path = write_tiff(tmp_path / "tissue.ome.tif", tissue())
+    folder = pipeline.register(path, function="tissue_functions:wavering", parameters={})
+    pipeline.run_to_labels(folder)
+    return folder
+
+
+def labels_of(folder) -> np.ndarray:
+    return np.asarray(open_array(folder.labels(folder.plan()).path / "0")[...])
+
+
+def merge_and_mend(pipeline, folder, **config):
+    names = ("boundary_pairs", "global_lut", "merged_labels")
+    return pipeline.run(
+        "merge_image",
+        partition_key=folder.key,
+        ops={"boundary_pairs": {"config": {"mend": config}}},
+        asset_selection=[dg.AssetKey(name) for name in names],
+    )
+
+
+def test_a_merge_that_mends_says_what_it_did_and_does_it_once(pipeline, folder):
+    before = labels_of(folder)
+    result = merge_and_mend(pipeline, folder, faces=3, min_agreement=1)
+    said = metadata_of(result, "boundary_pairs")
+    assert (said["n_faces_mended"], said["n_third_views_staged"]) == (3, 3)
+    assert 0 < said["agreement_of_mended_faces"] < 1
+    assert len(said["faces_mended"].split(", ")) == 3
+    after = labels_of(folder)
+    assert (before != after).any()
+    again = merge_and_mend(pipeline, folder, faces=3, min_agreement=1)
+    assert metadata_of(again, "boundary_pairs")["n_third_views_staged"] == 0
+    assert metadata_of(again, "merged_labels")["n_tiles_written"] == 0
+    assert pipeline.merge(folder).success  # a merge that says nothing of third views hears them
+    np.testing.assert_array_equal(labels_of(folder), after)
+
+
+@pytest.mark.slow
+def test_a_third_view_that_fails_leaves_the_labels_as_they_were(pipeline, folder, monkeypatch):
+    labels = folder.labels(folder.plan()).path
+    before = files_under(labels)
+
+    def fails(staging, tile, *, where):
+        raise ValueError(f"{where}: no memory")
+
+    monkeypatch.setattr(Staging, "see", fails)
+    result = merge_and_mend(pipeline, folder, faces=1, min_agreement=1)
+    assert not result.success
+    assert "1 of 1 third views failed, the first of face 'y00" in error_of(result)
+    assert files_under(labels) == before
+
+
+@pytest.mark.slow
+def test_the_command_mends_and_has_nothing_left_to_do(pipeline, folder):
+    chosen = {"faces": 3, "min_agreement": 1.0}
+
+    def mend():
+        return mend_again(pipeline.instance, folder, chosen, budget={})
+
+    result = mend()
+    assert (result.error, result.steps) == (None, ("merge_image",))
+    after, files = labels_of(folder), files_under(folder.path)
+    assert mend().steps == ()
+    assert files_under(folder.path) == files
+    assert merge_again(pipeline.instance, folder, {"rule": "touching"}).error is None
+    with pytest.raises(PlanError, match="merge='touching' does not look at; merge by 'overlap'"):
+        mend()
+    assert merge_again(pipeline.instance, folder, {"rule": "overlap"}).error is None
+    np.testing.assert_array_equal(labels_of(folder), after)
