@@ -1,10 +1,13 @@
 """A year in fast motion, at the level of events: whether what the instance keeps is bounded.
 
     python -m benchmarks.year [--seconds 600] [--tiles 400] [--budget 50000] [--keep-all]
+                              [--page-at 20 125 250]
 
 For each image three runs, its keys, and the events that planning, staging and merging log are
-written as the pipeline writes them; above the budget the oldest image is retired as `retire_images`
-does it. `--keep-all` retires nothing. Segmentation, files of images, and sensors are left out.
+written as the pipeline writes them; above the budget the oldest image is retired as
+`retire_images` does it. `--keep-all` retires nothing. `--page-at` serves the home when it has so
+many images, and opens the page of its tiles in Chromium. Segmentation, files of images, and sensors
+are left out.
 """
 
 from __future__ import annotations
@@ -23,10 +26,12 @@ from dagster._core.events import (
 )
 from dagster._core.utils import make_new_run_id
 
+from benchmarks.many_partitions import open_page, timed_tiles
 from patchworks_pipeline.cli.runs import open_home
 from patchworks_pipeline.instance.tile_partitions import purge_tile_events, remove_tile_keys
 from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.partitions import tile_keys
+from tests.e2e.conftest import serving
 
 EVERY = 10
 """Images between two lines of the table."""
@@ -52,6 +57,7 @@ def main() -> None:
     parser.add_argument("--tiles", type=int, default=400)
     parser.add_argument("--budget", type=int, default=50_000)
     parser.add_argument("--keep-all", action="store_true")
+    parser.add_argument("--page-at", type=int, nargs="*", default=[])
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="patchworks-") as folder:
         home = Path(folder) / "home"
@@ -70,10 +76,19 @@ def main() -> None:
                     purge_tile_events(instance, LINEAGE.key("staged_labels"), oldest)
                     remove_tile_keys(instance, LINEAGE, oldest)
                     n_live -= len(oldest)
+                if n in args.page_at:
+                    show_page(home, n_live)
                 if n % EVERY == 0:
                     now = time.monotonic()
                     report(instance, home, n, 1000 * (now - last) / EVERY)
                     last = now
+
+
+def show_page(home: Path, n_live: int) -> None:
+    """Serve the home, and print how long its tiles take to be seen."""
+    print(f"page at {n_live:,} live keys", flush=True)
+    with serving(home) as served:
+        open_page(served, timed_tiles(served)["partitionStats"])
 
 
 def make_image(instance: dg.DagsterInstance, image: str, keys: list[str]) -> None:
