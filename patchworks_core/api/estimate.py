@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from math import prod
 
@@ -80,9 +81,7 @@ def estimate(job: Job, plan: Plan) -> Estimate:
     grid = plan.grid
     empty = job.empty.empty_tiles if job.empty else frozenset()
     full = [block for block in grid.blocks() if {t.number for t in block.tiles} - empty]
-    with tempfile.TemporaryDirectory(prefix="patchworks-") as folder:
-        staged = _stage(job, Stage.create(UPath(folder) / "stage.zarr", plan), _sample(job, full))
-        stored = sum(p.stat().st_size for p in UPath(folder).rglob("*") if p.is_file())
+    staged, stored = staged_sample(job, plan, _sample(job, full))
     peak = max([s.peak_bytes for s in staged], default=0)
     with job.compute.open(grid, job.image.dtype, measured_bytes=peak) as pool:
         n_workers, reason = pool.n_workers, pool.reason
@@ -107,20 +106,58 @@ def estimate(job: Job, plan: Plan) -> Estimate:
     )
 
 
+def staged_sample(
+    job: Job, plan: Plan, blocks: Sequence[TileBlock], *, measures: bool = False
+) -> tuple[list[StagedBlock], int]:
+    """Stage a few tile blocks in a folder that is removed; return them, and their bytes on disk.
+
+    `measures` keeps sums of their objects too, as the pipeline does.
+
+    Raises
+    ------
+    PlanError
+        If one of them failed; it says which, and why.
+    """
+    with tempfile.TemporaryDirectory(prefix="patchworks-") as folder:
+        stage = Stage.create(UPath(folder) / "stage.zarr", plan)
+        before = _bytes_below(folder)
+        staged = _stage(job, stage, blocks, measures=measures)
+        return staged, _bytes_below(folder) - before
+
+
+def _bytes_below(folder: str) -> int:
+    return sum(p.stat().st_size for p in UPath(folder).rglob("*") if p.is_file())
+
+
+def spread(n_blocks: int) -> list[int]:
+    """Return positions of the sampled blocks among `n_blocks`, spread evenly.
+
+    Examples
+    --------
+    >>> spread(9), spread(1)
+    ([2, 4, 6], [0])
+    """
+    places = np.linspace(0, n_blocks - 1, min(SAMPLED_TILES, n_blocks) + 2)[1:-1]
+    return sorted({round(float(place)) for place in places})
+
+
 def _sample(job: Job, full: list[TileBlock]) -> list[TileBlock]:
     """Return a few tile blocks: the brightest where that is known, else spread evenly."""
     if job.empty is not None:
         brightness = np.nan_to_num(job.empty.maxima.ravel(), nan=-np.inf)
         ranked = sorted(full, key=lambda b: -max(brightness[t.number] for t in b.tiles))
         return ranked[:SAMPLED_TILES]
-    places = np.linspace(0, len(full) - 1, min(SAMPLED_TILES, len(full)) + 2)[1:-1]
-    return [full[i] for i in sorted({round(float(place)) for place in places})]
+    return [full[i] for i in spread(len(full))]
 
 
-def _stage(job: Job, stage: Stage, blocks: list[TileBlock]) -> list[StagedBlock]:
+def _stage(
+    job: Job, stage: Stage, blocks: Sequence[TileBlock], *, measures: bool
+) -> list[StagedBlock]:
     """Stage a few tile blocks, one after the other."""
     others = other_channels_of(job.segmentation, job.image)
-    staging = Staging(job.image, stage, job.bound(stage.plan), other_channels=others)
+    staging = Staging(
+        job.image, stage, job.bound(stage.plan), other_channels=others, measures=measures
+    )
     staged = []
     for outcome in stage_alone(staging, blocks, job.compute):
         if outcome.value is None:

@@ -8,7 +8,7 @@ from typing import Any
 
 OF_A_HOME = (
     *("run", "retry", "merge", "mend", "next", "status", "ui", "demo", "submit", "stage-range"),
-    "view",
+    *("view", "plan"),
 )
 """Commands that take ``--home``."""
 

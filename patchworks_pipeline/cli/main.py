@@ -49,6 +49,7 @@ from patchworks_pipeline.cli.options import (
     is_chosen,
 )
 from patchworks_pipeline.cli.pilot import pilot
+from patchworks_pipeline.cli.plan import plan
 from patchworks_pipeline.cli.records import record_of
 from patchworks_pipeline.cli.samples import samples
 from patchworks_pipeline.cli.schema import schema
@@ -438,6 +439,7 @@ def demo(
     raise typer.Exit(code)
 
 
+app.command()(plan)
 app.command()(submit)
 app.command()(stage_range)
 app.command()(segment)
