@@ -176,8 +176,8 @@ class Cost:
             "gb_month": disk,
             "thousand_requests": self.requests.value / 1000,
         }
-        price_of = {name: getattr(prices, name) for name in amounts}
-        return {name: amounts[name] * price for name, price in price_of.items() if price is not None}
+        prices_of = ((name, getattr(prices, name)) for name in amounts)
+        return {name: amounts[name] * price for name, price in prices_of if price is not None}
 
 
 def cost_of(
