@@ -4,7 +4,8 @@
 2. `cost_of` adds what patchworks takes itself, from the constants below, and what is written.
 3. `Cost.bill` multiplies by prices, of which none is assumed.
 
-A constant is what ``docs/scale.md`` has; ``python -m benchmarks.cost`` compares with runs.
+Constants were measured by programs of ``benchmarks/``, most of them in the tables of
+``docs/scale.md``; ``python -m benchmarks.cost`` compares with runs.
 """
 
 from __future__ import annotations
@@ -32,15 +33,16 @@ STAGING = 3e-9
 PAIRING = 1e-9
 """Core seconds to pair, for each voxel of the image; `benchmarks.steps`."""
 
-PAIRING_OVERLAP = 50e-9
-"""Core seconds to pair by overlap, for each voxel that tiles see beyond the image: 40 sparse, 120
-in tissue; the table of outlines in ``docs/scale.md``."""
+PAIRING_OVERLAP = 40e-9
+"""Core seconds to pair by overlap, for each voxel that tiles see beyond the image: 15 sparse, 80 in
+tissue; the table of outlines in ``docs/scale.md``."""
 
 WRITING = 4e-9
 """Core seconds to write a voxel of merged labels; `benchmarks.steps`."""
 
-DRAWING = 35e-9
-"""Core seconds to draw outlines, for each voxel of the image: 25 to 45; the same table."""
+DRAWING = 15e-9
+"""Core seconds to compare views where outlines are drawn, for each voxel of the image: 10 to 26
+where they agree; the same table."""
 
 STAGE_FILE = 2e-3
 """Core seconds for each file of the stage; `benchmarks.scale`: 125.8 s for 62,500."""
@@ -55,9 +57,9 @@ LABEL_BYTES = 1.5
 RUN_START = 13.5
 """Core seconds of ``patchworks run`` on an image of one small tile; `benchmarks.cost`."""
 
-RUN_VOXEL = 107e-9
+RUN_VOXEL = 60e-9
 """Core seconds of a run for each voxel beside the steps above: statistics, pyramid, pictures,
-tables. Fitted, with the two that follow, to three runs of `benchmarks.cost`."""
+tables. Fitted, with the two that follow, to runs of `benchmarks.cost`; 54 of 268 megavoxels."""
 
 RUN_OBJECT = 0.21e-3
 """Core seconds of a run for each label: rows of tables."""
@@ -71,7 +73,7 @@ FILES_OF_BLOCK = 2
 RECORDS = 10
 """Files of stage and labels that hold no pixels, such as metadata: 7 to 11; `benchmarks.cost`."""
 
-CONSTANT = "constant of docs/scale.md"
+CONSTANT = "constants measured by benchmarks"
 COUNTED = "counted from the plan"
 
 HOUR = 3600.0
