@@ -24,6 +24,9 @@ FILL_OPACITY = 0.22
 MAX_ENLARGEMENT = 8
 """Largest factor by which small images are enlarged."""
 
+BAND_PIXELS = 1 << 20
+"""Pixels that are averaged at once: an overview of 8,192 squared would be 268 MB of floats."""
+
 DASH = 6
 """Length of the light and of the dark dashes of a grid line, picture pixels."""
 
@@ -224,12 +227,16 @@ def _shrink(pixels: Array, step: int) -> Array:
     """Average boxes of `step` pixels; the picture has the shape of `_decimate`'s."""
     if step == 1:
         return pixels
-    shape = _decimate(pixels, step).shape
-    short = [n * step - size for n, size in zip(shape, pixels.shape, strict=True)]
-    cut = pixels[tuple(slice(0, n * step) for n in shape)].astype(np.float32)
-    padded = np.pad(cut, [(0, max(0, n)) for n in short], mode="edge")
-    boxes = padded.reshape(shape[0], step, shape[1], step)
-    return np.asarray(boxes.mean(axis=(1, 3)))
+    height, width = _decimate(pixels, step).shape
+    shrunk = np.empty((height, width), np.float32)
+    n_rows = max(1, BAND_PIXELS // (step * step * width))
+    for row in range(0, height, n_rows):
+        n = min(n_rows, height - row)
+        band = pixels[row * step : (row + n) * step, : width * step].astype(np.float32)
+        short = (n * step - band.shape[0], width * step - band.shape[1])
+        padded = np.pad(band, [(0, rest) for rest in short], mode="edge") if any(short) else band
+        padded.reshape(n, step, width, step).mean(axis=(1, 3), out=shrunk[row : row + n])
+    return shrunk
 
 
 def _outlines(labels: Array) -> npt.NDArray[np.bool_]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from io import BytesIO
 
 import numpy as np
@@ -125,3 +126,16 @@ def test_a_png_holds_the_picture():
     picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype="uint8")
     with image.open(BytesIO(png_bytes(picture))) as read:
         np.testing.assert_array_equal(np.asarray(read), picture)
+
+
+def test_a_large_overview_takes_little_memory_beside_its_pixels():
+    pixels = np.zeros((4096, 4096), np.uint16)
+    pixels[::2] = 1000
+    tracemalloc.start()
+    try:
+        picture = thumbnail(pixels, max_size=1024)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert picture.shape == (1024, 1024, 3)
+    assert peak < pixels.nbytes  # as floats at once they would be four times that
