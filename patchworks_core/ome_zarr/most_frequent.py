@@ -15,7 +15,6 @@ order of tasks, or which chunks were written before.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -51,21 +50,30 @@ def most_frequent(labels: Array, step: Sequence[int]) -> Array:
         return most_frequent(labels.view(np.uint8), step).view(labels.dtype)
     odd = [(0, n % s) for n, s in zip(labels.shape, step, strict=True)]
     padded = np.pad(labels, odd) if any(after for _, after in odd) else labels
-    corners = product(*[range(s) for s in step])
-    views = [
-        padded[tuple(slice(a, None, s) for a, s in zip(corner, step, strict=True))]
-        for corner in corners
-    ]
-    winners: Array = reduce(np.maximum, views).copy()
-    smallest = winners.copy()
-    for view in views:
-        np.minimum(smallest, view, out=smallest, where=view != 0)
-    is_mixed = smallest < winners
-    del smallest
+    unsigned = padded.view(f"{padded.dtype.byteorder}u{padded.dtype.itemsize}")
+    winners = _reduced(np.maximum, unsigned, step)
+    # One less, background is the largest number: the minimum is that of the objects.
+    is_mixed = _reduced(np.minimum, unsigned - unsigned.dtype.type(1), step) + 1 < winners
+    winners = winners.view(padded.dtype)
     if is_mixed.any():
+        corners = product(*[range(s) for s in step])
+        views = (
+            padded[tuple(slice(a, None, s) for a, s in zip(corner, step, strict=True))]
+            for corner in corners
+        )
         votes = _count(np.stack([view[is_mixed] for view in views], axis=1))
         winners[is_mixed] = _elect(votes, winners[~is_mixed])
     return winners
+
+
+def _reduced(choose: np.ufunc, values: Array, step: Sequence[int]) -> Array:
+    """Choose one value for every box: along one axis, then of what is left along the next."""
+    for axis in range(values.ndim):
+        if step[axis] == 2:
+            before: list[slice] = [slice(None)] * axis
+            even, odd = ((*before, slice(first, None, 2)) for first in (0, 1))
+            values = choose(values[even], values[odd])
+    return values
 
 
 class _Votes(NamedTuple):
