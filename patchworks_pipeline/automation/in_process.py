@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import dagster as dg
-from dagster._core.storage.noop_compute_log_manager import NoOpComputeLogManager
-from dagster._core.utils import make_new_run_id
 
 from patchworks_core.errors import StorageError
 from patchworks_core.machine.interrupts import noting_signals, raise_for_signal
 from patchworks_pipeline.assets.tile_events import STOPPED
+from patchworks_pipeline.dagster_insides import CAPTURE, are_there
 from patchworks_pipeline.image_faults import error_of_step, with_way_out
 from patchworks_pipeline.instance.heartbeats import beating
 from patchworks_pipeline.instance.run_processes import tags_of_process
@@ -67,7 +67,7 @@ class InProcess:
         assets: Sequence[dg.AssetKey] | None = None,
     ) -> tuple[str, JobError | None]:
         """Run a job for an image; return the id of the run, and why it failed or None."""
-        run_id = make_new_run_id()
+        run_id = str(uuid4())
         every = {**(self.tags or {}), **(tags or {}), **tags_of_process(run_id), IMAGE: image}
         try:
             for step, pool in _pools_of(job).items():
@@ -103,6 +103,11 @@ class InProcess:
 @contextmanager
 def _without_capture(instance: dg.DagsterInstance) -> Iterator[None]:
     """Let runs of this process capture nothing of what is printed."""
+    if not are_there(CAPTURE, instance):
+        yield
+        return
+    from dagster._core.storage.noop_compute_log_manager import NoOpComputeLogManager
+
     manager = instance.compute_log_manager
     instance._compute_log_manager = NoOpComputeLogManager()
     try:

@@ -1,14 +1,18 @@
 """Jobs: the lineage cut where a decision falls, plan, stage, merge; and the repair of an image."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import dagster as dg
-from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from patchworks_pipeline.assets.relating import relation_name
 from patchworks_pipeline.assets.staging import define_stage_missing_tiles
 from patchworks_pipeline.lineage import Lineage, Mount
 from patchworks_pipeline.partitions import IMAGE
+
+if TYPE_CHECKING:
+    from dagster._core.definitions.unresolved_asset_job_definition import (
+        UnresolvedAssetJobDefinition,
+    )
 
 MERGED = ("boundary_pairs", "global_lut", "merged_labels", "object_table", "quality_report")
 """Assets that a merge makes."""
@@ -16,7 +20,7 @@ MERGED = ("boundary_pairs", "global_lut", "merged_labels", "object_table", "qual
 PLANNED = ("tile_plan", "image_statistics")
 """Assets that a plan of one of several segmentations makes."""
 
-Job = dg.JobDefinition | UnresolvedAssetJobDefinition
+Job: TypeAlias = "dg.JobDefinition | UnresolvedAssetJobDefinition"
 
 
 def define_shared_jobs(mount: Mount) -> list[Job]:
@@ -70,7 +74,7 @@ def define_jobs(lineage: Lineage) -> list[Job]:
 
 def _asset_job(
     lineage: Lineage, name: str, assets: tuple[str, ...], description: str
-) -> UnresolvedAssetJobDefinition:
+) -> "UnresolvedAssetJobDefinition":
     return dg.define_asset_job(
         lineage.name(name),
         selection=[lineage.key(asset) for asset in assets],

@@ -52,6 +52,14 @@ def command_on(folder: Any, name: str, *options: str) -> str:
     return shlex.join(["patchworks", name, folder.key, *only_of(folder), *options])
 
 
+def planned_anew(folder: Any) -> str:
+    """Say that jobs were written of another plan of an image, and what to do."""
+    return (
+        f"{folder.title} was planned anew since these jobs were written; write them again with "
+        "'patchworks submit'"
+    )
+
+
 def only_of(folder: Any) -> list[str]:
     """Return the options that say which segmentation of an image a folder is of."""
     return ["--only", folder.segmentation] if folder.segmentation else []

@@ -36,6 +36,7 @@ from patchworks_pipeline.cli.options import (
     Only,
     Outline,
     Overlap,
+    Overwrite,
     Param,
     PixelSizes,
     Priority,
@@ -117,13 +118,8 @@ def run(
     worker_kind: TileKind = None,
     tile_timeout: TileTimeout = None,
     worker_memory: WorkerMemory = None,
-    overwrite: Annotated[
-        bool,
-        typer.Option(
-            help="Replace labels and tables that were changed, and what was made by choices whose "
-            "record is lost."
-        ),
-    ] = False,
+    overwrite: Overwrite = False,
+    plan: Annotated[str, typer.Option(hidden=True, help="As for stage-range.")] = "",
     json: Json = False,
     home: Home = HOME,
 ) -> None:
@@ -160,6 +156,7 @@ def run(
             as_json=json,
             segmentation=one,
             overwrite=overwrite,
+            of_plan=plan,
         )
         for url in image
         for one in names
@@ -177,6 +174,7 @@ def _run_one(
     as_json: bool = False,
     segmentation: str = "",
     overwrite: bool = False,
+    of_plan: str = "",
 ) -> int:
     """Run one image and say what came of it; return the exit code."""
     say_step(f"{url}: begun")
@@ -199,6 +197,7 @@ def _run_one(
                 budget=deployed,
                 segmentation=segmentation,
                 overwrite=overwrite,
+                of_plan=of_plan,
                 say=tell,
             )
             with progress_bars(folder.title, errors if as_json else console):

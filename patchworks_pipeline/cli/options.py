@@ -70,6 +70,13 @@ TileShape = Annotated[
 Overlap = Annotated[
     str | None, typer.Option(help="Halo on each side of a tile: 32, per axis: 4,32,32, or auto.")
 ]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        help="Replace labels and tables that were changed, and what was made by choices whose "
+        "record is lost."
+    ),
+]
 Channel = Annotated[
     str | None,
     typer.Option(help="Channel by position or name, the first unless chosen; 'all' segments each."),

@@ -25,7 +25,7 @@ from patchworks_pipeline.assets.tile_events import not_logged
 from patchworks_pipeline.automation.events import RANGE_END, RANGE_START
 from patchworks_pipeline.automation.in_process import InProcess, JobError
 from patchworks_pipeline.automation.jobs import MERGED, PLANNED
-from patchworks_pipeline.cli.advice import command_on
+from patchworks_pipeline.cli.advice import command_on, planned_anew
 from patchworks_pipeline.cli.results import (
     is_merged,
     is_planned,
@@ -161,6 +161,7 @@ def choose_image(
     budget: ComputeBudget,
     segmentation: str = "",
     overwrite: bool = False,
+    of_plan: str = "",
     say: Callable[[str], object],
 ) -> tuple[ImageFolder, Plan]:
     """Make an image known as it is chosen; return its folder, and what its plan is to be.
@@ -179,6 +180,8 @@ def choose_image(
         Of several.
     overwrite : bool
         Replace what was made by other choices also where their record is lost.
+    of_plan : str
+        Fingerprint of the plan that this is a job of; `overwrite` then covers no lost choices.
     say : callable
         Told what the pilot did.
 
@@ -186,7 +189,7 @@ def choose_image(
     ------
     PlanError
         If what was chosen before is not on record, and what was made of the image was made by
-        other choices.
+        other choices; or if it was planned anew since the job was written.
     """
     store = LabelStore().of_home()
     url = url if "://" in url else str(Path(url).absolute())
@@ -197,9 +200,11 @@ def choose_image(
     if wants_pilot:
         acquisition = segmentation_of_home(folder).piloted(acquisition, say=say)
     plan = plan_of(acquisition, budget, folder)
-    if folder.recorded() is None and not overwrite:
+    if folder.recorded() is None and (of_plan or not overwrite):
         merge = segmentation_of_home(folder).merge_options(acquisition, plan, {})
         check_choices(folder, plan, merge)
+    if of_plan and plan.fingerprint != of_plan:
+        raise PlanError(planned_anew(folder))
     return register(instance, store, key, acquisition, segmentation), plan
 
 

@@ -22,6 +22,7 @@ from patchworks_pipeline.cli.options import (
     Only,
     Outline,
     Overlap,
+    Overwrite,
     Param,
     PixelSizes,
     SegmentationOption,
@@ -72,6 +73,7 @@ def submit(
     worker_kind: TileKind = None,
     tile_timeout: TileTimeout = None,
     worker_memory: WorkerMemory = None,
+    overwrite: Overwrite = False,
     home: Home = HOME,
 ) -> None:
     """Plan an image, and write SLURM jobs for ranges of its tiles and for the merge after them.
@@ -94,7 +96,8 @@ def submit(
         merge={"rule": merge, "min_iou": min_iou, "outline": outline, "min_size": min_size},
     )
     budget = budget_of(workers, worker_kind, tile_timeout, worker_memory)
-    _submit(image, name, chosen, budget, (tasks, sbatch or [], merge_sbatch or []), names[0], home)
+    jobs = (tasks, sbatch or [], merge_sbatch or [])
+    _submit(image, name, chosen, budget, jobs, names[0], home, overwrite=overwrite)
 
 
 def _submit(
@@ -105,8 +108,11 @@ def _submit(
     jobs: tuple[int, list[str], list[str]],
     segmentation: str,
     home: Path,
+    *,
+    overwrite: bool,
 ) -> None:
     """Plan an image and write its jobs."""
+    from patchworks_pipeline.cli.results import why_table_is_kept
     from patchworks_pipeline.cli.runs import choose_image, open_home, plan_image
     from patchworks_pipeline.cli.submitting import Directives, write_scripts
     from patchworks_pipeline.resources.compute_budget import ComputeBudget
@@ -115,8 +121,18 @@ def _submit(
     with open_home(home.absolute()) as instance:
         deployed = ComputeBudget(**budget).of_home()
         folder, plan = choose_image(
-            instance, image, name, chosen, budget=deployed, segmentation=segmentation, say=say
+            instance,
+            image,
+            name,
+            chosen,
+            budget=deployed,
+            segmentation=segmentation,
+            overwrite=overwrite,
+            say=say,
         )
+        is_kept = not overwrite and folder.has_changed_objects
+        if is_kept and (why := why_table_is_kept(folder, overwrite)):
+            fail(why, OTHER_FAILURE)  # here, not when all tiles are staged
         planned = plan_image(instance, folder, plan, budget=deployed)
         if planned.error:
             say_error(planned.error)
@@ -129,9 +145,11 @@ def _submit(
             n_tasks=n_tasks,
             directives=Directives(of_tiles, of_merge),
             options=options_of(budget),
+            overwrite=overwrite,
         )
     if script is None:
-        say(f"{folder.title}: no tile is missing; merge it with '{command_on(folder, 'run')}'")
+        merge = command_on(folder, "run", *(["--overwrite"] if overwrite else []))
+        say(f"{folder.title}: no tile is missing; merge it with '{merge}'")
         return
     say(
         f"{folder.title}: {len(missing)} tiles are missing; this submits their jobs, and the merge:"

@@ -22,7 +22,7 @@ from patchworks_core.stage.staging import StagedBlock, StagingCount, stage_all
 from patchworks_core.tiles.grid import TileBlock
 from patchworks_pipeline.assets.planned import planned_function
 from patchworks_pipeline.assets.staging import keep_failure, staging_of
-from patchworks_pipeline.cli.advice import only_of
+from patchworks_pipeline.cli.advice import only_of, planned_anew
 from patchworks_pipeline.cli.terminal import errors, say
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.compute_budget import ComputeBudget
@@ -83,6 +83,7 @@ def write_scripts(
     n_tasks: int,
     directives: Directives,
     options: Sequence[str] = (),
+    overwrite: bool = False,
 ) -> Path | None:
     """Write the scripts of an image; return the one that submits, None where nothing is missing.
 
@@ -99,6 +100,8 @@ def write_scripts(
     directives : Directives
     options : sequence of str
         Of the command line, for the tasks and for the merge.
+    overwrite : bool
+        Let the merge replace labels and tables that were changed.
     """
     plan = folder.plan()
     size = -(-len(missing) // n_tasks)
@@ -106,8 +109,10 @@ def write_scripts(
     to = home / "submit" / folder.title
     own = [sys.executable, "-m", "patchworks_pipeline"]
     rest = [*only_of(folder), "--home", str(home), *options]
-    run = ["run", folder.acquisition().url, "--name", folder.key, *rest]
-    stage = ["stage-range", folder.key, "--plan", plan.fingerprint, *rest]
+    of_plan = ["--plan", plan.fingerprint, *rest]
+    run = ["run", folder.acquisition().url, "--name", folder.key, *of_plan]
+    run += ["--overwrite"] if overwrite else []
+    stage = ["stage-range", folder.key, *of_plan]
     name = "patchworks-" + folder.title.replace("/", "-")
     common = {"name": shlex.quote(name), "folder": to}
     scripts = {
@@ -189,10 +194,7 @@ def stage_range(
     """
     planned = folder.plan()
     if plan and planned.fingerprint != plan:
-        raise PlanError(
-            f"{folder.title} was planned anew since these jobs were written; write them again with "
-            "'patchworks submit'"
-        )
+        raise PlanError(planned_anew(folder))
     keys = planned.grid.block_keys()
     for key in (first, last):
         planned.grid.block_of_key(key)

@@ -8,11 +8,14 @@ the events of that half second and no tile: the run that takes it up logs them.
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Self
 
 import dagster as dg
+
+from patchworks_pipeline.instance.tile_partitions import own_storage
 
 SECONDS_TOGETHER = 0.5
 """A tile waits at most so long for others."""
@@ -21,6 +24,15 @@ TILES_TOGETHER = 100
 """Tiles that are logged together at most."""
 
 _END = None
+
+
+def together(instance: dg.DagsterInstance) -> AbstractContextManager[None]:
+    """Write what this thread logs of assets meanwhile in one go, at the end.
+
+    Does nothing special where the instance has one of Dagster's own storages.
+    """
+    storage = own_storage(instance)
+    return nullcontext() if storage is None else storage.together()
 
 
 class TileLog:
@@ -76,9 +88,6 @@ class TileLog:
         return tiles, False
 
     def _write(self, tiles: Sequence[dg.AssetMaterialization]) -> None:
-        # SQLAlchemy takes half a second to import: whoever only loads the definitions goes without.
-        from patchworks_pipeline.event_storage import together
-
         with together(self._context.instance):
             for tile in tiles:
                 self._context.log_event(tile)

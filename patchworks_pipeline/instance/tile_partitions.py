@@ -6,14 +6,14 @@ one by one, and events are left alone.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from patchworks_pipeline.lineage import Lineage
 
 if TYPE_CHECKING:
-    from patchworks_pipeline.event_storage import EventsTogether
+    from patchworks_pipeline.instance.events_together import EventsTogether
 
 
 def live_tile_keys(instance: dg.DagsterInstance, lineage: Lineage) -> dict[str, list[str]]:
@@ -26,7 +26,7 @@ def live_tile_keys(instance: dg.DagsterInstance, lineage: Lineage) -> dict[str, 
 
 def tile_keys_of(instance: dg.DagsterInstance, lineage: Lineage, image: str) -> list[str]:
     """Return the keys of the tiles of one image that are partitions now."""
-    storage = _own_storage(instance)
+    storage = own_storage(instance)
     start = f"{image}/"
     if storage is None:
         keys = instance.get_dynamic_partitions(str(lineage.tiles.name))
@@ -47,7 +47,7 @@ def replace_tile_keys(
 
 def remove_tile_keys(instance: dg.DagsterInstance, lineage: Lineage, keys: Iterable[str]) -> None:
     """Remove keys of tiles; in one call where the storage can."""
-    storage = _own_storage(instance)
+    storage = own_storage(instance)
     if storage is not None:
         storage.delete_dynamic_partitions(str(lineage.tiles.name), list(keys))
         return
@@ -59,19 +59,17 @@ def purge_tile_events(
     instance: dg.DagsterInstance, asset: dg.AssetKey, keys: Sequence[str]
 ) -> int | None:
     """Remove what was logged of tiles; return how many events, None where the storage cannot."""
-    storage = _own_storage(instance)
+    storage = own_storage(instance)
     return None if storage is None else storage.delete_partition_events(asset, list(keys))
 
 
 def has_own_storage(instance: dg.DagsterInstance) -> bool:
     """Tell whether the event storage is this package's."""
-    return _own_storage(instance) is not None
+    return own_storage(instance) is not None
 
 
-def _own_storage(instance: dg.DagsterInstance) -> "EventsTogether | None":
+def own_storage(instance: dg.DagsterInstance) -> "EventsTogether | None":
     """Return the event storage where it is this package's."""
-    # SQLAlchemy takes half a second to import: whoever only loads the definitions goes without.
-    from patchworks_pipeline.event_storage import EventsTogether
-
-    storage = instance.event_log_storage
-    return storage if isinstance(storage, EventsTogether) else None
+    # Not by its class: its module takes half a second to import, and needs insides of Dagster.
+    storage: Any = instance.event_log_storage
+    return storage if hasattr(storage, "together") else None

@@ -16,8 +16,9 @@ from patchworks_pipeline.automation.alerts import Alerts
 from patchworks_pipeline.automation.retention import Retention
 from patchworks_pipeline.cli.runs import open_home
 from patchworks_pipeline.definitions import defs
-from patchworks_pipeline.event_storage import SqliteEvents, together
+from patchworks_pipeline.instance.events_together import SqliteEvents
 from patchworks_pipeline.instance.home import BATCH_VARIABLE
+from patchworks_pipeline.instance.tile_log import together
 from patchworks_pipeline.instance.tile_partitions import live_tile_keys, tile_keys_of
 from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.records import RETIRED, ImageFolder

@@ -178,3 +178,53 @@ def test_a_task_that_is_killed_is_run_again(home, image, tmp_path, monkeypatch):
     assert subprocess.run(["bash", str(scripts / "merge.sh")]).returncode == 0
     run_alone(image, tmp_path / "other", "recorded")
     assert labels_of(home) == labels_of(tmp_path / "other")
+
+
+def lose_record(home: Path) -> Path:
+    record = folder_of(home).path / "acquisition.json"
+    record.unlink()
+    return record
+
+
+def test_jobs_that_would_replace_what_was_made_by_lost_choices_are_written_only_with_overwrite(
+    home, image
+):
+    submitted(image, home)
+    lose_record(home)
+    (code, words), (_, words_of_run) = (
+        call_command_line(command, image, "--home", home) for command in ("submit", "run")
+    )
+    assert code == 2
+    assert words_of_run.endswith(words), "run says the same"
+    assert "with --overwrite to replace what is there" in words
+    assert not (folder_of(home).path / "acquisition.json").exists()
+    scripts = submitted(image, home, "--overlap", 4, "--overwrite")
+    (merge,) = re.findall(r"^exec (.*)$", (scripts / "merge.sh").read_text(), re.MULTILINE)
+    assert "--overwrite" in shlex.split(merge)
+    assert all("--overwrite" not in command for command in ranges(scripts))
+
+
+def test_the_merge_of_jobs_makes_nothing_by_other_choices_than_they_were_written_for(home, image):
+    scripts = submitted(image, home, "--overwrite")
+    before = folder_of(home).plan().fingerprint
+    record = lose_record(home)
+    code, words = run_merge(scripts)
+    assert code == 2
+    assert "its acquisition.json, which says what was chosen for it, is gone" in words
+    assert (record.exists(), folder_of(home).plan().fingerprint) == (False, before)
+    submitted(image, home, "--overlap", 4, "--overwrite")  # by other choices, from here on
+    merge = re.sub(r"--plan \S+", f"--plan {before}", (scripts / "merge.sh").read_text())
+    (scripts / "merge.sh").write_text(merge)
+    code, words = run_merge(scripts)
+    assert (code, "was planned anew since these jobs were written" in words) == (2, True)
+    assert len(folder_of(home).stage().missing_blocks()) == 12, "nothing is staged"
+
+
+def test_jobs_are_not_written_where_their_merge_would_replace_a_corrected_table(
+    home, image, monkeypatch
+):
+    submitted(image, home)
+    monkeypatch.setattr(ImageFolder, "has_changed_objects", True)
+    code, words = call_command_line("submit", image, "--home", home)
+    assert (code, "is not what objects.parquet beside it says" in words) == (1, True)
+    assert submitted(image, home, "--overwrite")

@@ -11,9 +11,9 @@ import yaml
 from dagster._core.storage.event_log.sqlite import SqliteEventLogStorage
 
 from patchworks_pipeline.cli.runs import open_home
-from patchworks_pipeline.event_storage import SqliteEvents, together
+from patchworks_pipeline.instance.events_together import SqliteEvents
 from patchworks_pipeline.instance.home import BATCH_VARIABLE, home_environment, prepare_home
-from patchworks_pipeline.instance.tile_log import TileLog
+from patchworks_pipeline.instance.tile_log import TileLog, together
 
 KEYS = [f"image/{n}" for n in range(12)]
 
