@@ -18,6 +18,7 @@ from patchworks_core.seams.faces import judge_sizes
 from patchworks_pipeline.assets.defining import image_asset
 from patchworks_pipeline.assets.merging import seam_figures, seams_of
 from patchworks_pipeline.assets.metadata import file_of, picture
+from patchworks_pipeline.assets.reported import OF_LABELS, SUMMARY, what_labels_are
 from patchworks_pipeline.assets.stage_reading import read_once
 from patchworks_pipeline.assets.throughput import figures_of, finish
 from patchworks_pipeline.lineage import Lineage
@@ -136,10 +137,11 @@ def quality_report(
         table, sizes, label, n_staged=int(counts.clip(min=0).sum()), plan_url=plan.image.url
     )
     summary |= seam_figures(seams)
-    content = {**summary, "seam_problems": seams.problems()}
+    labels = what_labels_are(folder.provenance(plan) or {})
+    content = {**summary, "seam_problems": seams.problems(), OF_LABELS: labels}
     today = finish(store.path(), folder.key, plan, datetime.now(UTC).date())
     # Last: with it an image counts as merged, and a run that was killed before is taken up.
-    write_text(folder.report / "summary.json", json.dumps(content, indent=2) + "\n")
+    write_text(folder.path / SUMMARY, json.dumps(content, indent=2) + "\n")
     return dg.MaterializeResult(
         metadata={
             **file_of(folder),

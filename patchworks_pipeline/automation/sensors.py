@@ -10,6 +10,7 @@ from typing import Any
 
 import dagster as dg
 
+from patchworks_pipeline.assets.reported import is_reported
 from patchworks_pipeline.automation import events
 from patchworks_pipeline.automation.alerts import Alerts, tell_of_lasting
 from patchworks_pipeline.automation.defining import running_sensor
@@ -262,9 +263,11 @@ def _merge_request(
 
 
 def merged_content(folder: ImageFolder) -> str | None:
-    """Return the digest of the staged labels that the merged labels were made of."""
+    """Return the digest of the staged labels that labels, table and report were made of."""
     provenance = folder.provenance(folder.plan())
-    return None if provenance is None else provenance.get("stage")
+    if provenance is None or not is_reported(folder, provenance):
+        return None
+    return provenance.get("stage")
 
 
 def _has_stage(folder: ImageFolder) -> bool:

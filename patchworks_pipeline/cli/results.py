@@ -11,6 +11,7 @@ from patchworks_core.seams.rules import MergeOptions
 from patchworks_core.stage.plan import Plan
 from patchworks_core.tiles.grid import SPATIAL_AXES
 from patchworks_pipeline.assets.planned import Measured, is_asked_for, planned_function
+from patchworks_pipeline.assets.reported import is_reported
 from patchworks_pipeline.cli.advice import command_on
 from patchworks_pipeline.cli.terminal import errors, say
 from patchworks_pipeline.records import OBJECTS_CSV, ImageFolder
@@ -70,10 +71,8 @@ def is_merged(folder: ImageFolder, plan: Plan, merge: MergeOptions) -> bool:
     """Tell whether labels, table and report were made of the staged labels, by the same rule."""
     try:
         provenance = folder.provenance(plan)
-        made_last = (OBJECTS_CSV, "report/summary.json")
-        if provenance is None or not all(map(folder.has, made_last)):
+        if provenance is None or not is_reported(folder, provenance):
             return False
-        folder.summary()
         folder.objects()
         labels = open_image(str(folder.labels(plan).path), channel=None)
     except StageError:  # missing or damaged: it is made again

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from unittest.mock import Mock
 
 import dagster as dg
 import numpy as np
@@ -15,6 +16,7 @@ from patchworks_core.errors import StageError
 from patchworks_core.files.storage import as_path
 from patchworks_core.images.image import open_image
 from patchworks_core.machine.budget import Limit
+from patchworks_pipeline.automation.sensors import merged_content
 from patchworks_pipeline.cli.runs import open_home, register
 from patchworks_pipeline.landing.arrivals import Arrival, Quarantine, Version
 from patchworks_pipeline.landing.candidates import Candidate
@@ -446,6 +448,23 @@ def test_another_rule_is_merged_without_staging_again_and_is_kept(patchworks, ho
     assert "(nothing was missing)" in patchworks("run", tissue_path)[1]
     assert patchworks("merge", "tissue", "--merge", "overlap")[0] == 0
     assert labels_of("tissue").max() == before[1]
+
+
+@pytest.mark.slow
+def test_a_table_of_the_labels_before_is_made_again(patchworks, home, tissue_path, monkeypatch):
+    assert patchworks("run", tissue_path, *PERFECT)[0] == 0
+    folder = LabelStore().folder("tissue")
+    n_before = len(folder.objects())
+    with monkeypatch.context() as patch:
+        fails = Mock(side_effect=OSError("no pictures"))
+        patch.setattr("patchworks_pipeline.assets.merging._pictures", fails)
+        assert patchworks("merge", "tissue", "--merge", "none")[0] == 1
+    assert labels_of("tissue").max() > n_before == len(folder.objects())
+    assert merged_content(folder) is None
+    assert "(nothing was missing)" not in patchworks("run", tissue_path)[1]
+    assert len(folder.objects()) == folder.summary()["n_objects"] == labels_of("tissue").max()
+    assert merged_content(folder) == folder.stage().content()
+    assert "(nothing was missing)" in patchworks("run", tissue_path)[1]
 
 
 @pytest.mark.slow
