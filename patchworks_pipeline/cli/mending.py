@@ -44,11 +44,17 @@ def mend_again(
     options = segmentation_of_home(folder).merge_options(folder.acquisition(), plan, {})
     left = left_to_mend(folder, folder.stage(plan), options, config.mending)
     if left == [] and not overwrite and is_merged(folder, plan, options):
-        say_step(f"{folder.title}: no face is left to mend")
+        say_step(
+            f"{folder.title}: every face at which tiles agree by less than "
+            f"{config.mending.min_agreement:g} has its third view; nothing is to be mended"
+        )
         return ImageRun(folder, (), (), None)
     if left:
         shown = ", ".join(left[:5]) + (", ..." if len(left) > 5 else "")
-        say_step(f"{folder.title}: mending {len(left)} faces ({shown})")
+        say_step(
+            f"{folder.title}: mending {len(left)} faces ({shown}); how far seams agree is of "
+            "two tiles alone, and stays as it was"
+        )
     return merge_again(
         instance, folder, {}, mend=config.model_dump(), budget=budget, overwrite=overwrite
     )

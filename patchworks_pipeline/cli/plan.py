@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from patchworks_core.machine.budget import human_bytes
 from patchworks_pipeline.cli.homes import segmentations_of
 from patchworks_pipeline.cli.options import (
     HOME,
@@ -157,11 +158,20 @@ def _record(cost: "Cost", prices: "Prices") -> dict[str, Any]:
     }
 
 
+def _in_words(name: str, value: float) -> str:
+    """Return an amount as people write it."""
+    if name.startswith("bytes"):
+        return human_bytes(value)
+    if name.endswith("hours"):
+        return f"{value:,.1f}" if value >= 1 else f"{value:.4f} ({value * 3600:,.0f} s)"
+    return f"{value:,.0f}"
+
+
 def _say(cost: "Cost", prices: "Prices") -> None:
     """Print a cost as a table, and what it is in money."""
     table = Table("", "amount", "basis")
     for name, amount in cost:
-        table.add_row(name.replace("_", " "), f"{amount.value:,.4g}", amount.basis)
+        table.add_row(name.replace("_", " "), _in_words(name, amount.value), amount.basis)
     console.print(table)
     bill = cost.bill(prices)
     for name, money in bill.items():

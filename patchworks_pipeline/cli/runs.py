@@ -448,8 +448,8 @@ def _merge(
         if not stage.missing_blocks():
             raise
         raise StageError(
-            f"{fault}: '{command_on(folder, 'retry')}' does that and merges, --allow-missing-tiles "
-            "merges with holes"
+            f"{fault}: '{command_on(folder, 'retry')}' does that and merges, "
+            f"'{command_on(folder, 'merge', '--allow-missing-tiles')}' merges with holes"
         ) from fault
     folder.write_acquisition(acquisition)
     say_step(f"{folder.title}: merging {plan.grid.n_blocks} tiles")
