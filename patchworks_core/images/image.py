@@ -20,6 +20,7 @@ from patchworks_core.calls.values import html_table
 from patchworks_core.errors import ImageError
 from patchworks_core.files.locations import changed_at
 from patchworks_core.images.channels import channel_note
+from patchworks_core.images.readers.chunk_cache import keeping_anew
 from patchworks_core.images.readers.damage import is_damage, is_of_a_codec
 from patchworks_core.images.readers.memory import MappedArray
 from patchworks_core.images.readers.opened import (
@@ -473,7 +474,10 @@ def _open_url_again(
 ) -> Image:
     """Open an image in another process, sharing the open files with its earlier tasks."""
     # A copy, because a fingerprint taken for an earlier task may be out of date.
-    image = replace(_open_once(url, channel, level, axes, changed_at(url), fingerprint))
+    changed = changed_at(url)
+    image = replace(_open_once(url, channel, level, axes, changed, fingerprint))
+    if changed is None and fingerprint is None:  # nothing tells whether it was replaced
+        image = replace(image, pixels=keeping_anew(image.pixels))
     return image if pixel_size is None else image.of_pixel_size(pixel_size)
 
 

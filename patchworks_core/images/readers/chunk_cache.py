@@ -24,7 +24,7 @@ from zarr.core.buffer import NDBuffer
 from zarr.core.codec_pipeline import BatchedCodecPipeline, fill_value_or_default
 from zarr.core.common import concurrent_map
 from zarr.core.config import config
-from zarr.storage import LocalStore, StorePath
+from zarr.storage import LocalStore, MemoryStore, StorePath
 
 from patchworks_core.machine.budget import granted_cores, granted_memory_bytes
 
@@ -117,7 +117,11 @@ class KeepingPipeline(BatchedCodecPipeline):
         for chunk in batch_info:
             stored, *_, is_whole = chunk
             name = _name_of(stored)
-            if self.supports_partial_decode or (is_whole and CHUNKS.find(self.array, name) is None):
+            if (
+                name is None
+                or self.supports_partial_decode
+                or (is_whole and CHUNKS.find(self.array, name) is None)
+            ):
                 others.append(chunk)
             else:
                 parts.append((chunk, name, out, drop_axes))
@@ -142,13 +146,22 @@ class KeepingPipeline(BatchedCodecPipeline):
         out[place] = part.squeeze(axis=drop_axes) if drop_axes else part
 
 
-def _name_of(stored: Any) -> str:
-    """Return the path of a chunk, with what tells whether its file was written again."""
-    if isinstance(stored, StorePath) and isinstance(stored.store, LocalStore):
+def _name_of(stored: Any) -> str | None:
+    """Return the path of a chunk, with what tells whether its file was written again.
+
+    When its entry was changed is part of that, which no program sets back. None where nothing
+    tells: in memory, or in a store that is open for writing.
+    """
+    if not isinstance(stored, StorePath):
+        return None
+    store = stored.store
+    if isinstance(store, LocalStore):
         with suppress(OSError):
-            status = os.stat(os.path.join(stored.store.root, stored.path))
-            return f"{stored.path} {status.st_mtime_ns} {status.st_size} {status.st_ino}"
-    return str(stored.path)
+            status = os.stat(os.path.join(store.root, stored.path))
+            times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
+            return f"{stored.path} {times} {status.st_size} {status.st_ino}"
+        return None
+    return None if isinstance(store, MemoryStore) or not store.read_only else stored.path
 
 
 def keeping(array: zarr.Array[Any]) -> zarr.Array[Any]:
@@ -158,6 +171,14 @@ def keeping(array: zarr.Array[Any]) -> zarr.Array[Any]:
         return array
     steps = (plain.array_array_codecs, plain.array_bytes_codec, plain.bytes_bytes_codecs)
     return with_pipeline(array, KeepingPipeline(*steps, plain.batch_size))
+
+
+def keeping_anew(array: Any) -> Any:
+    """Return the same array, of which nothing is kept yet; one that keeps nothing as it is."""
+    pipeline = array._async_array.codec_pipeline if isinstance(array, zarr.Array) else None
+    if not isinstance(pipeline, KeepingPipeline):
+        return array
+    return with_pipeline(array, replace(pipeline, array=next(_NUMBERS)))
 
 
 def with_pipeline(array: zarr.Array[Any], pipeline: BatchedCodecPipeline) -> zarr.Array[Any]:

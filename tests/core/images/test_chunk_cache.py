@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import pickle
 from collections import Counter
 from itertools import product
 from pathlib import Path
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from zarr.storage import LocalStore
+from zarr.storage import LocalStore, MemoryStore
 
 from patchworks_core.errors import ImageError
 from patchworks_core.images.image import open_image
@@ -141,6 +143,43 @@ def test_a_chunk_that_is_written_again_is_read_again(tmp_path, cache):
     stored = zarr.open_array(str(tmp_path / "image.zarr"), mode="r+")
     stored[:16, :16] = pixels()[:16, :16] + 1
     np.testing.assert_array_equal(image.read(region), before + 1)
+
+
+def test_a_chunk_that_is_written_again_at_the_same_time_is_read_again(tmp_path, cache):
+    cache(1 << 20)
+    path = str(tmp_path / "image.zarr")
+    zarr.create_array(path, data=pixels(), chunks=CHUNK, compressors=None)
+    image, region = open_image(path), Region((0, 0), (4, 4))
+    before = image.read(region)
+    file = tmp_path / "image.zarr" / "c" / "0" / "0"
+    status = file.stat()
+    with file.open("r+b") as chunk:  # the same file, of the same size
+        chunk.write((pixels()[:16, :16] + 1).tobytes())
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    np.testing.assert_array_equal(image.read(region), before + 1)
+
+
+def test_an_array_that_its_owner_writes_to_is_read_again(cache):
+    cache(1 << 20)
+    stored = zarr.create_array(MemoryStore(), data=pixels(), chunks=CHUNK)
+    reader = zarr.open_array(stored.store.with_read_only(), mode="r")
+    images, region = [open_image(stored), open_image(reader)], Region((0, 0), (4, 4))
+    before = [image.read(region) for image in images]
+    stored[:16, :16] = pixels()[:16, :16] + 1
+    for image, earlier in zip(images, before, strict=True):
+        np.testing.assert_array_equal(image.read(region), earlier + 1)
+
+
+def test_a_worker_that_is_not_told_of_the_content_keeps_no_chunk_of_an_earlier_task(cache):
+    kept = cache(1 << 20)
+    url, region = "memory://replaced.zarr", Region((0, 0), (4, 4))
+    zarr.create_array(url, data=pixels(), chunks=CHUNK)
+    task = pickle.dumps(open_image(url))
+    image = pickle.loads(task)
+    before = image.read(region)
+    assert kept.n_bytes == 16 * 16 * 2
+    zarr.open_array(url, mode="r+")[:16, :16] = pixels()[:16, :16] + 1
+    np.testing.assert_array_equal(pickle.loads(task).read(region), before + 1)
 
 
 def test_chunks_that_no_tile_cuts_are_not_kept(tmp_path, cache):
