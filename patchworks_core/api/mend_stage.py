@@ -60,6 +60,7 @@ def mend_stage(
     Examples
     --------
     >>> import tempfile
+    >>> import numpy as np
     >>> from patchworks_core import merge_stage, plan_tiles, stage_tile
     >>> folder = tempfile.TemporaryDirectory()
     >>> pixels = np.repeat([[9, 9, 0, 9, 9, 9, 0, 9]], 8, axis=0)

@@ -21,7 +21,7 @@ from pydantic import Field
 from patchworks_core.files.storage import discard
 from patchworks_pipeline.automation.alerts import MEMORY, Alert, Alerts
 from patchworks_pipeline.automation.events import IN_PROGRESS, images_of_run
-from patchworks_pipeline.automation.sensors import merged_content
+from patchworks_pipeline.automation.sensors import labels_content
 from patchworks_pipeline.image_faults import ImageFaults
 from patchworks_pipeline.instance.tile_partitions import (
     live_tile_keys,
@@ -227,7 +227,7 @@ def retire(
         Whether what was logged of the tiles is removed too.
     """
     if not folder.is_retired:
-        folder.write_retired(merged_content(folder), len(keys))
+        folder.write_retired(labels_content(folder), len(keys))
     # The partitions go last: they are how an image is found that was not retired to the end.
     if not keeps_stage:
         discard(folder.path / "stage.zarr")
@@ -286,7 +286,7 @@ def _why_unfinished(folder: ImageFolder) -> str | None:
     stage = folder.stage()
     if stage.missing_blocks():
         return "with failed tiles" if folder.failures() else "not staged"
-    return None if merged_content(folder) == stage.content() else "not merged"
+    return None if labels_content(folder) == stage.content() else "not merged"
 
 
 def _merged_when(instance: dg.DagsterInstance, lineage: Lineage, image: str) -> float:

@@ -262,12 +262,17 @@ def _merge_request(
     return dg.RunRequest(run_key=taking.run_key(name), partition_key=folder.key, tags=tags), True
 
 
-def merged_content(folder: ImageFolder) -> str | None:
-    """Return the digest of the staged labels that labels, table and report were made of."""
+def labels_content(folder: ImageFolder) -> str | None:
+    """Return the digest of the staged labels that the merged labels were made of."""
     provenance = folder.provenance(folder.plan())
-    if provenance is None or not is_reported(folder, provenance):
-        return None
-    return provenance.get("stage")
+    return None if provenance is None else provenance.get("stage")
+
+
+def merged_content(folder: ImageFolder) -> str | None:
+    """Return the same where table and report are of these labels too; None where not."""
+    provenance = folder.provenance(folder.plan())
+    is_done = provenance is not None and is_reported(folder, provenance)
+    return labels_content(folder) if is_done else None
 
 
 def _has_stage(folder: ImageFolder) -> bool:

@@ -126,6 +126,7 @@ def test_labels_that_change_and_change_back_are_related_again(daemon, home, mend
     assert in_cells == [False, True]
 
 
+@pytest.mark.slow
 def test_one_that_fails_is_repaired_without_the_other(daemon, home, mended):
     land(home, marked=True)
     jobs = daemon.until_quiet()

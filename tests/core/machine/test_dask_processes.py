@@ -26,6 +26,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 def test_a_bad_task_fails_alone_and_the_only_dask_worker_lives():
     with make_local_cluster(n_workers=1, memory_limit="200MB", dashboard_address=None) as client:
         before = list(client.nthreads())

@@ -210,6 +210,7 @@ def at_every_kill(container: Path, stage, lut, new: dict[str, bytes]) -> int:
     raise AssertionError
 
 
+@pytest.mark.slow
 def test_killed_at_any_step_of_a_heal_the_old_or_the_new_labels_are_whole(narrow, tmp_path):
     (first, lut), (second, second_lut) = narrow
     write(first, tmp_path / "a.ome.zarr", lut=lut)

@@ -222,6 +222,7 @@ def test_a_template_has_the_same_fields_below_the_folder_of_urgent_ones(daemon, 
     assert images_of(request) == ["p1_f1"]
 
 
+@pytest.mark.slow
 def test_a_batch_gives_way_to_what_is_urgent_and_its_rest_is_asked_for_again(
     daemon, clock, landing, monkeypatch
 ):
@@ -313,6 +314,7 @@ def test_an_image_that_waits_is_put_first_with_all_its_runs(home, instance, tmp_
     assert other.acquisition().priority == 3
 
 
+@pytest.mark.slow
 def test_the_command_line_puts_an_image_first_and_keeps_a_priority(home, tmp_path):
     with open_home(home) as instance:
         register(instance, LabelStore(), "a", Acquisition("/landing/a.tif"))

@@ -10,7 +10,9 @@ import dagster as dg
 import numpy as np
 import pytest
 
+from patchworks_core.files.storage import write_text
 from patchworks_core.stage.plan import Plan
+from patchworks_pipeline.assets.reported import SUMMARY
 from patchworks_pipeline.automation import retention, retention_sensor
 from patchworks_pipeline.automation.alerts import Alerts
 from patchworks_pipeline.automation.retention import Retention
@@ -21,7 +23,7 @@ from patchworks_pipeline.instance.home import BATCH_VARIABLE
 from patchworks_pipeline.instance.tile_log import together
 from patchworks_pipeline.instance.tile_partitions import live_tile_keys, tile_keys_of
 from patchworks_pipeline.lineage import Lineage
-from patchworks_pipeline.records import RETIRED, ImageFolder
+from patchworks_pipeline.records import OBJECTS_CSV, RETIRED, ImageFolder
 from patchworks_pipeline.resources.resources import Automation, LabelStore, SegmentationDefaults
 from patchworks_pipeline.tile_failures import TileFailure
 from tests.pipeline.conftest import Pipeline
@@ -48,6 +50,8 @@ def made(tmp_path_factory):
                 path = write_tiff(folder / f"{key}.tif", tissue(SHAPE))
                 image = pipeline.register(path, key, tile_shape=(32,), function="threshold")
                 pipeline.run_to_labels(image)
+                write_text(image.path / OBJECTS_CSV, "")  # a table and a report, which are not made
+                write_text(image.path / SUMMARY, "{}")
                 assert image.plan().grid.n_blocks == N_TILES
     return folder / "home"
 

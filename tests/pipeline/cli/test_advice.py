@@ -92,7 +92,7 @@ def test_a_merge_that_lacks_tiles_names_both_ways_out(pipeline, tmp_path):
     error = _error_of(pipeline.stage(folder))
     assert error.stopped is None
     assert MARKED_KEY in error.message
-    with pytest.raises(StageError, match="'patchworks retry marked' .*--allow-missing-tiles merg"):
+    with pytest.raises(StageError, match="'patchworks retry marked' .*--allow-missing-tiles' merg"):
         merge_again(pipeline.instance, folder, {})
 
 
