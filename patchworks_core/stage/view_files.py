@@ -65,7 +65,7 @@ def write_view(
         Labels in its core.
     rows : EdgeTable
     made_by : str
-        Digest of the plan, and of the tiles under the view (`marks_of`).
+        Digest of the plan, and of the tiles under the view (`TileMarks`).
     """
     key = face.key(grid)
     header = {

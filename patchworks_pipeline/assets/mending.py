@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -62,10 +63,7 @@ def mend_image(
     function = planned_function(folder, stage.plan)
     staging = staging_of(folder, stage, function)
     compute = replace(compute, wants_gpu=function.wants_gpu, declared=function.worker_kind)
-
-    def say(done: int, n: int) -> None:
-        report_progress("mend", done, n)
-
+    say = partial(report_progress, "mend")
     with compute.open(stage.grid, staging.image.dtype) as pool:
         mended = mend_faces(staging, edges, options, config.mending, pool=pool, say=say)
     mended.check()

@@ -271,8 +271,9 @@ def labels_content(folder: ImageFolder) -> str | None:
 def merged_content(folder: ImageFolder) -> str | None:
     """Return the same where table and report are of these labels too; None where not."""
     provenance = folder.provenance(folder.plan())
-    is_done = provenance is not None and is_reported(folder, provenance)
-    return labels_content(folder) if is_done else None
+    if provenance is None or not is_reported(folder, provenance):
+        return None
+    return provenance.get("stage")
 
 
 def _has_stage(folder: ImageFolder) -> bool:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
 from math import prod
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import zarr
 from zarr.core.array_spec import ArraySpec
@@ -106,6 +106,12 @@ class KeepingPipeline(BatchedCodecPipeline):
     array: int = field(default_factory=lambda: next(_NUMBERS))
     """Which array this is, among those of this process."""
 
+    @classmethod
+    def like(cls, plain: BatchedCodecPipeline, **options: Any) -> Self:
+        """Return one of the same steps."""
+        steps = (plain.array_array_codecs, plain.array_bytes_codec, plain.bytes_bytes_codecs)
+        return cls(*steps, plain.batch_size, **options)
+
     def __post_init__(self) -> None:
         weakref.finalize(self, CHUNKS.forget, self.array)
 
@@ -169,8 +175,7 @@ def keeping(array: zarr.Array[Any]) -> zarr.Array[Any]:
     plain = array._async_array.codec_pipeline
     if type(plain) is not BatchedCodecPipeline:
         return array
-    steps = (plain.array_array_codecs, plain.array_bytes_codec, plain.bytes_bytes_codecs)
-    return with_pipeline(array, KeepingPipeline(*steps, plain.batch_size))
+    return with_pipeline(array, KeepingPipeline.like(plain))
 
 
 def keeping_anew(array: Any) -> Any:

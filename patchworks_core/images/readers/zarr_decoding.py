@@ -190,8 +190,7 @@ def bounded(array: zarr.Array[Any]) -> zarr.Array[Any]:
     else:
         codecs = tuple(_bounded_step(codec, most, itemsize) for codec in metadata.codecs)
     plain = BatchedCodecPipeline.from_codecs(codecs)
-    steps = (plain.array_array_codecs, plain.array_bytes_codec, plain.bytes_bytes_codecs)
-    return with_pipeline(array, _BoundedPipeline(*steps, plain.batch_size, most=most))
+    return with_pipeline(array, _BoundedPipeline.like(plain, most=most))
 
 
 def _bounded_step(codec: Any, most: int, itemsize: int) -> Any:
