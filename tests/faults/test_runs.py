@@ -31,11 +31,11 @@ def trials(*kinds: str, n_trials: int, seconds: int) -> list[dict[str, object]]:
 
 @pytest.mark.timeout(1200)
 def test_a_run_that_was_stopped_at_a_step_is_completed_by_the_same_call():
-    became = trials("step", "ENOSPC", "EIO", n_trials=3, seconds=1100)
+    became = trials("step", "ENOSPC", "EIO", n_trials=2, seconds=1100)
     assert [t for t in became if t["faults"]] == []
-    assert len(became) == 9
+    assert len(became) == 6
     assert all(t["was_hit"] for t in became if t["kind"] == "kill at step")
-    assert sum(t["was_hit"] for t in became) > 5
+    assert sum(t["was_hit"] for t in became) > 2
     assert max(t["seconds"] for t in became) < 100
 
 
