@@ -92,13 +92,17 @@ class ThreadPool(Executor):
     def _serve(self, number: int) -> None:
         """Take calls until there are no more."""
         this = threading.current_thread()
-        with suppress(AbandonedError):
+        try:
             while not self._is_abandoned and (call := self._calls.get()) is not None:
                 if call.future.set_running_or_notify_cancel():
                     self._running[this] = call
                     self._run(call, number)
                     self._running.pop(this, None)
                 del call  # its arrays would stay until the next one
+        except BaseException:
+            # `AbandonedError` may come while a lock is taken or given back, which then raises too.
+            if not self._is_abandoned:
+                raise
 
     def _run(self, call: _Call, number: int) -> None:
         """Run a call in this thread."""
