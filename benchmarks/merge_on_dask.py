@@ -32,7 +32,8 @@ from patchworks_core.machine.faults import RetryPolicy
 from patchworks_core.machine.pools import Pool
 from patchworks_core.machine.workers import Workers
 from patchworks_core.merge.outlines import outlines_of
-from patchworks_core.merge.steps import look_up, pair_tiles
+from patchworks_core.merge.pairing import pair_tiles
+from patchworks_core.merge.steps import look_up
 from patchworks_core.ome_zarr.label_image import LabelImage, write_merged
 from patchworks_core.plugins.segmentation import segmentation_of
 from patchworks_core.seams.rules import MergeOptions

@@ -29,7 +29,8 @@ from patchworks_core.machine.pools import Compute
 from patchworks_core.machine.progress import no_progress
 from patchworks_core.merge.apply import apply_lut, create_apply_records
 from patchworks_core.merge.outlines import outlines_of
-from patchworks_core.merge.steps import look_up, pair_tiles
+from patchworks_core.merge.pairing import pair_tiles
+from patchworks_core.merge.steps import look_up
 from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.staging import Staging
 from patchworks_core.tiles.grid import TileBlock

@@ -26,6 +26,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -39,12 +40,13 @@ from patchworks_core.files.tables import bytes_of_table, table_of
 from patchworks_core.images.image import DEFAULT_CHANNEL, Image, is_default, open_image
 from patchworks_core.ome_zarr.label_image import LabelImage
 from patchworks_core.operations.named import processed
-from patchworks_core.seams.edge_table import EdgeTable
+from patchworks_core.seams.edge_table import Edges
 from patchworks_core.seams.lookup import LookupTable, offsets_of
 from patchworks_core.seams.rules import MergeOptions
 from patchworks_core.stage.plan import OPERATIONS, PLAN_AGAIN, Plan
 from patchworks_core.stage.stage import Stage
 from patchworks_core.statistics.statistics import ImageStatistics
+from patchworks_pipeline.edge_records import MADE_BY, PAIRS, EdgesOfRecord, write_edges
 from patchworks_pipeline.tables import was_changed, write_table
 from patchworks_pipeline.tile_failures import TileFailure
 
@@ -371,31 +373,28 @@ class ImageFolder:
         """Forget that an image was retired, when it is taken up again."""
         remove(self.path / RETIRED)
 
-    def edges(self, stage: Stage) -> EdgeTable:
-        """Return the edge table of the labels as they are staged now."""
-        table, _ = self._read_table("boundary_pairs.parquet", stage, made_by="boundary_pairs")
-        with self._reading("boundary_pairs.parquet", "boundary_pairs"):
-            return EdgeTable.from_arrow(table)
+    def edges(self, stage: Stage) -> EdgesOfRecord:
+        """Return the edge table of the labels as they are staged now; parts are checked as read."""
+        self._must_have(PAIRS, MADE_BY)
+        edges = EdgesOfRecord.open(self.path / PAIRS, partial(self._reading, PAIRS, MADE_BY))
+        self._check_content(PAIRS, edges.table.record, stage, made_by=MADE_BY)
+        return edges
 
-    def write_edges(
-        self, edges: EdgeTable, stage_content: str, *, allow_missing: bool = False
-    ) -> None:
+    def write_edges(self, edges: Edges, stage_content: str, *, allow_missing: bool = False) -> None:
         """Write the edge table of a stage with that content, and whether it may have holes."""
-        record = {"stage": stage_content, "allow_missing": json.dumps(allow_missing)}
-        self._write_table("boundary_pairs.parquet", edges.to_arrow(), record)
+        write_edges(self.path / PAIRS, edges, stage_content, allow_missing=allow_missing)
 
     def has_edges_of(self, stage: Stage, *, allow_missing: bool) -> bool:
         """Tell whether the edge table is of the labels as staged now, with holes or without."""
         try:
+            self.edges(stage).check()
             return self.allows_missing(stage) == allow_missing
-        except StageError:  # there is none, or of other labels
+        except StageError:  # there is none, or of other labels, or damaged
             return False
 
     def allows_missing(self, stage: Stage) -> bool:
         """Tell whether the merge that was begun may leave out tiles that are not staged."""
-        _, record = self._read_table("boundary_pairs.parquet", stage, made_by="boundary_pairs")
-        with self._reading("boundary_pairs.parquet", "boundary_pairs"):
-            return bool(json.loads(record.get("allow_missing", "false")))
+        return self.edges(stage).allows_missing
 
     def lut(self, stage: Stage) -> tuple[LookupTable, MergeOptions]:
         """Return the lookup table of the labels as staged now, and the options it was made with."""
@@ -462,12 +461,18 @@ class ImageFolder:
         with self._reading(name, made_by):
             table = table_of(content)
             record = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+        self._check_content(name, record, stage, made_by=made_by)
+        return table, record
+
+    def _check_content(
+        self, name: str, record: dict[str, str], stage: Stage, *, made_by: str
+    ) -> None:
+        """Raise StageError where a table was not made from the labels as they are staged now."""
         if record.get("stage") != stage.content():
             raise StageError(
                 f"{name} of image {self.key!r} was made from other staged labels than are there "
                 f"now; materialize {made_by} again"
             )
-        return table, record
 
     @contextmanager
     def _reading(self, name: str, made_by: str) -> Iterator[None]:

@@ -29,6 +29,7 @@ PIPELINE = [
         "tile_failures",
         "progress",
         "tables",
+        "edge_records",
         "records",
         "image_faults",
         "dagster_insides",

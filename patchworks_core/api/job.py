@@ -36,7 +36,8 @@ from patchworks_core.machine.pools import Compute, Pool
 from patchworks_core.machine.progress import Progress, no_progress
 from patchworks_core.merge.apply import apply_lut, create_apply_records
 from patchworks_core.merge.outlines import outlines_of
-from patchworks_core.merge.steps import look_up, pair_tiles
+from patchworks_core.merge.pairing import pair_tiles
+from patchworks_core.merge.steps import look_up
 from patchworks_core.ome_zarr.label_image import LabelImage, write_merged
 from patchworks_core.pilot.trials import PilotReport, recommend_overlap
 from patchworks_core.plugins.segmentation import LabelFunction, Segmentation
@@ -282,10 +283,10 @@ class Job:
             check_staged(count, plan.grid.n_blocks, way_out=way_out)
             check_image(staging, pool=pool)
             content = stage.content()
-            edges = pair_tiles(stage, pool=pool)
-            self.progress("pair", 1, 1)
-            outlines = outlines_of(stage, edges, options)
-            lut = look_up(stage, edges, options, outlines=outlines, pool=pool)
+            with pair_tiles(stage, pool=pool) as edges:
+                self.progress("pair", 1, 1)
+                outlines = outlines_of(stage, edges, options)
+                lut = look_up(stage, edges, options, outlines=outlines, pool=pool)
             self.say(
                 f"{lut.n_staged} labels in {plan.grid.n_tiles} tiles are {lut.n_objects} objects "
                 f"by rule {options.rule!r}"

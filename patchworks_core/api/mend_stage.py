@@ -8,7 +8,7 @@ from patchworks_core.api.per_tile import PlannedTiles, job_at, planned_tiles
 from patchworks_core.files.storage import Location, claimed
 from patchworks_core.machine.progress import Progress, progress_of
 from patchworks_core.merge.mending import MIN_AGREEMENT, Mended, Mending, mend_faces
-from patchworks_core.merge.steps import pair_tiles
+from patchworks_core.merge.pairing import pair_tiles
 from patchworks_core.stage.unchanged import check_image
 
 
@@ -80,13 +80,14 @@ def mend_stage(
         image = loaded.staging.image
         with job.compute.with_memory().open(opened.grid, image.dtype) as pool:
             check_image(loaded.staging, pool=pool)
-            mended = mend_faces(
-                loaded.staging,
-                pair_tiles(opened, pool=pool),
-                job.resolved(planned.plan),
-                Mending(faces, min_agreement),
-                pool=pool,
-                say=lambda done, n: report("mend", done, n),
-            )
+            with pair_tiles(opened, pool=pool) as edges:
+                mended = mend_faces(
+                    loaded.staging,
+                    edges,
+                    job.resolved(planned.plan),
+                    Mending(faces, min_agreement),
+                    pool=pool,
+                    say=lambda done, n: report("mend", done, n),
+                )
     mended.check()
     return mended

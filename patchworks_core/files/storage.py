@@ -12,11 +12,12 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -157,6 +158,39 @@ def write_bytes(path: UPath | Path, content: bytes) -> None:
         raise
     if is_durable():
         sync(os.path.dirname(name))
+
+
+@contextmanager
+def written_whole(path: UPath) -> Iterator[str]:
+    """Give the name of a local file that becomes the one at `path` when the block ends well.
+
+    For what is written piece by piece; of an object store the file is sent there at the end.
+    """
+    local = is_local(path)
+    with ExitStack() as stack:
+        if local:
+            os.makedirs(os.path.dirname(str(path)), exist_ok=True)
+            name = part_name(str(path))
+        else:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="patchworks-"))
+            name = os.path.join(folder, path.name)
+        try:
+            yield name
+            if not local:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.fs.put_file(name, path.path)
+                return
+            if is_durable():
+                sync(name)
+            os.replace(name, str(path))
+        except BaseException as error:
+            with suppress(OSError):  # what it was stopped by is what is said
+                os.unlink(name)
+            if isinstance(error, OSError) and error.filename in (None, name):
+                error.filename = str(path)  # the one that a person knows
+            raise
+    if is_durable():
+        sync(os.path.dirname(str(path)))
 
 
 DURABLE = "PATCHWORKS_FSYNC"

@@ -30,8 +30,10 @@ from patchworks_core.labels.source import LabelSource
 from patchworks_core.labels.writing import Destination, integer_type, written
 from patchworks_core.machine.engine import results
 from patchworks_core.machine.pools import Pool
-from patchworks_core.merge.steps import look_up, pair_tiles
+from patchworks_core.merge.pairing import pair_tiles
+from patchworks_core.merge.steps import look_up
 from patchworks_core.plugins.segmentation import declare, segmentation_of
+from patchworks_core.seams.edge_table import Edges, SelectedEdges
 from patchworks_core.seams.lookup import LookupTable
 from patchworks_core.seams.rules import MergeOptions
 from patchworks_core.stage.plan import make_plan, tile_by_tile
@@ -112,10 +114,12 @@ def _background(
     done = results(outcomes, doing="labelling the background")
     for n, _ in enumerate(done, start=1):
         pool.progress("background", n, stage.grid.n_blocks)
-    edges = pair_tiles(stage, pool=pool)
-    if "z" not in along and "z" in stage.grid.axes:
-        edges = edges.select(edges.axis != stage.grid.axes.index("z"))
-    return stage, look_up(stage, edges, MERGING, pool=pool)
+    with pair_tiles(stage, pool=pool) as pairs:
+        edges: Edges = pairs
+        if "z" not in along and "z" in stage.grid.axes:
+            across = stage.grid.axes.index("z")
+            edges = SelectedEdges(pairs, lambda part: part.axis != across)
+        return stage, look_up(stage, edges, MERGING, pool=pool)
 
 
 @dataclass(frozen=True, slots=True)

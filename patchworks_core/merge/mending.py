@@ -18,7 +18,7 @@ import numpy as np
 from patchworks_core.errors import PlanError, StageError
 from patchworks_core.machine.engine import Failure
 from patchworks_core.machine.pools import Pool
-from patchworks_core.seams.edge_table import EdgeTable
+from patchworks_core.seams.edge_table import Edges
 from patchworks_core.seams.judge import SeamReport, judge_seams
 from patchworks_core.seams.rules import MergeOptions
 from patchworks_core.seams.staged_pixels import PixelReader
@@ -99,7 +99,7 @@ class Mended:
 
 def mend_faces(
     staging: Staging,
-    edges: EdgeTable,
+    edges: Edges,
     options: MergeOptions,
     mending: Mending,
     *,
@@ -112,7 +112,7 @@ def mend_faces(
     ----------
     staging : Staging
         What staged the tiles; none may be missing.
-    edges : EdgeTable
+    edges : Edges
         Of the stage.
     options : MergeOptions
         Resolved.
@@ -151,7 +151,7 @@ def mend_faces(
 
 
 def faces_to_mend(
-    stage: Stage, edges: EdgeTable, options: MergeOptions, mending: Mending
+    stage: Stage, edges: Edges, options: MergeOptions, mending: Mending
 ) -> list[FaceOfTiles]:
     """Return the faces that `mend_faces` would stage third views of, the worst first.
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from patchworks_core.machine.pools import Pool
 from patchworks_core.merge.batches import blocks_at_once
-from patchworks_core.seams.edge_table import EdgeTable
+from patchworks_core.seams.edge_table import Edges
 from patchworks_core.seams.jumps import jumps_of_planes
 from patchworks_core.seams.lookup import LookupTable
 from patchworks_core.seams.rules import MergeOptions
@@ -27,14 +27,14 @@ Array = npt.NDArray[Any]
 
 
 def outlines_of(
-    stage: Stage, edges: EdgeTable, options: MergeOptions, *, allow_missing: bool = False
+    stage: Stage, edges: Edges, options: MergeOptions, *, allow_missing: bool = False
 ) -> Outlines | None:
     """Return how the cores of a stage are drawn; None where each tile draws its own.
 
     Parameters
     ----------
     stage : Stage
-    edges : EdgeTable
+    edges : Edges
         Of that stage.
     options : MergeOptions
         Resolved.

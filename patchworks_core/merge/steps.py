@@ -2,7 +2,7 @@
 
 1. plan: `patchworks_core.stage.plan.make_plan`
 2. stage: `patchworks_core.stage.staging.stage_blocks`
-3. pair: `pair_tiles`
+3. pair: `patchworks_core.merge.pairing.pair_tiles`
 4. look up: `look_up`
 5. apply: `patchworks_core.ome_zarr.label_image.write_merged` (with publishing, step 6), or
    `patchworks_core.merge.apply.apply_lut` alone
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from math import prod
 from typing import Any
 
@@ -21,13 +20,11 @@ import numpy as np
 from patchworks_core.errors import StageError
 from patchworks_core.images.image import Image
 from patchworks_core.machine.pools import EachOf, Pool
-from patchworks_core.merge.batches import MOST_BATCHED, blocks_at_once, regions_at_once
+from patchworks_core.merge.batches import blocks_at_once, regions_at_once
 from patchworks_core.merge.outlines import drawn_areas
-from patchworks_core.seams.edge_table import EdgeTable
+from patchworks_core.seams.edge_table import Edges
 from patchworks_core.seams.lookup import LookupTable, offsets_of, renumbered
-from patchworks_core.seams.pairs import compare_faces
 from patchworks_core.seams.rules import MergeOptions
-from patchworks_core.seams.strips import Side, slot_shape, strip_axes, strips_of_tiles
 from patchworks_core.seams.views import Outlines
 from patchworks_core.stage.block_files import NOT_STAGED
 from patchworks_core.stage.object_sums import ObjectSums, measure_tile, merge_objects
@@ -36,80 +33,10 @@ from patchworks_core.stage.third_views import views_for
 from patchworks_core.stage.tile_labels import number_ids
 from patchworks_core.tiles.grid import Tile, TileBlock, TileGrid
 
-_BYTES_BATCHED = 32 * 2**20
-"""Of the strips of tile blocks that are paired together."""
-
-
-@dataclass(frozen=True, slots=True)
-class _PairTask:
-    stage: Stage
-    missing: np.ndarray[Any, Any]
-    """Numbers of tiles that are not staged; whatever strips they have are not compared."""
-
-    def __call__(self, numbers: Sequence[int]) -> EdgeTable:
-        grid = self.stage.grid
-        kept: dict[tuple[tuple[int, ...], int, Side], np.ndarray[Any, Any]] = {}
-
-        def of_block(
-            place: tuple[int, ...], tiles: np.ndarray[Any, Any], axis: int, side: Side
-        ) -> np.ndarray[Any, Any]:
-            if (place, axis, side) not in kept:
-                block = grid.block(place)
-                # A neighbour of one tile is asked for one of its strips, of many for most.
-                places = [(axis, side)] if len(block.numbers) == 1 else None
-                strips = self.stage.strips(block, places)
-                kept.update({(place, *of): strip for of, strip in strips.items()})
-            return strips_of_tiles(grid, kept[place, axis, side], tiles, axis)
-
-        def strips(tiles: np.ndarray[Any, Any], axis: int, side: Side) -> np.ndarray[Any, Any]:
-            places, block_of = np.unique(tiles // grid.block_shape, axis=0, return_inverse=True)
-            groups = [np.flatnonzero(block_of.ravel() == i) for i in range(len(places))]
-            parts = [
-                of_block(tuple(place), tiles[group], axis, side)
-                for place, group in zip(places.tolist(), groups, strict=True)
-            ]
-            if len(parts) == 1:
-                return parts[0]
-            stacked = np.empty((len(tiles), *parts[0].shape[1:]), np.result_type(*parts))
-            for group, part in zip(groups, parts, strict=True):
-                stacked[group] = part
-            return stacked
-
-        indexes = np.concatenate([grid.block_of_number(number).indexes for number in numbers])
-        return compare_faces(grid, indexes, strips, missing=self.missing)
-
-
-def pair_tiles(stage: Stage, *, pool: Pool, allow_missing: bool = False) -> EdgeTable:
-    """Compare the strips of all tiles that share a face, an edge or a corner.
-
-    Raises
-    ------
-    StageError
-        If a tile is not staged and that is not allowed.
-    """
-    missing = np.zeros(0, dtype=np.int64)
-    if allow_missing:
-        missing = np.flatnonzero(stage.counts().ravel() == NOT_STAGED)
-    else:
-        stage.settled_counts()
-    task = _PairTask(stage, missing)
-    grid = stage.grid
-    parts = pool.batches(range(grid.n_blocks), at_most=_blocks_paired_at_once(grid))
-    batches = pool.batches(parts, at_most=1)
-    tables = pool.map(EachOf(task), batches, step="pairing tiles", place=stage.file_for_task())
-    return EdgeTable.concatenate(chain.from_iterable(tables))
-
-
-def _blocks_paired_at_once(grid: TileGrid) -> int:
-    """Return how many blocks are paired together: an eighth of them, or fewer."""
-    strips = [prod(slot_shape(grid, axis)) for axis in strip_axes(grid)]
-    n_bytes = 2 * np.dtype(np.uint16).itemsize * sum(strips) * prod(grid.block_shape)
-    return max(1, min(MOST_BATCHED, grid.n_blocks // 8, _BYTES_BATCHED // max(1, n_bytes)))
-
 
 def look_up(
     stage: Stage,
-    edges: EdgeTable,
+    edges: Edges,
     options: MergeOptions,
     *,
     pool: Pool,
@@ -122,7 +49,7 @@ def look_up(
     ----------
     stage : Stage
         Its counts and third views are read, and the areas where sizes are filtered.
-    edges : EdgeTable
+    edges : Edges
         Of that stage.
     options : MergeOptions
         Resolved.

@@ -7,14 +7,15 @@ What is decided from them, see `patchworks_core.seams.judge`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from patchworks_core.seams.edge_table import EdgeTable
-from patchworks_core.seams.rules import best_partners
+from patchworks_core.seams.rules import best_partners, labels_at_faces
 from patchworks_core.tiles.grid import TileGrid
 
 Array = npt.NDArray[Any]
@@ -102,95 +103,138 @@ class AxisSeams:
     n_cuts: int
 
 
+@dataclass(frozen=True, slots=True)
+class SeamFigures:
+    """Figures of all seams of an image."""
+
+    axes: tuple[AxisSeams, ...]
+    faces: SeamFaces
+
+    n_joined: int
+    """Rows that the rule joined."""
+
+    n_contested: int
+    """Of them, those of two labels that each have a mutual best partner elsewhere at the face."""
+
+
 def measure_faces(
-    grid: TileGrid, edges: EdgeTable, joined: Array, *, min_iou: float
-) -> tuple[tuple[AxisSeams, ...], SeamFaces]:
+    grid: TileGrid, parts: Iterable[tuple[EdgeTable, Array]], *, min_iou: float
+) -> SeamFigures:
     """Sum up the face objects of an image, per axis and per face.
 
     Parameters
     ----------
     grid : TileGrid
-    edges : EdgeTable
-        Rows of order 1.
-    joined : ndarray of bool
-        Rows that the rule joined.
+    parts : iterable of (EdgeTable, ndarray of bool)
+        Rows of order 1, all those of a face in one part, and which of them the rule joined.
     min_iou : float
         A label whose best partner is below it is an orphan.
     """
-    overlaps = _Seen.of(edges, joined, grid)
-    limits = {
-        int(a): _limit(overlaps.iou[(overlaps.axis == a) & (overlaps.iou > 0)])
-        for a in np.unique(overlaps.axis)
-    }
-    disagrees = overlaps.iou < np.array([limits[int(a)] for a in overlaps.axis])
-    faces = _faces(overlaps, disagrees, min_iou)
-    return tuple(_axis(grid, a, limit, overlaps, faces) for a, limit in limits.items()), faces
-
-
-def count_contested(edges: EdgeTable, joined: Array) -> int:
-    """Count the joins of two labels that each have a mutual best partner elsewhere at the face."""
-    best_a, best_b = best_partners(edges)
-    good = best_a & best_b & (edges.iou >= FOUND)
-    taken = np.ones(len(edges), dtype=bool)
-    for side in "ab":
-        groups = _label_groups(edges, side)
-        taken &= (np.bincount(groups, good) > 0)[groups] if len(groups) else taken
-    return int((joined & taken & ~good).sum())
+    objects = _FaceObjects.stacked(
+        [_FaceObjects.of(part, joined, grid, min_iou) for part, joined in parts]
+    )
+    axis = objects.axis[objects.face]
+    ious = {int(a): objects.iou[axis == a] for a in np.unique(axis)}
+    limits = {a: _limit(iou[iou > 0]) for a, iou in ious.items()}
+    disagrees = objects.iou < np.array([limits.get(a, AGREES) for a in range(len(grid.axes))])[axis]
+    faces = _faces(objects, disagrees)
+    axes = (_axis(grid, a, limit, ious[a], faces) for a, limit in limits.items())
+    return SeamFigures(
+        tuple(axes), faces, int(objects.n_joined.sum()), int(objects.n_contested.sum())
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Seen:
-    """Face objects, and labels at faces, each with its face."""
+class _FaceObjects:
+    """Face objects of some faces, and what was counted at each face."""
 
     face: Array
-    """Face of each object: position in `tile_a` and `tile_b`."""
+    """Face of each object, int32: position in the columns below."""
 
-    axis: Array
     iou: Array
+    """Of each object."""
+
     tile_a: Array
     tile_b: Array
-    axis_of_face: Array
-    label_face: Array
-    """Face of each label in the plane."""
+    axis: Array
+    total: Array
+    """Sum of the IoU of the objects."""
 
-    label_iou: Array
-    """With its best partner."""
-
-    label_is_cut: Array
+    n_orphans: Array
+    n_cuts: Array
+    n_joined: Array
+    n_contested: Array
 
     @classmethod
-    def of(cls, edges: EdgeTable, joined: Array, grid: TileGrid) -> _Seen:
+    def of(cls, edges: EdgeTable, joined: Array, grid: TileGrid, min_iou: float) -> _FaceObjects:
         """List them from the rows of order 1."""
         best_a, best_b = best_partners(edges)
         mutual = best_a & best_b & (edges.intersection > 0)
         in_a, in_b = edges.plane_a > 0, edges.plane_b > 0
         lone = [best_a & in_a & ~mutual, best_b & in_b & ~mutual]
         rows = np.concatenate([np.flatnonzero(m) for m in (mutual & (in_a | in_b), *lone)])
-        iou = np.where(mutual, edges.iou, 0.0)
+        all_iou = edges.iou
+        iou = np.where(mutual, all_iou, 0.0)
         keys = edges.tile_a * grid.n_tiles + edges.tile_b
         _, first, face = np.unique(keys, return_index=True, return_inverse=True)
-        labels = np.concatenate([np.flatnonzero(best_a & in_a), np.flatnonzero(best_b & in_b)])
-        cuts = [
-            _is_cut(edges, joined, grid, side)[best]
-            for side, best in (("a", best_a & in_a), ("b", best_b & in_b))
-        ]
+        face, n = face.reshape(-1).astype(np.int32), len(first)
+        labels = {"a": np.flatnonzero(best_a & in_a), "b": np.flatnonzero(best_b & in_b)}
+        both = np.concatenate(list(labels.values()))
+        cuts = [at[_is_cut(edges, joined, grid, side)[at]] for side, at in labels.items()]
+        contested = _is_contested(edges, joined, best_a & best_b & (all_iou >= FOUND))
         return cls(
             face[rows],
-            edges.axis[rows],
             iou[rows],
             edges.tile_a[first],
             edges.tile_b[first],
             edges.axis[first],
-            face[labels],
-            edges.iou[labels],
-            np.concatenate(cuts),
+            np.bincount(face[rows], iou[rows], minlength=n),
+            np.bincount(face[both[all_iou[both] < min_iou]], minlength=n),
+            np.bincount(face[np.concatenate(cuts)], minlength=n),
+            np.bincount(face[joined], minlength=n),
+            np.bincount(face[contested], minlength=n),
         )
+
+    @classmethod
+    def stacked(cls, parts: Sequence[_FaceObjects]) -> _FaceObjects:
+        """Lay parts one behind the other, and put the faces in order of their tiles."""
+        parts = parts or [cls(*(np.zeros(0, dtype) for dtype in _DTYPES_OF_NONE))]
+        starts = np.cumsum([0, *(len(part.tile_a) for part in parts)])
+        columns = {
+            f.name: np.concatenate([getattr(part, f.name) for part in parts])
+            for f in fields(cls)
+            if f.name != "face"
+        }
+        face = np.concatenate(
+            [part.face + np.int32(start) for part, start in zip(parts, starts[:-1], strict=True)]
+        )
+        order = np.lexsort((columns["tile_b"], columns["tile_a"]))
+        if (np.diff(order) < 0).any():
+            place = np.empty(len(order), dtype=np.int32)
+            place[order] = np.arange(len(order), dtype=np.int32)
+            face = place[face]
+            for name in columns.keys() - {"iou"}:
+                columns[name] = columns[name][order]
+        return cls(face, **columns)
+
+
+_DTYPES_OF_NONE = (np.int32, float, int, int, np.int8, float, int, int, int, int)
+"""Of the columns of `_FaceObjects`."""
+
+
+def _is_contested(edges: EdgeTable, joined: Array, good: Array) -> Array:
+    """Tell which joins are of two labels that each have a mutual best partner elsewhere."""
+    taken = np.ones(len(edges), dtype=bool)
+    for side in "ab":
+        groups = _label_groups(edges, side)
+        taken &= (np.bincount(groups, good) > 0)[groups] if len(groups) else taken
+    return joined & taken & ~good
 
 
 def _label_groups(edges: EdgeTable, side: str) -> Array:
-    """Return a number per row: the same for rows of one label at one face."""
-    columns = np.stack([edges.tile_a, edges.tile_b, getattr(edges, f"id_{side}")])
-    return np.unique(columns, axis=1, return_inverse=True)[1].reshape(-1)
+    """Return a number per row, 0 and on: the same for rows of one label at one face."""
+    labels = labels_at_faces(edges, getattr(edges, f"id_{side}"))
+    return np.unique(labels, return_inverse=True)[1].reshape(-1)
 
 
 def _is_cut(edges: EdgeTable, joined: Array, grid: TileGrid, side: str) -> Array:
@@ -211,27 +255,26 @@ def _limit(iou: Array) -> float:
     return AGREES * min(1.0, float(np.median(iou))) if len(iou) else AGREES
 
 
-def _faces(overlaps: _Seen, disagrees: Array, min_iou: float) -> SeamFaces:
-    n = len(overlaps.tile_a)
-    n_objects = np.bincount(overlaps.face, minlength=n)
-    total = np.bincount(overlaps.face, overlaps.iou, minlength=n)
+def _faces(objects: _FaceObjects, disagrees: Array) -> SeamFaces:
+    n = len(objects.tile_a)
+    n_objects = np.bincount(objects.face, minlength=n)
     kept = n_objects > 0
     columns = (
-        overlaps.tile_a,
-        overlaps.tile_b,
-        overlaps.axis_of_face,
+        objects.tile_a,
+        objects.tile_b,
+        objects.axis,
         n_objects,
-        np.bincount(overlaps.face[disagrees], minlength=n),
-        np.bincount(overlaps.face[overlaps.iou >= FOUND], minlength=n),
-        total / np.maximum(n_objects, 1),
-        np.bincount(overlaps.label_face[overlaps.label_iou < min_iou], minlength=n),
-        np.bincount(overlaps.label_face[overlaps.label_is_cut], minlength=n),
+        np.bincount(objects.face[disagrees], minlength=n),
+        np.bincount(objects.face[objects.iou >= FOUND], minlength=n),
+        objects.total / np.maximum(n_objects, 1),
+        objects.n_orphans,
+        objects.n_cuts,
     )
     return SeamFaces(*(column[kept] for column in columns))
 
 
-def _axis(grid: TileGrid, axis: int, limit: float, overlaps: _Seen, faces: SeamFaces) -> AxisSeams:
-    iou, here = overlaps.iou[overlaps.axis == axis], faces.axis == axis
+def _axis(grid: TileGrid, axis: int, limit: float, iou: Array, faces: SeamFaces) -> AxisSeams:
+    here = faces.axis == axis
     low, median = np.percentile(iou[iou > 0], [10, 50]) if (iou > 0).any() else (0.0, 0.0)
     return AxisSeams(
         axis=grid.axes[axis],

@@ -22,8 +22,8 @@ import numpy.typing as npt
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from patchworks_core.seams.edge_table import EdgeTable
-from patchworks_core.seams.lookup import offsets_of
+from patchworks_core.seams.edge_table import Edges, EdgeTable
+from patchworks_core.seams.lookup import LookupTable, distinct, offsets_of, standing_of
 
 Ints = npt.NDArray[np.int64]
 
@@ -70,33 +70,80 @@ def evidence(edges: EdgeTable, counts: Ints, *, min_iou: float) -> npt.NDArray[n
     Where a halo is 0, the planes that abut stand in for pixels that both saw. An object may end in
     one of them and another begin in the other, so all of `min_iou` is asked for there.
     """
-    in_core = (edges.id_a <= counts[edges.tile_a]) & (edges.id_b <= counts[edges.tile_b])
     in_planes_only = (edges.area_a == edges.plane_a) & (edges.area_b == edges.plane_b)
     least = min_iou - np.where(in_planes_only & (edges.order == 1), 0, TRUST)
     least += np.where(edges.contact > 0, 0, APART) + np.where(edges.order > 1, CORNER, 0)
-    says = edges.is_pair & in_core & (edges.intersection > 0)
-    return np.where(says, edges.iou - least, np.nan)
+    return np.where(_says(edges, counts), edges.iou - least, np.nan)
+
+
+def _says(edges: EdgeTable, counts: Ints) -> npt.NDArray[np.bool_]:
+    """Return the rows that say something: of two labels of cores with pixels in common."""
+    in_core = (edges.id_a <= counts[edges.tile_a]) & (edges.id_b <= counts[edges.tile_b])
+    return np.asarray(edges.is_pair & in_core & (edges.intersection > 0))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WeighedLabels:
+    """The labels that some row says anything of, and the object of each."""
+
+    offsets: Ints
+    """Staged labels before each tile."""
+
+    ids: Ints
+    """Staged ids, ascending."""
+
+    roots: Ints
+    """Position in `ids` of the first label of the object of each."""
+
+    @classmethod
+    def of(cls, edges: Edges, counts: Ints, *, min_iou: float) -> WeighedLabels:
+        """Weigh what all rows say. Of a row that says something 20 bytes are kept meanwhile.
+
+        Parameters
+        ----------
+        edges, counts, min_iou
+            As in `evidence`.
+        """
+        offsets = offsets_of(counts)
+        columns: tuple[list[Ints], ...] = ([], [], [])
+        for part in edges.parts():
+            scores = evidence(part, counts, min_iou=min_iou)
+            rows = np.flatnonzero(~np.isnan(scores))
+            columns[0].append(offsets[part.tile_a[rows]] + part.id_a[rows])
+            columns[1].append(offsets[part.tile_b[rows]] + part.id_b[rows])
+            columns[2].append(np.rint(scores[rows] * _UNIT).astype(np.int32))
+        a, b, score = (np.concatenate([np.zeros(0, np.int64), *column]) for column in columns)
+        del columns
+        ids = distinct(a, b)
+        a, b = np.searchsorted(ids, a), np.searchsorted(ids, b)
+        links = _Links(np.minimum(a, b), np.maximum(a, b), score)
+        del a, b, score
+        tiles = np.searchsorted(offsets, ids, side="left") - 1
+        return cls(offsets, ids, _roots(links, tiles))
+
+    def rows(self, part: EdgeTable, counts: Ints) -> npt.NDArray[np.bool_]:
+        """Return which rows hold two labels of one object, those that spoke against included."""
+        rows = np.flatnonzero(_says(part, counts))
+        a, b = (
+            self.roots[np.searchsorted(self.ids, self.offsets[tile[rows]] + id_[rows])]
+            for tile, id_ in ((part.tile_a, part.id_a), (part.tile_b, part.id_b))
+        )
+        within = np.zeros(len(part), dtype=bool)
+        within[rows] = a == b
+        return within
+
+    def standing(self) -> LookupTable:
+        """Return every object by the staged id of its first label.
+
+        No graph is searched for it: rows above 0 connect the labels of an object, or it would not
+        be one.
+        """
+        return standing_of(self.offsets, self.ids, self.ids[self.roots])
 
 
 def rows_within_objects(edges: EdgeTable, counts: Ints, *, min_iou: float) -> npt.NDArray[np.bool_]:
     """Return which rows hold two labels of one object, those that spoke against included."""
-    offsets = offsets_of(counts)
-    scores = evidence(edges, counts, min_iou=min_iou)
-    rows = np.flatnonzero(~np.isnan(scores))
-    within = np.zeros(len(edges), dtype=bool)
-    if not len(rows):
-        return within
-    a = offsets[edges.tile_a[rows]] + edges.id_a[rows]
-    b = offsets[edges.tile_b[rows]] + edges.id_b[rows]
-    occurs = np.zeros(int(offsets[-1]) + 1, dtype=bool)
-    occurs[a] = occurs[b] = True
-    ids = np.flatnonzero(occurs)
-    a, b = np.searchsorted(ids, a), np.searchsorted(ids, b)
-    score = np.rint(scores[rows] * _UNIT).astype(np.int64)
-    tiles = np.searchsorted(offsets, ids, side="left") - 1
-    roots = _roots(_Links(np.minimum(a, b), np.maximum(a, b), score), tiles)
-    within[rows] = roots[a] == roots[b]
-    return within
+    return WeighedLabels.of(edges, counts, min_iou=min_iou).rows(edges, counts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@
    the image. The faces of the image are each other's control: what a function does at every seam
    is no fault of one tile.
 3. What outliers cannot show is judged by itself: an axis whose seams are poor everywhere, and joins
-   that contradict what the tiles saw (`count_contested`).
+   that contradict what the tiles saw (`SeamFigures.n_contested`).
 4. `seam_faces.judge_sizes` counts the objects across seams that are far larger than those inside
    tiles.
 
@@ -16,17 +16,17 @@ that has few raise no alarm.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from patchworks_core.seams.edge_table import EdgeTable
+from patchworks_core.seams.edge_table import Edges, EdgeTable
 from patchworks_core.seams.faces import (
     AxisSeams,
     SeamFaces,
-    count_contested,
     measure_faces,
     tile_key,
 )
@@ -157,7 +157,7 @@ class SeamReport:
 
 def judge_seams(
     grid: TileGrid,
-    edges: EdgeTable,
+    edges: Edges,
     counts: Array,
     options: MergeOptions,
     third: ThirdViews | None = None,
@@ -167,7 +167,7 @@ def judge_seams(
     Parameters
     ----------
     grid : TileGrid
-    edges : EdgeTable
+    edges : Edges
         Of all faces.
     counts : ndarray of int64, shape (n_tiles,)
         Labels of each tile.
@@ -186,18 +186,22 @@ def judge_seams(
     seen. Objects end and move between two planes, so such an axis is never called poor, and has no
     cuts; its faces are compared with each other all the same.
     """
-    at_face = edges.order == 1
-    third = ThirdViews(grid) if third is None else third
-    joined = third.joined_rows(edges, counts, options)[at_face]
-    edges = edges.select(at_face)
-    axes, faces = measure_faces(grid, edges, joined, min_iou=options.min_iou)
+    joins = (ThirdViews(grid) if third is None else third).joins(edges, counts, options)
+
+    def at_faces() -> Iterator[tuple[EdgeTable, Array]]:
+        for part in edges.parts():
+            at_face = part.order == 1
+            yield part.select(at_face), joins.rows(part)[at_face]
+
+    figures = measure_faces(grid, at_faces(), min_iou=options.min_iou)
+    faces = figures.faces
     faults, ordinary = _find_faults(grid, faces)
     return SeamReport(
-        axes=axes,
+        axes=figures.axes,
         faces=faces,
         faults=tuple(faults),
-        n_joined=int(joined.sum()),
-        n_contested=count_contested(edges, joined),
+        n_joined=figures.n_joined,
+        n_contested=figures.n_contested,
         poor_axes=tuple(axis for axis in grid.axes if _is_poor(grid, axis, faces, ordinary)),
     )
 

@@ -11,12 +11,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from patchworks_core.seams.edge_table import EdgeTable
+from patchworks_core.seams.edge_table import Edges, EdgeTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,19 +117,13 @@ class HaloOwners:
     """Staged id of the neighbour's label that holds at least half of it, int64."""
 
     @classmethod
-    def of(cls, edges: EdgeTable, counts: np.ndarray[Any, Any]) -> HaloOwners:
+    def of(cls, edges: Edges, counts: np.ndarray[Any, Any]) -> HaloOwners:
         """Find them in the edge table; of two owners the one with more of it, then the first."""
         offsets = offsets_of(counts)
-        columns = []
-        for label, other in (("a", "b"), ("b", "a")):
-            tile, id_, area = (getattr(edges, f"{name}_{label}") for name in ("tile", "id", "area"))
-            its_tile, its_id = getattr(edges, f"tile_{other}"), getattr(edges, f"id_{other}")
-            is_core = (its_id > 0) & (its_id <= counts[its_tile])
-            holds = (edges.intersection > 0) & (2 * edges.intersection >= area)
-            rows = np.flatnonzero((id_ > counts[tile]) & is_core & holds)
-            staged = offsets[its_tile[rows]] + its_id[rows]
-            columns.append(np.stack([tile[rows], id_[rows], edges.intersection[rows], staged]))
-        tile, id_, common, owner = np.concatenate(columns, axis=1).astype(np.int64)
+        columns = [np.zeros((4, 0), dtype=np.int64)]
+        for part in edges.parts():
+            columns += [_held(part, *sides, counts, offsets) for sides in (("a", "b"), ("b", "a"))]
+        tile, id_, common, owner = np.concatenate(columns, axis=1)
         order = np.lexsort((owner, -common, id_, tile))
         tile, id_, owner = tile[order], id_[order], owner[order]
         first = (np.diff(tile, prepend=-1) != 0) | (np.diff(id_, prepend=-1) != 0)
@@ -141,6 +136,23 @@ class HaloOwners:
         owners = np.zeros(int(ids.max(initial=-1)) + 1, dtype=np.int64)
         owners[ids] = self.owner[first:last]
         return owners
+
+
+def _held(
+    part: EdgeTable,
+    label: str,
+    other: str,
+    counts: np.ndarray[Any, Any],
+    offsets: np.ndarray[Any, Any],
+) -> np.ndarray[Any, Any]:
+    """Return tile, id, pixels in common and owner of labels of a halo, shape (4, n)."""
+    tile, id_, area = (getattr(part, f"{name}_{label}") for name in ("tile", "id", "area"))
+    its_tile, its_id = getattr(part, f"tile_{other}"), getattr(part, f"id_{other}")
+    is_core = (its_id > 0) & (its_id <= counts[its_tile])
+    holds = (part.intersection > 0) & (2 * part.intersection >= area)
+    rows = np.flatnonzero((id_ > counts[tile]) & is_core & holds)
+    staged = offsets[its_tile[rows]] + its_id[rows]
+    return np.stack([tile[rows], id_[rows], part.intersection[rows], staged]).astype(np.int64)
 
 
 def offsets_of(counts: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -188,7 +200,7 @@ def build_lut(
     ids_b = offsets[pairs.tile_b] + pairs.id_b
     return _numbered(
         offsets,
-        *_components(ids_a, ids_b),
+        *components([(ids_a, ids_b)]),
         areas=areas,
         min_size=min_size,
         max_size=max_size,
@@ -249,21 +261,52 @@ def _numbered(
     return LookupTable(offsets, joined, merged.astype(np.int64), sequential)
 
 
-def _components(
-    ids_a: np.ndarray[Any, Any], ids_b: np.ndarray[Any, Any]
+def standing_of(
+    offsets: np.ndarray[Any, Any], nodes: np.ndarray[Any, Any], first: np.ndarray[Any, Any]
+) -> LookupTable:
+    """Return every object by the staged id of its first label.
+
+    Parameters
+    ----------
+    offsets : ndarray of int64
+        Of `offsets_of`.
+    nodes, first : ndarray of int64
+        Staged ids, ascending, with those of all labels that are joined to another; and the first
+        label of the object of each.
+    """
+    follows = nodes != first
+    return LookupTable(offsets, nodes[follows], first[follows], sequential=False)
+
+
+def components(
+    pairs: Iterable[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]],
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Return every id that has a partner, ascending, and the smallest id of its component."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    nodes, index = np.unique(np.concatenate([ids_a, ids_b]), return_inverse=True)
+    columns = list(zip(*pairs, strict=True)) or [(), ()]
+    a, b = (np.concatenate([np.zeros(0, np.int64), *column]) for column in columns)
+    del columns  # their length once more
+    nodes = distinct(a, b)
     if not len(nodes):
-        return nodes.astype(np.int64), nodes.astype(np.int64)
-    a, b = index.reshape(2, -1)
-    graph = coo_array((np.ones(len(a), dtype=np.int8), (a, b)), shape=(len(nodes),) * 2)
+        return nodes, nodes
+    at = [np.searchsorted(nodes, ids).astype(np.int32) for ids in (a, b)]
+    del a, b
+    graph = coo_array((np.ones(len(at[0]), dtype=np.int8), tuple(at)), shape=(len(nodes),) * 2)
+    del at
     _, component = connected_components(graph, directed=False)
     _, smallest = np.unique(component, return_index=True)
     return nodes, nodes[smallest[component]]
+
+
+def distinct(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the ids that occur in either of two arrays, ascending int64."""
+    both = np.concatenate([a, b])
+    both.sort()  # in place: `np.unique` takes several times their length
+    is_first = np.ones(len(both), dtype=bool)
+    np.not_equal(both[1:], both[:-1], out=is_first[1:])
+    return both[is_first]
 
 
 def _of_wrong_size(

@@ -21,8 +21,9 @@ from typing import Any, Literal
 import numpy as np
 
 from patchworks_core.errors import PlanError
-from patchworks_core.seams.edge_table import EdgeTable
-from patchworks_core.seams.joins import rows_within_objects
+from patchworks_core.seams.edge_table import Edges, EdgeTable
+from patchworks_core.seams.joins import WeighedLabels
+from patchworks_core.seams.lookup import LookupTable, components, offsets_of, standing_of
 from patchworks_core.seams.strips import LEAST_HALO, feathered_axes
 from patchworks_core.tiles.grid import TileGrid
 from patchworks_core.tiles.numbers import finite_number, whole_number
@@ -201,40 +202,71 @@ def warning_of(grid: TileGrid, options: MergeOptions) -> str | None:
     )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Joins:
+    """Which rows of an edge table join two labels into one object, told part by part."""
+
+    counts: np.ndarray[Any, Any]
+    options: MergeOptions
+
+    weighed: WeighedLabels | None
+    """By ``overlap``, what all rows together say; other rules decide each face for itself."""
+
+    @classmethod
+    def of(cls, edges: Edges, counts: np.ndarray[Any, Any], options: MergeOptions) -> Joins:
+        """Decide.
+
+        Parameters
+        ----------
+        edges : Edges
+        counts : ndarray of int64, shape (n_tiles,)
+            Labels of each tile; ids beyond it were seen only in a halo and are never joined.
+        options : MergeOptions
+            Resolved: not ``auto``.
+        """
+        if options.rule == "auto":
+            raise PlanError(f"merge rule {options.rule!r} must be resolved before it is used")
+        if options.rule != "overlap":
+            return cls(counts, options, None)
+        return cls(counts, options, WeighedLabels.of(edges, counts, min_iou=options.min_iou))
+
+    def rows(self, part: EdgeTable) -> np.ndarray[Any, Any]:
+        """Return which rows of a part join two labels, bool."""
+        if self.weighed is not None:
+            return self.weighed.rows(part, self.counts)
+        if self.options.rule == "none":
+            return np.zeros(len(part), dtype=bool)
+        if self.options.rule == "touching":
+            reach = self.options.connectivity or 1
+            return (part.connectivity > 0) & (part.connectivity <= reach)
+        in_core = (part.id_a <= self.counts[part.tile_a]) & (part.id_b <= self.counts[part.tile_b])
+        best_of_a, best_of_b = best_partners(part)
+        # Around an edge or corner two tiles see few pixels of an object, and chance overlaps of
+        # those join neighbours; the tiles between them have said more unless the object crosses
+        # just there.
+        meets = (part.order == 1) | (part.contact > 0)
+        agrees = (part.iou >= self.options.min_iou) & (part.intersection > 0)
+        joined: np.ndarray[Any, Any] = best_of_a & best_of_b & in_core & meets & agrees
+        return joined
+
+    def standing(self, edges: Edges) -> LookupTable:
+        """Return every object by the staged id of its first label; the table is not sequential."""
+        if self.weighed is not None:
+            return self.weighed.standing()
+        offsets = offsets_of(self.counts)
+        pairs = []
+        for part in edges.parts():
+            rows = np.flatnonzero(self.rows(part))
+            a = offsets[part.tile_a[rows]] + part.id_a[rows]
+            pairs.append((a, offsets[part.tile_b[rows]] + part.id_b[rows]))
+        return standing_of(offsets, *components(pairs))
+
+
 def joined_pairs(
     edges: EdgeTable, counts: np.ndarray[Any, Any], options: MergeOptions
 ) -> np.ndarray[Any, Any]:
-    """Return which rows join two labels into one object.
-
-    Parameters
-    ----------
-    edges : EdgeTable
-    counts : ndarray of int64, shape (n_tiles,)
-        Labels of each tile; ids beyond it were seen only in a halo and are never joined.
-    options : MergeOptions
-        Resolved: not ``auto``.
-
-    Returns
-    -------
-    ndarray of bool
-    """
-    if options.rule == "none":
-        return np.zeros(len(edges), dtype=bool)
-    if options.rule == "touching":
-        reach = options.connectivity or 1
-        return (edges.connectivity > 0) & (edges.connectivity <= reach)
-    if options.rule == "overlap":
-        return rows_within_objects(edges, counts, min_iou=options.min_iou)
-    if options.rule != "overlap-pairs":
-        raise PlanError(f"merge rule {options.rule!r} must be resolved before it is used")
-    in_core = (edges.id_a <= counts[edges.tile_a]) & (edges.id_b <= counts[edges.tile_b])
-    best_of_a, best_of_b = best_partners(edges)
-    # Around an edge or corner two tiles see few pixels of an object, and chance overlaps of those
-    # join neighbours; the tiles between them have said more unless the object crosses just there.
-    meets = (edges.order == 1) | (edges.contact > 0)
-    agrees = (edges.iou >= options.min_iou) & (edges.intersection > 0)
-    joined: np.ndarray[Any, Any] = best_of_a & best_of_b & in_core & meets & agrees
-    return joined
+    """Return which rows of a whole table join two labels into one object, as `Joins`."""
+    return Joins.of(edges, counts, options).rows(edges)
 
 
 def best_partners(edges: EdgeTable) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -255,9 +287,29 @@ def _is_best(
     best = np.zeros(len(edges), dtype=bool)
     if not len(edges):
         return best
-    order = np.lexsort((partner, -edges.intersection, -edges.iou, of, edges.tile_b, edges.tile_a))
-    keys = np.stack([edges.tile_a[order], edges.tile_b[order], of[order]])
+    labels = labels_at_faces(edges, of)
+    order = np.lexsort((partner, -edges.intersection, -edges.iou, labels))
     first = np.ones(len(order), dtype=bool)
-    first[1:] = (keys[:, 1:] != keys[:, :-1]).any(axis=0)
+    first[1:] = labels[order[1:]] != labels[order[:-1]]
     best[order[first]] = True
     return best
+
+
+def labels_at_faces(edges: EdgeTable, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return a number per row, int64: the same for rows with one of `ids` at one face, ascending.
+
+    Parameters
+    ----------
+    edges : EdgeTable
+    ids : ndarray of int32
+        Of its rows: `id_a` or `id_b`.
+    """
+    if not len(edges):
+        return np.zeros(0, dtype=np.int64)
+    keys = edges.tile_a * (int(edges.tile_b.max()) + 1) + edges.tile_b
+    steps = np.diff(keys)
+    if (steps < 0).any():  # rows in no order, or of the tiles of several blocks
+        face = np.unique(keys, return_inverse=True)[1].reshape(-1)
+    else:
+        face = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(steps > 0)])
+    return np.asarray(face * (int(ids.max()) + 1) + ids)

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from patchworks_core.seams.edge_table import EdgeTable
+from patchworks_core.seams.edge_table import Edges, EdgeTable, StackedEdges
 from patchworks_core.seams.faces import tile_key
-from patchworks_core.seams.lookup import LookupTable, build_lut
+from patchworks_core.seams.lookup import LookupTable
 from patchworks_core.seams.outlines import common_region
-from patchworks_core.seams.rules import MergeOptions, joined_pairs
+from patchworks_core.seams.rules import Joins, MergeOptions
 from patchworks_core.tiles.grid import Tile, TileGrid
 from patchworks_core.tiles.regions import Region
 
@@ -213,36 +213,42 @@ class ThirdViews:
         """Digest of each view."""
         return np.array([view.digest for view in self.views], dtype=np.uint64)
 
-    def evidence(self, edges: EdgeTable, counts: Array) -> tuple[EdgeTable, Array]:
+    def evidence(self, edges: Edges, counts: Array) -> tuple[Edges, Array]:
         """Return the rows of faces with those of third views behind them, and labels of all.
 
         Parameters
         ----------
-        edges : EdgeTable
+        edges : Edges
         counts : ndarray of int64, shape (n_tiles,)
             Labels of each tile.
         """
         if not self.views:
             return edges, counts
-        numbered = [
+        numbered = EdgeTable.stacked(
             replace(view.rows, tile_b=np.full(len(view.rows), self.grid.n_tiles + i))
             for i, view in enumerate(self.views)
-        ]
-        tables = [edges, *numbered]
-        columns = {
-            f.name: np.concatenate([getattr(table, f.name) for table in tables])
-            for f in fields(EdgeTable)
-        }
+        )
         n_labels = [view.count for view in self.views]
-        return EdgeTable(**columns), np.concatenate([counts, np.array(n_labels, np.int64)])
+        all_counts = np.concatenate([counts, np.array(n_labels, np.int64)])
+        return StackedEdges((edges, numbered)), all_counts
 
-    def standing(self, edges: EdgeTable, counts: Array, options: MergeOptions) -> LookupTable:
+    def joins(self, edges: Edges, counts: Array, options: MergeOptions) -> Joins:
+        """Return which rows join two labels; third views have a say in it.
+
+        Parameters
+        ----------
+        edges, counts, options
+            As in `patchworks_core.seams.rules.Joins`.
+        """
+        return Joins.of(*self.evidence(edges, counts), options)
+
+    def standing(self, edges: Edges, counts: Array, options: MergeOptions) -> LookupTable:
         """Return every object by the staged id of its first label.
 
         Parameters
         ----------
         edges, counts, options
-            As in `patchworks_core.seams.rules.joined_pairs`.
+            As in `joins`.
 
         Returns
         -------
@@ -251,12 +257,4 @@ class ThirdViews:
             has the id of one of these where it can.
         """
         all_edges, all_counts = self.evidence(edges, counts)
-        pairs = all_edges.select(joined_pairs(all_edges, all_counts, options))
-        return build_lut(pairs, all_counts, sequential=False)
-
-    def joined_rows(
-        self, edges: EdgeTable, counts: Array, options: MergeOptions
-    ) -> npt.NDArray[np.bool_]:
-        """Return which rows of `edges` hold two labels of one object, as `joined_pairs`."""
-        joined = joined_pairs(*self.evidence(edges, counts), options)
-        return np.asarray(joined[: len(edges)])
+        return Joins.of(all_edges, all_counts, options).standing(all_edges)

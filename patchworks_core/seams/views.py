@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from patchworks_core.seams.edge_table import EdgeTable
+from patchworks_core.seams.edge_table import Edges
 from patchworks_core.seams.lookup import HaloOwners, LookupTable
 from patchworks_core.seams.outlines import Pen, View, common_region, draw_core, spacing_of
 from patchworks_core.seams.paired_runs import PairedRuns
@@ -101,7 +101,7 @@ class Outlines:
     def of(
         cls,
         grid: TileGrid,
-        edges: EdgeTable,
+        edges: Edges,
         counts: Array,
         options: MergeOptions,
         *,
@@ -114,7 +114,7 @@ class Outlines:
         Parameters
         ----------
         grid : TileGrid
-        edges : EdgeTable
+        edges : Edges
         counts : ndarray of int64, shape (n_tiles,)
             Labels of each tile.
         options : MergeOptions

@@ -210,12 +210,12 @@ class Stage:
         """Remove what processes of this machine that are gone had begun to write."""
         remove_parts(self.path / BLOCKS, of_the_dead=True)
 
-    def file_for_task(self) -> UPath:
-        """Return a file for what workers read beside tile blocks while a step runs.
+    def file_for_task(self, name: str = "task") -> UPath:
+        """Return a file for what is kept beside tile blocks while a step runs.
 
         `clean` removes it where the process that asked for it is gone.
         """
-        return self.path / BLOCKS / part_name("task")
+        return self.path / BLOCKS / part_name(name)
 
     def counts(self) -> Array:
         """Return the labels of each tile, int64, shape ``grid_shape``; -1 is not staged.

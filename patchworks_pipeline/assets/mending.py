@@ -16,7 +16,7 @@ from patchworks_core.merge.mending import (
     faces_to_mend,
     mend_faces,
 )
-from patchworks_core.seams.edge_table import EdgeTable
+from patchworks_core.seams.edge_table import Edges
 from patchworks_core.seams.rules import MergeOptions
 from patchworks_core.stage.stage import Stage
 from patchworks_pipeline.assets.planned import planned_function
@@ -48,7 +48,7 @@ class MendConfig(dg.Config):
 def mend_image(
     folder: ImageFolder,
     stage: Stage,
-    edges: EdgeTable,
+    edges: Edges,
     options: MergeOptions,
     config: MendConfig,
     compute: DeployedCompute,

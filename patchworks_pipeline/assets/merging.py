@@ -14,9 +14,11 @@ from patchworks_core.errors import StageError
 from patchworks_core.files.label_arrays import output_chunks
 from patchworks_core.files.storage import open_array, write_bytes
 from patchworks_core.merge.outlines import jumps_of, outlines_of
-from patchworks_core.merge.steps import ids_are_sequential, look_up, pair_tiles
+from patchworks_core.merge.pairing import pair_tiles
+from patchworks_core.merge.steps import ids_are_sequential, look_up
 from patchworks_core.ome_zarr.label_image import LabelImage, WrittenLabels, write_merged
 from patchworks_core.pictures.report import overlay_picture, overview_region, seam_region
+from patchworks_core.seams.edge_table import Edges
 from patchworks_core.seams.judge import SeamReport, judge_seams
 from patchworks_core.seams.lookup import LookupTable
 from patchworks_core.seams.rules import MergeOptions, warning_of
@@ -107,29 +109,39 @@ def boundary_pairs(
             others = other_channels_of(planned_function(folder, plan), opened)
             check_tiles(Staging(opened, stage, np.asarray, other_channels=others), pool=pool)
         edges = pair_tiles(stage, pool=pool, allow_missing=allow_missing)
-    figures: dict[str, Any] = {}
-    if config.mend is not None:
-        options = segmentation.merge_options(folder.acquisition(), plan, {})
-        figures = mending_figures(mend_image(folder, stage, edges, options, config.mend, compute))
-    # Of the tiles that were paired, and of the third views as they are now.
-    content = stage.content()
-    folder.write_edges(edges, content, allow_missing=allow_missing)
+    with edges:
+        figures = pair_figures(edges)
+        if config.mend is not None:
+            options = segmentation.merge_options(folder.acquisition(), plan, {})
+            mended = mend_image(folder, stage, edges, options, config.mend, compute)
+            figures |= mending_figures(mended)
+        # Of the tiles that were paired, and of the third views as they are now.
+        folder.write_edges(edges, stage.content(), allow_missing=allow_missing)
     counts = stage.settled_counts(allow_missing=allow_missing)
     return dg.MaterializeResult(
         metadata={
-            "n_pairs": int(edges.is_pair.sum()),
-            "n_touching": int((edges.connectivity > 0).sum()),
-            "n_overlapping": int((edges.intersection > 0).sum()),
             "n_staged_labels": int(counts.sum()),
             "n_tiles_missing": len(stage.missing_blocks()),
-            "median_iou": round(float(_median(edges.iou[edges.is_pair])), 4),
             **figures,
         }
     )
 
 
-def _median(values: Any) -> float:
-    return float(np.median(values)) if len(values) else 0.0
+def pair_figures(edges: Edges) -> dict[str, Any]:
+    """Return what a person reads of an edge table; 8 bytes a pair are held for the median."""
+    n_touching = n_overlapping = 0
+    ious = [np.zeros(0)]
+    for part in edges.parts():
+        n_touching += int((part.connectivity > 0).sum())
+        n_overlapping += int((part.intersection > 0).sum())
+        ious.append(part.iou[part.is_pair])
+    iou = np.concatenate(ious)
+    return {
+        "n_pairs": len(iou),
+        "n_touching": n_touching,
+        "n_overlapping": n_overlapping,
+        "median_iou": round(float(np.median(iou)), 4) if len(iou) else 0.0,
+    }
 
 
 class MergeConfig(dg.Config):
@@ -209,13 +221,13 @@ def global_lut(
         )
     folder.write_lut(lut, options, content)
     counts = stage.settled_counts(allow_missing=allow_missing)
-    joined = views_for(stage, options).joined_rows(edges, counts, options)
+    joins = views_for(stage, options).joins(edges, counts, options)
     return dg.MaterializeResult(
         metadata={
             "rule": options.rule,
             "options": dg.MetadataValue.json(options.to_dict()),
             "n_staged_labels": lut.n_staged,
-            "n_pairs_joined": int(joined.sum()),
+            "n_pairs_joined": sum(int(joins.rows(part).sum()) for part in edges.parts()),
             "n_labels_joined": lut.n_joined,
             "n_objects": lut.n_objects,
             "dtype": str(lut.dtype),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from patchworks_core.pilot.in_memory import TilesInMemory
-from patchworks_core.seams.edge_table import EdgeTable
+from patchworks_core.seams.edge_table import EdgeTable, divided
 from patchworks_core.seams.rules import MergeOptions
 from patchworks_core.tiles.grid import TileGrid
 
@@ -38,6 +40,35 @@ def edge_table(rows) -> EdgeTable:
         plane_a=columns[7],
         plane_b=columns[7],
     )
+
+
+def random_table(seed: int, n_rows: int, n_tiles: int, n_labels: int) -> EdgeTable:
+    rng = np.random.default_rng(seed)
+    rows = {}
+    for _ in range(n_rows):
+        a, b = sorted(rng.choice(n_tiles, 2, replace=False).tolist())
+        key = a, int(rng.integers(1, n_labels + 2)), b, int(rng.integers(1, n_labels + 2))
+        areas = rng.integers(5, 60, 2)
+        common = int(rng.integers(0, areas.min() + 1))
+        rows[key] = (*key, common, *areas.tolist(), int(rng.integers(0, 2)))
+    edges = edge_table(list(rows.values()))
+    edges.order[:] = rng.integers(1, 3, len(edges))
+    edges.contact[:] = rng.integers(0, 2, len(edges))
+    return edges
+
+
+@dataclass(frozen=True)
+class InParts:
+    """A table of edges in parts of at least so many rows."""
+
+    table: EdgeTable
+    n_rows: int
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def parts(self) -> Iterator[EdgeTable]:
+        return divided([self.table], n_rows=self.n_rows)
 
 
 def assert_same_partition(labels: np.ndarray, truth: np.ndarray) -> None:

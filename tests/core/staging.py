@@ -12,8 +12,10 @@ from patchworks_core.files.storage import as_path
 from patchworks_core.images.image import open_image
 from patchworks_core.machine.pools import Pool
 from patchworks_core.machine.workers import Workers
-from patchworks_core.merge.steps import look_up, pair_tiles
+from patchworks_core.merge.pairing import pair_tiles
+from patchworks_core.merge.steps import look_up
 from patchworks_core.plugins.segmentation import declare, segmentation_of
+from patchworks_core.seams.edge_table import Edges, EdgeTable
 from patchworks_core.seams.rules import MergeOptions
 from patchworks_core.stage.plan import make_plan
 from patchworks_core.stage.stage import Stage
@@ -67,6 +69,11 @@ def lut_of(stage: Stage, options: MergeOptions = TOUCHING):
     """Pair and look up."""
     with Pool.open(Workers()) as pool:
         return look_up(stage, pair_tiles(stage, pool=pool), options, pool=pool)
+
+
+def rows_of(edges: Edges) -> EdgeTable:
+    """Return all rows as one table."""
+    return EdgeTable.stacked(edges.parts())
 
 
 def merged_of(stage: Stage, options: MergeOptions = TOUCHING) -> np.ndarray:

@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import signal
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from patchworks_core import make_local_cluster
 from patchworks_core.errors import ClusterError, StageError
+from patchworks_core.files.packed import open_packed
 from patchworks_core.files.storage import as_path
 from patchworks_core.images.image import open_image
 from patchworks_core.machine.executors import ThreadPool
@@ -22,14 +24,16 @@ from patchworks_core.machine.faults import NO_RETRY
 from patchworks_core.machine.pools import ONE_MORE_WORKER, Pool
 from patchworks_core.machine.sending import PickledCall, TaskInFile, in_file
 from patchworks_core.machine.workers import Workers
-from patchworks_core.merge import apply, outlines, steps
+from patchworks_core.merge import apply, outlines, pairing, steps
 from patchworks_core.merge.outlines import outlines_of
-from patchworks_core.merge.steps import look_up, measure_drawn, pair_tiles
+from patchworks_core.merge.pairing import EdgeFile, pair_tiles
+from patchworks_core.merge.steps import look_up, measure_drawn
 from patchworks_core.ome_zarr import pyramid
 from patchworks_core.ome_zarr.label_image import LabelImage, write_merged
+from patchworks_core.seams.edge_table import EdgeTable
 from patchworks_core.seams.rules import MergeOptions
 from patchworks_core.stage.stage import Stage
-from tests.core.staging import stage_into
+from tests.core.staging import block_file, spoil_array, stage_into
 from tests.functions.tissue_functions import wavering
 from tests.tissue import files_under, tissue, write_tiff
 
@@ -47,9 +51,9 @@ def stage(tmp_path_factory) -> Stage:
 
 def merged(stage: Stage, folder: Path, options: MergeOptions, pool: Pool) -> dict[str, bytes]:
     """Merge as the pipeline does; return the files of the labels, and what was measured."""
-    edges = pair_tiles(stage, pool=pool)
-    drawn = outlines_of(stage, edges, options)
-    lut = look_up(stage, edges, options, outlines=drawn, pool=pool)
+    with pair_tiles(stage, pool=pool) as edges:
+        drawn = outlines_of(stage, edges, options)
+        lut = look_up(stage, edges, options, outlines=drawn, pool=pool)
     target = LabelImage(as_path(folder), "cells", stage.plan)
     with target.writing() as working:
         write_merged(stage, lut, target, working, provenance={}, pool=pool, outlines=drawn)
@@ -57,6 +61,16 @@ def merged(stage: Stage, folder: Path, options: MergeOptions, pool: Pool) -> dic
     assert {name.split("/")[0] for name in files} >= {"0", "1"}, "there is a pyramid"
     table = measure_drawn(stage.grid, open_labels(target), open_image(stage.plan.image.url), pool)
     return {**files, "table": pickle.dumps([a.tobytes() for a in (table.label, table.area)])}
+
+
+def pickled_parts(stage: Stage, pool: Pool | None = None) -> list[bytes]:
+    """Return the parts of the table of edges, of few rows each."""
+    with Pool.open(Workers(2)) as here, pair_tiles(stage, pool=pool or here) as edges:
+        return [pickle.dumps([*map(np.ndarray.tobytes, columns(part))]) for part in edges.parts()]
+
+
+def columns(edges: EdgeTable) -> list[np.ndarray]:
+    return [getattr(edges, field.name) for field in fields(EdgeTable)]
 
 
 def open_labels(target: LabelImage) -> Any:
@@ -90,7 +104,8 @@ def dying(monkeypatch, module, name: str, marker: Path, method: str = "__call__"
 
 
 STEPS = {
-    "pair": (steps, "_PairTask"),
+    "pair": (pairing, "_PairTask"),
+    "pair, rows in files": (pairing, "_PairTask"),
     "areas": (steps, "_AreasTask"),
     "areas as drawn": (outlines, "_CountTask"),
     "apply": (apply, "_ApplyTask"),
@@ -103,14 +118,19 @@ STEPS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("n_workers", [1, 2, 4])
 def test_the_bytes_are_those_of_one_machine_whatever_the_number_of_workers(
-    tmp_path, stage, here, n_workers
+    tmp_path, stage, here, monkeypatch, n_workers
 ):
+    whole = pickled_parts(stage)
     with make_local_cluster(
         n_workers=n_workers, memory_bytes=n_workers << 30, dashboard_address=None
     ) as client:
         pool = Pool.of_cluster(client, NO_RETRY)
         for name, options in (("feathered", FEATHERED), ("cores", CORES)):
             assert merged(stage, tmp_path / name, options, pool) == here[options]
+        monkeypatch.setattr(pairing, "ROWS_HELD", 0)
+        assert merged(stage, tmp_path / "in files", CORES, pool) == here[CORES]
+        assert pickled_parts(stage, pool) == whole
+    assert not list(Path(str(stage.path)).rglob("*.part")), "nothing is left in the stage"
 
 
 @pytest.fixture
@@ -125,6 +145,8 @@ def test_what_a_killed_dask_worker_was_at_is_done_again(
     tmp_path, stage, here, client, monkeypatch, step
 ):
     options = CORES if step == "areas" else FEATHERED
+    if step == "pair, rows in files":
+        monkeypatch.setattr(pairing, "ROWS_HELD", 0)
     client.wait_for_workers(2, 60)
     dying(monkeypatch, STEPS[step][0], STEPS[step][1], tmp_path / "killed", *STEPS[step][2:])
     labels = merged(stage, tmp_path / "there", options, Pool.of_cluster(client, ONE_MORE_WORKER))
@@ -178,15 +200,66 @@ def test_a_task_carries_neither_the_lookup_table_nor_pixels(
     assert not list(Path(str(stage.path)).rglob("*.part")), "nothing is left in the stage"
 
 
+def test_rows_of_edges_that_workers_leave_in_files_are_the_same_bytes(
+    tmp_path, stage, here, monkeypatch
+):
+    whole = pickled_parts(stage)
+    monkeypatch.setattr(pairing, "ROWS_HELD", 0)
+    with Pool.open(Workers(2)) as pool:
+        assert merged(stage, tmp_path / "there", CORES, pool) == here[CORES]
+        with pair_tiles(stage, pool=pool) as edges:
+            assert any(isinstance(batch, EdgeFile) for batch in edges._batches)
+            assert list(Path(str(stage.path)).rglob("pairs-*.part"))
+        assert pickled_parts(stage, pool) == whole
+    assert not list(Path(str(stage.path)).rglob("*.part")), "nothing is left in the stage"
+
+
+def test_tiles_in_blocks_give_the_same_parts_whatever_the_batches(tmp_path, monkeypatch):
+    pixels, tiles = tissue(), {"tile_shape": 16, "overlap": 4, "max_blocks": 6}
+    stage = stage_into(tmp_path / "stage", pixels, wavering, **tiles)
+    assert stage.grid.n_blocks < stage.grid.n_tiles
+    with Pool.open(Workers(1)) as one, Pool.open(Workers(3)) as three:
+        first = pickled_parts(stage, one)
+        monkeypatch.setattr(pairing, "_BYTES_BATCHED", 1)
+        assert pickled_parts(stage, three) == first
+
+
+def test_rows_of_edges_that_are_damaged_or_gone_are_never_merged(tmp_path, monkeypatch):
+    stage = stage_into(tmp_path / "stage", tissue(), wavering, tile_shape=48, overlap=8)
+    monkeypatch.setattr(pairing, "ROWS_HELD", 0)
+    with Pool.open(Workers()) as pool, pair_tiles(stage, pool=pool) as edges:
+        path = next(iter(Path(str(stage.path)).rglob("pairs-*.part")))
+        content = path.read_bytes()
+        for damaged in (content[:-9], content[:-1] + bytes([content[-1] ^ 1]), None):
+            path.write_bytes(damaged) if damaged else path.unlink()
+            with pytest.raises(StageError, match="damaged or gone .*; merge again"):
+                look_up(stage, edges, MergeOptions("touching", 1), pool=pool)
+
+
+def test_pairing_that_fails_leaves_no_file(tmp_path, monkeypatch):
+    stage = stage_into(tmp_path / "stage", tissue(), wavering, tile_shape=48, overlap=8)
+    monkeypatch.setattr(pairing, "ROWS_HELD", 0)
+    path = block_file(stage.path, stage.grid.block_keys()[-1])
+    with open_packed(as_path(path)) as packed:
+        names = [name for name in packed.arrays if name.startswith("strips/")]
+    for name in names:
+        spoil_array(path, name)
+    with Pool.open(Workers()) as pool, pytest.raises(StageError):
+        pair_tiles(stage, pool=pool)
+    assert not list(Path(str(stage.path)).rglob("*.part"))
+
+
 def test_what_a_killed_driver_left_in_the_stage_is_cleaned(tmp_path):
     stage = stage_into(tmp_path / "stage", tissue())
     left = str(stage.file_for_task())
     gone = left.replace(f"{os.getpid():08x}", "7fffffff")
-    for path in (left, gone):
+    rows = gone.replace("task.", "pairs-00000012.")
+    half_written = f"{rows}.{Path(rows).name.split('.')[1]}.part"
+    for path in (left, gone, rows, half_written):
         Path(path).write_bytes(b"table")
     stage.clean()
     assert os.path.exists(left)
-    assert not os.path.exists(gone)
+    assert not any(map(os.path.exists, (gone, rows, half_written)))
 
 
 def test_a_worker_that_does_not_reach_the_stage_says_so(tmp_path):

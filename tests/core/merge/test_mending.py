@@ -23,7 +23,7 @@ from patchworks_core.machine.pools import Pool
 from patchworks_core.machine.workers import Workers
 from patchworks_core.merge import mending
 from patchworks_core.merge.mending import Mended, Mending, mend_faces
-from patchworks_core.merge.steps import pair_tiles
+from patchworks_core.merge.pairing import pair_tiles
 from patchworks_core.pilot.agreement import compare_objects
 from patchworks_core.seams.rules import MergeOptions
 from patchworks_core.seams.third_views import FaceOfTiles, third_tile

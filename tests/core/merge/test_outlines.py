@@ -26,13 +26,14 @@ from patchworks_core.machine.pools import Pool
 from patchworks_core.machine.workers import Workers
 from patchworks_core.merge.apply import apply_lut, create_apply_records
 from patchworks_core.merge.outlines import drawn_areas, outlines_of
-from patchworks_core.merge.steps import _PairTask, look_up, measure_drawn, pair_tiles
+from patchworks_core.merge.pairing import _PairTask, pair_tiles
+from patchworks_core.merge.steps import look_up, measure_drawn
 from patchworks_core.seams import views
 from patchworks_core.seams.rules import MergeOptions
 from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.staging import Staging, stage_blocks
 from tests.core.oracles import assert_same_partition
-from tests.core.staging import stage_into
+from tests.core.staging import rows_of, stage_into
 from tests.functions.tissue_functions import perfect, wavering
 from tests.tissue import tissue
 
@@ -44,7 +45,7 @@ def merged(stage: Stage, folder, options=FEATHERED, *, workers=None, allow_missi
     """Merge a stage into an array of a folder, as calls do; return it and the blocks written."""
     folder = as_path(folder)
     with Pool.open(workers or Workers()) as pool:
-        edges = pair_tiles(stage, pool=pool, allow_missing=allow_missing)
+        edges = rows_of(pair_tiles(stage, pool=pool, allow_missing=allow_missing))
         rows = np.random.default_rng(len(edges)).permutation(len(edges))
         edges = edges.select(rows)  # tiles are paired in any order
         outlines = outlines_of(stage, edges, options, allow_missing=allow_missing)
@@ -126,7 +127,7 @@ def test_pairing_reads_of_each_neighbour_what_it_compares(tmp_path, monkeypatch,
         return strips(self, block, places)
 
     monkeypatch.setattr(Stage, "strips", counted)
-    _PairTask(stage, np.zeros(0, np.int64))([0])
+    _PairTask(stage, np.zeros(0, np.int64), stage.file_for_task("pairs"), 9999)([[0]])
     assert all(places is not None and len(places) == 1 for _, places in asked)
     # Both upper strips of the tile, one of each neighbour, and the lower one at the corner.
     assert len(asked) == 2 + 3

@@ -10,9 +10,9 @@ import pytest
 
 from patchworks_core.seams.edge_table import EdgeTable
 from patchworks_core.seams.joins import REPULSION, evidence, rows_within_objects
-from patchworks_core.seams.lookup import build_lut, offsets_of
-from patchworks_core.seams.rules import MergeOptions, joined_pairs
-from tests.core.oracles import edge_table
+from patchworks_core.seams.lookup import HaloOwners, build_lut, offsets_of
+from patchworks_core.seams.rules import Joins, MergeOptions, joined_pairs
+from tests.core.oracles import InParts, edge_table, random_table
 
 OVERLAP = MergeOptions("overlap", 1)
 
@@ -69,21 +69,6 @@ def plainly_contracted(edges: EdgeTable, counts) -> dict[int, int]:
     return root
 
 
-def random_table(seed: int, n_rows: int, n_tiles: int, n_labels: int) -> EdgeTable:
-    rng = np.random.default_rng(seed)
-    rows = {}
-    for _ in range(n_rows):
-        a, b = sorted(rng.choice(n_tiles, 2, replace=False).tolist())
-        key = a, int(rng.integers(1, n_labels + 2)), b, int(rng.integers(1, n_labels + 2))
-        areas = rng.integers(5, 60, 2)
-        common = int(rng.integers(0, areas.min() + 1))
-        rows[key] = (*key, common, *areas.tolist(), int(rng.integers(0, 2)))
-    edges = edge_table(list(rows.values()))
-    edges.order[:] = rng.integers(1, 3, len(edges))
-    edges.contact[:] = rng.integers(0, 2, len(edges))
-    return edges
-
-
 @pytest.mark.parametrize(
     ("n_rows", "n_tiles", "n_labels"), [(6, 3, 2), (40, 4, 8), (60, 3, 6), (150, 5, 30)]
 )
@@ -98,6 +83,32 @@ def test_objects_are_those_of_a_plain_contraction_of_the_whole_table(
     ids = np.concatenate([lut.of_tile(tile)[1:] for tile in range(n_tiles)])
     assert {x: int(ids[x - 1]) for x in root} == root
     assert n_rows < 40 or len(set(root.values())) < len(root)  # something was joined
+
+
+RULES = ["touching", "overlap", "overlap-pairs", "none"]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_joins_of_a_table_in_parts_are_those_of_the_whole(rule):
+    options, counts = MergeOptions(rule, 1), np.full(6, 12)
+    edges = random_table(5, 150, 6, 12)
+    edges = EdgeTable.concatenate([edges])
+    whole = Joins.of(edges, counts, options)
+    lut = whole.standing(edges)
+    plain = build_lut(edges.select(whole.rows(edges)), counts, sequential=False)
+    for n_rows in (1, 20):
+        parts = InParts(edges, n_rows)
+        joins = Joins.of(parts, counts, options)
+        rows = [joins.rows(part) for part in parts.parts()]
+        assert len(rows) > 2
+        np.testing.assert_array_equal(np.concatenate(rows), whole.rows(edges))
+        for table in (lut, plain):
+            np.testing.assert_array_equal(joins.standing(parts).joined, table.joined)
+            np.testing.assert_array_equal(joins.standing(parts).merged, table.merged)
+        owners = HaloOwners.of(edges, counts), HaloOwners.of(parts, counts)
+        assert len(owners[0].id)
+        for name in ("tile", "id", "owner"):
+            np.testing.assert_array_equal(*(getattr(of, name) for of in owners))
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 from scipy import ndimage
 
 from patchworks_core.pilot.in_memory import TilesInMemory
 from patchworks_core.seams.edge_table import EdgeTable
-from patchworks_core.seams.faces import judge_sizes, tile_key
+from patchworks_core.seams.faces import SeamFaces, judge_sizes, tile_key
 from patchworks_core.seams.judge import SeamReport, judge_seams
 from patchworks_core.seams.rules import MergeOptions
 from patchworks_core.tiles.grid import plan_grid
-from tests.core.oracles import merge_in_memory
+from tests.core.oracles import InParts, merge_in_memory
 from tests.core.seams.test_merge_properties import perfect_labels, touching_cells
 
 OVERLAP = MergeOptions("overlap", 1)
@@ -55,6 +57,18 @@ def brighter_than(level):
 
 def shifted(function, pixels_off=5):
     return lambda pixels, tile: np.roll(function(pixels, tile), pixels_off, axis=(0, 1))
+
+
+@pytest.mark.parametrize("options", [OVERLAP, MergeOptions("touching", 1)])
+def test_seams_of_a_table_in_parts_are_judged_as_those_of_the_whole(options):
+    grid = plan_grid("yx", (160, 160), tile_shape=40, overlap=12)
+    function = at_tile(shifted(perfect := brighter_than(0.5)), perfect, BAD)
+    tiles = TilesInMemory.stage(blobs(), function, grid)
+    whole = judge_seams(grid, tiles.edges, tiles.counts, options)
+    parts = judge_seams(grid, InParts(tiles.edges, 1), tiles.counts, options)
+    assert parts.to_dict() == whole.to_dict()
+    for field in fields(SeamFaces):
+        np.testing.assert_array_equal(*(getattr(r.faces, field.name) for r in (parts, whole)))
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -22,7 +22,8 @@ from patchworks_core.files import packed
 from patchworks_core.images.image import open_image
 from patchworks_core.machine.pools import Pool
 from patchworks_core.machine.workers import Workers
-from patchworks_core.merge.steps import look_up, pair_tiles
+from patchworks_core.merge.pairing import pair_tiles
+from patchworks_core.merge.steps import look_up
 from patchworks_core.plugins.segmentation import declare
 from patchworks_core.seams.edge_table import EdgeTable
 from patchworks_core.seams.rules import MergeOptions

@@ -12,10 +12,11 @@ import tifffile
 import zarr
 
 from patchworks_core import tile_process
+from patchworks_core.seams.edge_table import EdgeTable
 from patchworks_pipeline.assets import merging
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.resources import LabelStore
-from tests.core.oracles import assert_same_partition
+from tests.core.oracles import InParts, assert_same_partition, random_table
 from tests.pipeline.conftest import Pipeline, error_of, metadata_of
 from tests.tissue import (
     HALO,
@@ -487,7 +488,13 @@ def test_a_channel_is_chosen_by_its_name(pipeline, tmp_path):
     assert_same_partition(merged(folder), tissue())
 
 
-def test_the_median_is_that_of_numpy_for_any_number_of_values():
-    values = np.random.default_rng(0).random(1000)
-    for n in (0, 1, 2, 3, 1000):
-        assert merging._median(values[:n]) == (np.median(values[:n]) if n else 0.0)
+def test_the_figures_of_pairs_are_those_of_the_whole_table():
+    assert merging.pair_figures(EdgeTable.empty())["median_iou"] == 0.0
+    edges = random_table(3, 200, 8, 20)
+    figures = merging.pair_figures(InParts(edges, 20))
+    assert figures == {
+        "n_pairs": int(edges.is_pair.sum()),
+        "n_touching": int((edges.connectivity > 0).sum()),
+        "n_overlapping": int((edges.intersection > 0).sum()),
+        "median_iou": round(float(np.median(edges.iou[edges.is_pair])), 4),
+    }

@@ -11,7 +11,7 @@ import pytest
 from patchworks_core.errors import ImageError, PlanError, StageError
 from patchworks_pipeline.assets.planned import Measured
 from patchworks_pipeline.records import ImageFolder
-from tests.core.staging import block_file, spoil_array
+from tests.core.staging import block_file, rows_of, spoil_array
 from tests.pipeline.conftest import error_of
 from tests.tissue import tissue, write_tiff
 
@@ -34,7 +34,7 @@ def folder(pipeline, tmp_path) -> ImageFolder:
     stage, plan = folder.stage(), folder.plan()
     Measured(maxima=tuple(float(n) for n in range(plan.grid.n_tiles))).write(folder, plan)
     lut, options = folder.lut(stage)
-    folder.write_objects(folder.edges(stage).to_arrow())
+    folder.write_objects(rows_of(folder.edges(stage)).to_arrow())
     assert lut.n_objects
     assert options
     return folder
@@ -52,7 +52,7 @@ def everything(folder: ImageFolder) -> list[str]:
             folder.acquisition(),
             folder.statistics().to_dict(),
             Measured.read(folder, plan),
-            folder.edges(stage).to_arrow().to_pydict(),
+            rows_of(folder.edges(stage)).to_arrow().to_pydict(),
             (lut.joined.tolist(), lut.merged.tolist(), options),
             folder.objects().to_pydict(),
         )
