@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 from patchworks_core.errors import StageError
 from patchworks_core.images.image import Image
 from patchworks_core.machine.pools import EachOf, Pool
-from patchworks_core.merge.batches import blocks_at_once, regions_at_once
+from patchworks_core.merge.batches import MOST_BATCHED, blocks_at_once, regions_at_once
 from patchworks_core.merge.outlines import drawn_areas
 from patchworks_core.seams.edge_table import Edges
 from patchworks_core.seams.lookup import LookupTable, offsets_of, renumbered
@@ -31,7 +31,7 @@ from patchworks_core.stage.object_sums import ObjectSums, measure_tile, merge_ob
 from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.third_views import views_for
 from patchworks_core.stage.tile_labels import number_ids
-from patchworks_core.tiles.grid import Tile, TileBlock, TileGrid
+from patchworks_core.tiles.grid import Tile, TileGrid
 
 
 def look_up(
@@ -121,20 +121,36 @@ def _areas(stage: Stage, counts: np.ndarray[Any, Any], pool: Pool) -> np.ndarray
     return areas
 
 
-def _staged_blocks(stage: Stage) -> Iterator[TileBlock]:
-    """Yield the tile blocks that are staged."""
-    counts = stage.counts().ravel()
-    for block in stage.grid.blocks():
-        if counts[block.tiles[0].number] != NOT_STAGED:
-            yield block
+@dataclass(frozen=True, slots=True)
+class _SumsTask:
+    stage: Stage
+    lut: LookupTable
+
+    def __call__(self, numbers: Sequence[int]) -> tuple[ObjectSums, np.ndarray[Any, Any]]:
+        """Return the object sums of some blocks in their order, and the merged id of each row."""
+        blocks = [self.stage.grid.block_of_number(number) for number in numbers]
+        sums = ObjectSums.stacked([self.stage.objects(block) for block in blocks])
+        ids = [self.lut.of_tile(n)[1:] for block in blocks for n in block.numbers.tolist()]
+        return sums, np.concatenate(ids)
 
 
-def add_up_objects(stage: Stage, lut: LookupTable) -> ObjectSums:
-    """Add up the object sums of all staged tiles; the voxels are not read again."""
-    sums, ids = [], []
-    for block in _staged_blocks(stage):
-        sums.append(stage.objects(block))
-        ids.append(np.concatenate([lut.of_tile(tile.number)[1:] for tile in block.tiles]))
+def add_up_objects(stage: Stage, lut: LookupTable, pool: Pool) -> ObjectSums:
+    """Add up the object sums of all staged tiles; the voxels are not read again.
+
+    Workers read the sums and lay those of a batch together. Nothing is added up by them, for sums
+    of floats depend on their order: it is that of the tile blocks, whoever read them.
+    """
+    first_tiles = stage.counts()[tuple(slice(None, None, n) for n in stage.grid.block_shape)]
+    staged = np.flatnonzero(first_tiles.ravel() != NOT_STAGED).tolist()
+    batches = [tuple(batch) for batch in pool.batches(staged, at_most=MOST_BATCHED)]
+    parts = pool.map(
+        _SumsTask(stage, lut),
+        batches,
+        step="reading object sums",
+        is_ordered=True,
+        place=stage.file_for_task(),
+    )
+    sums, ids = zip(*parts, strict=True) if batches else ((), ())
     return merge_objects(sums, ids)
 
 

@@ -66,6 +66,22 @@ class ObjectSums:
     def __len__(self) -> int:
         return len(self.label)
 
+    @classmethod
+    def stacked(cls, sums: Sequence[ObjectSums]) -> ObjectSums:
+        """Lay the rows of tiles, at least one, behind each other; nothing is added up.
+
+        Raises
+        ------
+        StageError
+            If tiles differ in their axes or in whether they were measured.
+        """
+        axes, measured = _kind_of(sums)
+        columns = {
+            field.name: np.concatenate([getattr(s, field.name) for s in sums])
+            for field in fields(cls)[2:]
+        }
+        return cls(axes, measured, **columns)
+
     def to_table(self) -> pa.Table:
         """Return the sums as a table; `from_table` reads it back."""
         import pyarrow as pa
@@ -270,12 +286,7 @@ def merge_objects(sums: Sequence[ObjectSums], ids: Sequence[Array]) -> ObjectSum
     >>> merged.label, merged.area, merged.stop, merged.n_tiles
     (array([7]), array([12]), array([[2, 6]]), array([2]))
     """
-    kinds = sorted({(s.axes, s.measured) for s in sums})
-    if len(kinds) != 1:
-        raise StageError(
-            f"objects of one image have the same axes and are all measured or none, got {kinds};"
-            " stage the image again"
-        )
+    axes, measured = _kind_of(sums)
     counts = [(len(s), len(i)) for s, i in zip(sums, ids, strict=True)]
     wrong = next((k for k, (rows, n_ids) in enumerate(counts) if rows != n_ids), None)
     if wrong is not None:
@@ -291,5 +302,15 @@ def merge_objects(sums: Sequence[ObjectSums], ids: Sequence[Array]) -> ObjectSum
     for name, (ufunc, initial) in _COMBINE.items():
         values = np.concatenate([getattr(s, name) for s in sums])[kept]
         columns[name] = combine_rows(ufunc, values, rows, len(label), initial)
-    axes, measured = kinds[0]
     return ObjectSums(axes, measured, label, **columns)
+
+
+def _kind_of(sums: Sequence[ObjectSums]) -> tuple[str, bool]:
+    """Return the axes of all, and whether they are measured."""
+    kinds = sorted({(s.axes, s.measured) for s in sums})
+    if len(kinds) != 1:
+        raise StageError(
+            f"objects of one image have the same axes and are all measured or none, got {kinds};"
+            " stage the image again"
+        )
+    return kinds[0]

@@ -57,12 +57,12 @@ def object_table(
     plan = folder.plan()
     stage = read_once(folder.stage(plan))
     lut, options = folder.lut(stage)
-    if options.feathers:  # what is drawn are other pixels than those that were staged
-        labels = open_array(folder.labels(plan).path / "0")
-        with DeployedCompute(budget, gpus, cluster).open_steps(plan) as pool:
+    with DeployedCompute(budget, gpus, cluster).open_steps(plan) as pool:
+        if options.feathers:  # what is drawn are other pixels than those that were staged
+            labels = open_array(folder.labels(plan).path / "0")
             sums = measure_drawn(plan.grid, labels, folder.image(plan), pool)
-    else:
-        sums = add_up_objects(stage, lut)
+        else:
+            sums = add_up_objects(stage, lut, pool)
     table = table_of_objects(
         sums,
         image_shape=plan.grid.shape,

@@ -14,6 +14,8 @@ import pytest
 from patchworks_core import StageError, tile_process
 from patchworks_core.errors import PlanError
 from patchworks_core.files.tables import DamagedError, bytes_of_table, table_of
+from patchworks_core.machine.pools import Pool
+from patchworks_core.machine.workers import Workers
 from patchworks_core.merge.steps import add_up_objects
 from patchworks_core.seams.rules import MergeOptions
 from patchworks_core.stage.stage import Stage
@@ -39,7 +41,8 @@ def everything(folder: Path) -> tuple[np.ndarray, object]:
     """Read all that a merge reads: labels, strips, sums, counts and digests."""
     stage = Stage.open(folder, plan_of(PIXELS, overlap=1)[1])
     merged = merged_of(stage, BY_SIZE)
-    return merged, add_up_objects(stage, lut_of(stage, BY_SIZE)).to_table()
+    with Pool.open(Workers()) as pool:
+        return merged, add_up_objects(stage, lut_of(stage, BY_SIZE), pool).to_table()
 
 
 def damaged(content: bytes, rng: np.random.Generator, n_flips: int) -> Iterator[bytes | None]:
