@@ -10,7 +10,7 @@ def main() -> None:
 
         app(prog_name="patchworks")
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(130)  # EXIT_CODE_OF_INTERRUPT, which cannot be imported here
 
 
 if __name__ == "__main__":

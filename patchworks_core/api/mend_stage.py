@@ -47,8 +47,10 @@ def mend_stage(
     PlanError
         If tiles are not merged by ``overlap``, or saw no pixel in common.
     StageError
-        If a tile is missing, the image changed since, or a third view failed, naming its face; the
-        others are kept, and the next call goes on with what is left.
+        If a tile is missing, or the image changed since.
+    TilesFailedError
+        If a third view failed, naming its face; the others are kept, and the next call goes on with
+        what is left.
 
     Notes
     -----

@@ -19,6 +19,8 @@ INTERRUPTIONS = (KeyboardInterrupt, SystemExit)
 EXIT_CODE_OF_INTERRUPT = 128 + signal.SIGINT
 """Of a command that Ctrl-C ended, as shells have it."""
 
+EXIT_CODE_OF_SIGTERM = 128 + signal.SIGTERM
+
 
 class TerminatedError(SystemExit):
     """SIGTERM; where nobody catches it, this process ends with the exit code that says so."""

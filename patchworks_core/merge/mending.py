@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from patchworks_core.errors import PlanError, StageError
+from patchworks_core.errors import PlanError, StageError, TilesFailedError
 from patchworks_core.machine.engine import Failure
 from patchworks_core.machine.pools import Pool
 from patchworks_core.seams.edge_table import Edges
@@ -86,14 +86,15 @@ class Mended:
     """Why third views failed, by face."""
 
     def check(self) -> None:
-        """Raise StageError where a third view failed."""
+        """Raise TilesFailedError where a third view failed."""
         if not self.failures:
             return
         face, first = min(self.failures.items())
-        raise StageError(
+        raise TilesFailedError(
             f"{len(self.failures)} of {len(self.faces)} third views failed, the first of face "
             f"{face!r}: {first}; nothing was merged and the labels are as they were. Mend again "
-            "when the cause is mended: the others are kept"
+            "when the cause is mended: the others are kept",
+            {face: str(failure) for face, failure in self.failures.items()},
         )
 
 

@@ -33,7 +33,13 @@ from patchworks_core.files.label_arrays import (
     update_attributes,
 )
 from patchworks_core.files.records import read_mapping
-from patchworks_core.files.replacing import Working, check_reads, component_path, replacing
+from patchworks_core.files.replacing import (
+    Working,
+    check_reads,
+    check_replaceable,
+    component_path,
+    replacing,
+)
 from patchworks_core.files.storage import (
     ZarrFormat,
     claimed,
@@ -63,6 +69,9 @@ from patchworks_core.tiles.regions import Region
 
 SECONDS_TO_LIST = 30.0
 """Given to other calls that add their names to the same container."""
+
+WHAT = "a label image"
+"""What is said to be replaced, or not."""
 
 PYRAMID = "most frequent id"
 """How lower levels are made; those that were made otherwise are not mixed with these."""
@@ -123,6 +132,16 @@ class LabelImage:
             if group_format(group) is not None:  # damage is said before the work, not behind it
                 self._open_group(group)
 
+    def check_replaceable(self, *, another: str = "name or container", overwrite: bool) -> None:
+        """Raise PlanError where the labels that are there are not to be replaced, as `writing`."""
+        check_replaceable(
+            self.path,
+            what=WHAT,
+            another=another,
+            overwrite=overwrite,
+            is_ours=_is_of_0_1_0,
+        )
+
     @contextmanager
     def writing(
         self,
@@ -153,7 +172,7 @@ class LabelImage:
         """
         self.check_container()
         target = component_path(self.container / "labels", self.name)
-        naming = {"what": "a label image", "another": another}
+        naming = {"what": WHAT, "another": another}
         reads, left = list(reads), self._left_by_0_1_0()
         if left is not None:
             check_reads(left, reads, **naming)

@@ -58,7 +58,9 @@ def mend_image(
     Raises
     ------
     PlanError, StageError
-        As `mend_faces`, and if a third view failed; the others are kept.
+        As `mend_faces`.
+    TilesFailedError
+        If a third view failed; the others are kept.
     """
     function = planned_function(folder, stage.plan)
     staging = staging_of(folder, stage, function)

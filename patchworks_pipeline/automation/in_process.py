@@ -39,6 +39,9 @@ class JobError:
     stopped: str | None = None
     """Why tiles were not tried: too many others had failed."""
 
+    error_type: str = ""
+    """Name of the class of what a step raised."""
+
 
 @dataclass(frozen=True, slots=True)
 class InProcess:
@@ -167,8 +170,8 @@ def _error_of(result: dg.ExecuteInProcessResult) -> JobError:
     if (of_system := _ERRNO.match(text)) or name == StorageError.__name__:
         words = text[of_system.end() :] if of_system else text
         words = words[:1].lower() + words[1:]
-        return JobError(f"{failures[0].step_key} failed: {with_way_out(words)}")
-    return JobError(f"{name}{separator}{with_way_out(text)}")
+        return JobError(f"{failures[0].step_key} failed: {with_way_out(words)}", error_type=name)
+    return JobError(f"{name}{separator}{with_way_out(text)}", error_type=name)
 
 
 def _pools_of(job: dg.JobDefinition) -> dict[str, str]:

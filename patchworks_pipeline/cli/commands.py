@@ -4,27 +4,22 @@ No command catches the errors of the project by itself. What is an error of the 
 its traceback.
 """
 
-import errno
 import re
 import sys
 from typing import Any
 
 from typer.core import TyperGroup
 
-from patchworks_core.errors import StorageError, TilesFailedError
+from patchworks_core.errors import TilesFailedError
 from patchworks_core.files.locations import CREDENTIALS, is_of_object_store
 from patchworks_core.machine.interrupts import EXIT_CODE_OF_INTERRUPT, ended_by_sigterm
 from patchworks_pipeline.cli.advice import home_of_call
-from patchworks_pipeline.cli.terminal import BAD_INPUT, TILES_FAILED, fail
+from patchworks_pipeline.cli.exit_codes import OTHER_FAILURE, code_of
+from patchworks_pipeline.cli.terminal import fail
 from patchworks_pipeline.image_faults import IMAGE_FAULTS, words_of
-
-OTHER_FAILURE = 1
 
 _PYDANTIC = re.compile(r"^Input should\b")
 """How pydantic begins to say what is allowed."""
-
-_OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENOMEM}
-"""What the operating system says that no other input would mend."""
 
 
 class Commands(TyperGroup):
@@ -41,7 +36,7 @@ class Commands(TyperGroup):
         except BrokenPipeError:  # who read the output has seen enough; click ends it quietly
             raise
         except TilesFailedError as error:
-            fail(_without_traceback(error), TILES_FAILED)
+            fail(_without_traceback(error), code_of(error))
         except IMAGE_FAULTS as error:
             fail(words_of(error), code_of(error))
         except Exception as error:
@@ -64,11 +59,3 @@ def _without_traceback(error: TilesFailedError) -> str:
     """Return which tiles failed and why; a traceback in one line is none."""
     words = str(error).replace(error.traceback, "") if error.traceback else str(error)
     return "\n".join(line.rstrip() for line in words.splitlines() if line.strip())
-
-
-def code_of(error: BaseException) -> int:
-    """Return the exit code of an error of the project, or of the operating system."""
-    is_of_machine = isinstance(error, OSError) and error.errno in _OF_THE_MACHINE
-    # What was done in a worker comes back without the number.
-    is_of_machine |= isinstance(error, StorageError) and error.errno is None
-    return OTHER_FAILURE if is_of_machine else BAD_INPUT

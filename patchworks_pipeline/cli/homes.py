@@ -5,8 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from patchworks_pipeline.cli.exit_codes import BAD_INPUT
 from patchworks_pipeline.cli.options import checked_budget
-from patchworks_pipeline.cli.terminal import BAD_INPUT, fail
+from patchworks_pipeline.cli.terminal import fail
 from patchworks_pipeline.resources.built_in import TileWorkerKind
 
 

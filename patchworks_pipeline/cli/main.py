@@ -12,8 +12,9 @@ from rich.table import Column, Table
 
 from patchworks_core.machine.interrupts import INTERRUPTIONS
 from patchworks_pipeline.cli.advice import command_on, options_of
-from patchworks_pipeline.cli.commands import Commands, code_of
+from patchworks_pipeline.cli.commands import Commands
 from patchworks_pipeline.cli.convert import convert
+from patchworks_pipeline.cli.exit_codes import BAD_INPUT, code_of, meanings
 from patchworks_pipeline.cli.homes import (
     budget_of,
     known_image,
@@ -57,8 +58,6 @@ from patchworks_pipeline.cli.schema import schema
 from patchworks_pipeline.cli.segment import segment
 from patchworks_pipeline.cli.submit import stage_range, submit
 from patchworks_pipeline.cli.terminal import (
-    BAD_INPUT,
-    TILES_FAILED,
     console,
     errors,
     fail,
@@ -74,6 +73,7 @@ app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    epilog=meanings(),
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -217,9 +217,7 @@ def _run_one(
             say_json({"source": url, "error": words_of(error)})
         say_error(words_of(error))
         return code_of(error)
-    if result.failures:
-        return TILES_FAILED
-    return 0 if result.is_complete else 1
+    return int(result.exit_code)
 
 
 def _kept(folder: Any) -> str:
@@ -333,7 +331,7 @@ def merge(
             instance, folder, options, allow_missing=allow_missing_tiles, overwrite=overwrite
         )
     _say(result, home)
-    raise typer.Exit(0 if result.is_complete else 1)
+    raise typer.Exit(result.exit_code)
 
 
 @app.command()
@@ -366,7 +364,7 @@ def mend(
     ):
         result = mend_again(instance, folder, chosen, budget=budget, overwrite=overwrite)
     _say(result, home)
-    raise typer.Exit(0 if result.is_complete else 1)
+    raise typer.Exit(result.exit_code)
 
 
 @app.command("next")

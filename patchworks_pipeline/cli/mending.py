@@ -6,8 +6,9 @@ from typing import Any
 import dagster as dg
 
 from patchworks_pipeline.assets.mending import MendConfig, left_to_mend
+from patchworks_pipeline.cli.image_runs import ImageRun
 from patchworks_pipeline.cli.results import is_merged
-from patchworks_pipeline.cli.runs import ImageRun, merge_again, segmentation_of_home
+from patchworks_pipeline.cli.runs import merge_again, segmentation_of_home
 from patchworks_pipeline.cli.terminal import say_step
 from patchworks_pipeline.records import ImageFolder
 

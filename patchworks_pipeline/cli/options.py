@@ -16,7 +16,8 @@ import typer
 
 from patchworks_core.machine.workers import WorkerKind
 from patchworks_pipeline.cli.advice import BUDGET_OPTIONS, home_of_call
-from patchworks_pipeline.cli.terminal import BAD_INPUT, fail
+from patchworks_pipeline.cli.exit_codes import BAD_INPUT
+from patchworks_pipeline.cli.terminal import fail
 from patchworks_pipeline.instance.home import DEFAULT_HOME
 from patchworks_pipeline.resources import built_in
 

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from patchworks_core.machine.budget import human_bytes
+from patchworks_pipeline.cli.exit_codes import BAD_INPUT
 from patchworks_pipeline.cli.homes import segmentations_of
 from patchworks_pipeline.cli.options import (
     HOME,
@@ -29,7 +30,7 @@ from patchworks_pipeline.cli.options import (
     TileShape,
     choices_of,
 )
-from patchworks_pipeline.cli.terminal import BAD_INPUT, console, fail, say, say_json
+from patchworks_pipeline.cli.terminal import console, fail, say, say_json
 
 if TYPE_CHECKING:
     from patchworks_core.api.cost import Cost, Prices

@@ -7,7 +7,7 @@ redoes what is missing and nothing more.
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from patchworks_pipeline.automation.events import RANGE_END, RANGE_START
 from patchworks_pipeline.automation.in_process import InProcess, JobError
 from patchworks_pipeline.automation.jobs import MERGED, PLANNED
 from patchworks_pipeline.cli.advice import command_on, planned_anew
+from patchworks_pipeline.cli.image_runs import ImageRun
 from patchworks_pipeline.cli.results import (
     is_merged,
     is_planned,
@@ -50,30 +51,6 @@ from patchworks_pipeline.resources.pools import DeployedCompute
 from patchworks_pipeline.resources.resources import LabelStore, SegmentationDefaults
 from patchworks_pipeline.resources.several import Several
 from patchworks_pipeline.tables import csv_path, was_changed
-from patchworks_pipeline.tile_failures import TileFailure
-
-
-@dataclass(frozen=True, slots=True)
-class ImageRun:
-    """What came of running one image."""
-
-    folder: ImageFolder
-    steps: tuple[str, ...]
-    """Jobs that ran; empty where nothing was missing."""
-
-    failures: tuple[TileFailure, ...]
-    """Tiles that failed."""
-
-    error: str | None
-    """Why a job failed other than by tiles."""
-
-    stopped: str | None = None
-    """Why tiles were not tried: too many others had failed."""
-
-    @property
-    def is_complete(self) -> bool:
-        """True where the image has its merged labels."""
-        return not self.failures and self.error is None
 
 
 @contextmanager
@@ -294,7 +271,7 @@ def _plan_missing(
         partition_key=folder.key,
         assets=_planning(lineage),
     )
-    return ImageRun(folder, ("plan_image",), (), error.message if error else None)
+    return ImageRun.of_job(folder, ["plan_image"], error)
 
 
 def _run_missing(
@@ -306,7 +283,7 @@ def _run_missing(
 ) -> ImageRun:
     is_changed = folder.has_changed_objects
     if is_changed and (why := why_table_is_kept(folder, overwrite)):
-        return ImageRun(folder, (), (), why)
+        return ImageRun.left(folder, why)
     lineage = Lineage((), folder.segmentation)
     resources = {"budget": {"config": dict(budget)}}
     planned = _plan_missing(instance, folder, plan, budget)
@@ -334,8 +311,8 @@ def _run_missing(
             ops={lineage.name("staged_labels"): {"config": {"skip_staged": True}}},
         )
         if error:
-            failures = tuple(folder.failures()) if error.is_of_tiles else ()
-            return ImageRun(folder, tuple(steps), failures, error.message, error.stopped)
+            failures = folder.failures() if error.is_of_tiles else []
+            return ImageRun.of_job(folder, steps, error, failures)
     merge = segmentation_of_home(folder).merge_options(folder.acquisition(), plan, {})
     is_outdated = is_changed or not is_merged(folder, plan, merge)
     fault = None if is_outdated else why_not_as_written(folder, plan)
@@ -345,8 +322,10 @@ def _run_missing(
         job, name = lineage.name("merge_image"), lineage.name("merged_labels")
         ops = {name: {"config": {"overwrite": True}}} if overwrite else {}
         error = _run(instance, job, folder.key, resources, partition_key=folder.key, ops=ops)
-        fault = error.message if error else None
-    return ImageRun(folder, tuple(steps), (), fault)
+        return ImageRun.of_job(folder, steps, error)
+    if fault is not None:
+        return ImageRun.left(folder, fault, steps)
+    return ImageRun(folder, tuple(steps), (), None)
 
 
 def _warn_of_limits(budget: ComputeBudget, function: Segmentation) -> None:
@@ -436,7 +415,7 @@ def _merge(
 ) -> ImageRun:
     allow_missing = pairing["allow_missing_tiles"]
     if folder.has_changed_objects and (why := why_table_is_kept(folder, overwrite)):
-        return ImageRun(folder, (), (), why)
+        return ImageRun.left(folder, why)
     plan = folder.plan()
     stage = folder.stage(plan)
     before = folder.acquisition()
@@ -473,7 +452,7 @@ def _merge(
         },
         assets=[lineage.key(name) for name in names],
     )
-    return ImageRun(folder, ("merge_image",), (), error.message if error else None)
+    return ImageRun.of_job(folder, ["merge_image"], error)
 
 
 def _run(

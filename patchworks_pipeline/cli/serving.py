@@ -13,13 +13,16 @@ import psutil
 
 from patchworks_core.errors import PlanError
 from patchworks_pipeline.automation.alerts import ADDRESS_VARIABLE
-from patchworks_pipeline.cli.terminal import errors, say
+from patchworks_pipeline.cli.exit_codes import OTHER_FAILURE
+from patchworks_pipeline.cli.terminal import errors, say, say_error
 from patchworks_pipeline.image_faults import words_of
 from patchworks_pipeline.instance.home import home_environment, prepare_home
 from patchworks_pipeline.instance.run_processes import open_instance
 from patchworks_pipeline.resources.resources import AUTOMATION_VARIABLE, Automation
 
 MODULE = "patchworks_pipeline.definitions"
+
+NAMES = ("webserver", "daemon")
 
 SECONDS_TO_STOP = 10
 """Given to processes to end when they are told to."""
@@ -42,7 +45,7 @@ def serve(home: Path, *, host: str, port: int, automation: bool = True) -> int:
     Returns
     -------
     int
-        Exit code: 0 after an interrupt, else that of the process that ended.
+        Exit code: 0 after an interrupt, 1 where one of the two ended by itself.
     """
     environment = {**os.environ, **home_environment(prepare_home(home))}
     if not automation:
@@ -69,7 +72,10 @@ def serve(home: Path, *, host: str, port: int, automation: bool = True) -> int:
             processes.append(subprocess.Popen(command, env=environment))
         while all(process.poll() is None for process in processes):
             time.sleep(0.5)
-        return next(p.returncode for p in processes if p.returncode is not None)
+        ended = next(process for process in processes if process.returncode is not None)
+        name = NAMES[processes.index(ended)]
+        say_error(f"the {name} has ended, with exit code {ended.returncode}: what it said is above")
+        return OTHER_FAILURE
     except KeyboardInterrupt:
         return 0
     finally:
@@ -115,6 +121,8 @@ def _stop(processes: list[subprocess.Popen[bytes]]) -> None:
     _, left = psutil.wait_procs([*running, *left], SECONDS_TO_STOP)
     for process in left:
         process.kill()
+    for started in processes:
+        started.poll()  # so that it counts as ended
 
 
 def _interrupt(signum: int, frame: object) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from patchworks_pipeline.cli.advice import command_on, options_of
-from patchworks_pipeline.cli.commands import OTHER_FAILURE
+from patchworks_pipeline.cli.exit_codes import BAD_INPUT, TILES_FAILED
 from patchworks_pipeline.cli.homes import budget_of, segmentations_of
 from patchworks_pipeline.cli.options import (
     HOME,
@@ -33,13 +33,7 @@ from patchworks_pipeline.cli.options import (
     WorkerMemory,
     choices_of,
 )
-from patchworks_pipeline.cli.terminal import (
-    BAD_INPUT,
-    TILES_FAILED,
-    fail,
-    say,
-    say_error,
-)
+from patchworks_pipeline.cli.terminal import fail, say, say_error
 
 Directive = list[str] | None
 
@@ -112,6 +106,7 @@ def _submit(
     overwrite: bool,
 ) -> None:
     """Plan an image and write its jobs."""
+    from patchworks_pipeline.assets.merging import ANOTHER
     from patchworks_pipeline.cli.results import why_table_is_kept
     from patchworks_pipeline.cli.runs import choose_image, open_home, plan_image
     from patchworks_pipeline.cli.submitting import Directives, write_scripts
@@ -130,13 +125,14 @@ def _submit(
             overwrite=overwrite,
             say=say,
         )
+        # What the merge would refuse is refused here, not when all tiles are staged.
         is_kept = not overwrite and folder.has_changed_objects
         if is_kept and (why := why_table_is_kept(folder, overwrite)):
-            fail(why, OTHER_FAILURE)  # here, not when all tiles are staged
+            fail(why, BAD_INPUT)
+        folder.labels(plan).check_replaceable(another=ANOTHER, overwrite=overwrite)
         planned = plan_image(instance, folder, plan, budget=deployed)
         if planned.error:
-            say_error(planned.error)
-            raise typer.Exit(OTHER_FAILURE)
+            fail(planned.error, planned.exit_code)
         missing = folder.stage(plan).missing_blocks()
         script = write_scripts(
             folder,

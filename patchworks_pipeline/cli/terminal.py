@@ -1,4 +1,4 @@
-"""What the command line prints, where, and with which exit code."""
+"""What the command line prints, and where."""
 
 import json
 import re
@@ -38,9 +38,6 @@ _MATERIALIZE = re.compile(r"materialize [a-z_]+(?: of both)? (?:first|again)")
 
 console = Console()
 errors = Console(stderr=True)
-
-BAD_INPUT, TILES_FAILED = 2, 3
-"""Exit codes; 1 is any other failure."""
 
 
 def in_options(text: str) -> str:

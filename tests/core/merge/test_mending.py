@@ -17,6 +17,7 @@ from patchworks_core import (
     plan_tiles,
     stage_tile,
 )
+from patchworks_core.errors import TilesFailedError
 from patchworks_core.files.storage import as_path
 from patchworks_core.images.image import open_image
 from patchworks_core.machine.pools import Pool
@@ -215,7 +216,8 @@ def test_a_view_that_fails_is_named_and_the_others_are_kept(stage):
     result = mend(stage, fails_at_the_second, Mending(3, 1.0))
     (face,) = result.failures
     assert (result.n_views, face) == (2, result.faces[1])
-    with pytest.raises(StageError, match=rf"1 of 3 third views failed.*{face[:8]}.*no memory"):
+    words = rf"1 of 3 third views failed.*{face[:8]}.*no memory"
+    with pytest.raises(TilesFailedError, match=words):
         result.check()
     assert mend(stage, which=Mending(3, 1.0)).n_views == 1
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from patchworks_pipeline.automation.jobs import repair_run
+from patchworks_pipeline.cli.exit_codes import TILES_FAILED
 from patchworks_pipeline.cli.runs import open_home
-from patchworks_pipeline.cli.terminal import TILES_FAILED
 from patchworks_pipeline.instance.home import prepare_home
 from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.records import ImageFolder

@@ -11,8 +11,9 @@ from typer.main import get_command
 from patchworks_core.errors import StageError
 from patchworks_pipeline.automation.in_process import _error_of
 from patchworks_pipeline.cli.advice import OF_A_HOME, as_typed, home_of_call, options_of
+from patchworks_pipeline.cli.image_runs import ImageRun
 from patchworks_pipeline.cli.main import _say, app
-from patchworks_pipeline.cli.runs import ImageRun, merge_again
+from patchworks_pipeline.cli.runs import merge_again
 from patchworks_pipeline.cli.status import state_of
 from patchworks_pipeline.landing.arrivals import Quarantine
 from patchworks_pipeline.resources.resources import LabelStore

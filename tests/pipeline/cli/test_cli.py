@@ -476,7 +476,7 @@ def test_labels_corrected_by_hand_are_merged_over_only_with_overwrite(
     labels = zarr.open_array(str(path), mode="r+")
     labels[0, 0] = 77
     code, printed = patchworks("merge", "tissue", "--merge", "none")
-    assert code == 1
+    assert code == 2
     assert "changed since patchworks wrote it" in printed
     assert "--overwrite" in printed
     assert labels[0, 0] == 77
@@ -492,7 +492,7 @@ def test_a_run_of_a_finished_image_whose_results_are_damaged_is_no_success(
     whole = table.read_bytes()
     table.write_bytes(whole.replace(b"1", b"7", 1))
     code, printed = patchworks("run", tissue_path)
-    assert code == 1
+    assert code == 2
     assert f"{table} is not what objects.parquet beside it says" in printed
     table.write_bytes(whole)
     folder = LabelStore().folder("tissue").container / "labels" / "labels"
@@ -501,7 +501,7 @@ def test_a_run_of_a_finished_image_whose_results_are_damaged_is_no_success(
     content[-9] ^= 1
     chunk.write_bytes(content)
     code, printed = patchworks("run", tissue_path)
-    assert code == 1
+    assert code == 2
     assert f"{folder} is complete, but it was changed since patchworks wrote it" in printed
     assert "'patchworks merge tissue --overwrite' makes it again" in printed
     assert chunk.read_bytes() == content, "it may be a correction"

@@ -85,7 +85,7 @@ def test_a_corrected_table_is_not_lost_to_a_merge(home, image_path):
     before = files_under(folder.path)
     for command in (("merge", "tissue"), ("run", image_path, "--merge", "none")):
         code, printed = patchworks(*command)
-        assert code == 1
+        assert code == 2
         assert f"{table} is not what objects.parquet beside it says" in printed
         assert "'patchworks merge tissue --overwrite' keeps it under another name" in printed
         assert table.read_bytes() == corrected

@@ -8,7 +8,9 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+import zarr
 
 from patchworks_pipeline.cli.submitting import _Record
 from patchworks_pipeline.records import ImageFolder
@@ -226,5 +228,22 @@ def test_jobs_are_not_written_where_their_merge_would_replace_a_corrected_table(
     submitted(image, home)
     monkeypatch.setattr(ImageFolder, "has_changed_objects", True)
     code, words = call_command_line("submit", image, "--home", home)
-    assert (code, "is not what objects.parquet beside it says" in words) == (1, True)
+    assert (code, "is not what objects.parquet beside it says" in words) == (2, True)
     assert submitted(image, home, "--overwrite")
+
+
+@pytest.mark.parametrize("options", [(), ("--overlap", 4)])
+def test_jobs_are_not_written_where_their_merge_would_refuse_corrected_labels(home, image, options):
+    submitted(image, home)
+    folder = folder_of(home)
+    labels = folder.labels(folder.plan()).path  # as if somebody had put some there
+    zarr.save(str(labels / "0"), np.ones((4, 4), np.int32))
+    content, stage = files_under(labels), files_under(folder.path / "stage.zarr")
+    code, words = call_command_line("submit", image, *options, "--home", home)
+    assert code == 2
+    assert f"{labels} is" in words
+    assert "or pass --overwrite" in words
+    assert files_under(folder.path / "stage.zarr") == stage, "nothing is planned anew"
+    merge = (submitted(image, home, *options, "--overwrite") / "merge.sh").read_text()
+    assert "--overwrite" in merge
+    assert files_under(labels) == content
