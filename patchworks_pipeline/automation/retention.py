@@ -1,7 +1,8 @@
 """Retention: tile partitions and stages of finished images go, so that what is kept is bounded.
 
-1. More tile partitions than `Retention.max_live_keys`: those of the images that were finished
-   first are removed, with what was logged of them. Their stages stay.
+1. More tile partitions of a segmentation than `Retention.max_live_keys`: those of the images that
+   were finished first are removed, with what was logged of them. Their stages stay. Segmentations
+   have an asset and a partition set each, and what Dagster advises is of one asset.
 2. Finished longer ago than `Retention.days`: the stage is removed too.
 
 Labels, tables, records and the image's own partition are never touched. An image with failed or
@@ -51,8 +52,9 @@ class Retention(Deployed):
     max_live_keys: int = setting(
         50_000,
         ge=1,
-        description="Tile partitions of all images; above, those of the images that were finished "
-        f"first are removed. Dagster advises {DAGSTERS_ADVICE:,} at most.",
+        description="Tile partitions of all images, of each segmentation; above, those of the "
+        "images that were finished first are removed. Dagster advises "
+        f"{DAGSTERS_ADVICE:,} at most of one asset.",
     )
     days: float = setting(
         30.0, ge=0, description="Stages go of images whose labels were merged longer ago."
@@ -268,9 +270,10 @@ def over_budget(
     named = ", ".join(
         f"{image} ({len(live[image])}, {why_not.get(image, 'just finished')})" for image in largest
     )
+    of = f" of segmentation {lineage.segmentation!r}" if lineage.segmentation else ""
     cause = (
-        f"{n_live} tile partitions are live, more than retention.max_live_keys={max_live_keys}, "
-        "and no image may be retired\n"
+        f"{n_live} tile partitions{of} are live, more than "
+        f"retention.max_live_keys={max_live_keys}, and no image may be retired\n"
         f"images: {images_by_reason}; the largest: {named}. Repair or merge them, or raise the "
         f"limit; the UI slows down, and Dagster advises {DAGSTERS_ADVICE} at most"
     )

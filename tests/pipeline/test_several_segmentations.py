@@ -13,9 +13,11 @@ import zarr
 
 from patchworks_core import PlanError, label_relations, open_image
 from patchworks_core.tiles.regions import Region
+from patchworks_pipeline.automation.retention import Retention, over_budget
+from patchworks_pipeline.cli.exit_codes import TILES_FAILED
 from patchworks_pipeline.cli.status import left_over
-from patchworks_pipeline.cli.terminal import TILES_FAILED
 from patchworks_pipeline.definitions import definitions, deployed
+from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.records import Acquisition
 from patchworks_pipeline.resources.resources import AcquisitionSource, LabelStore
 from patchworks_pipeline.resources.several import Several
@@ -238,6 +240,20 @@ def test_the_status_says_what_is_left_of_segmentations_that_are_no_blocks_any_mo
     assert "stays in 1 image, the first 'a', with 2 tile partitions ('cells/tiles')" in text
     (text,) = said("nuclei", "cells")
     assert "what was made of the one before, without a name, stays in 1 image" in text
+
+
+def test_each_segmentation_has_the_budget_of_tile_partitions_for_itself(daemon, instance):
+    daemon.resources["retention"] = Retention(max_live_keys=4)
+    for name, n in (("nuclei", 4), ("cells", 5)):
+        keys = [f"a/x{i:03}" for i in range(n)]
+        instance.add_dynamic_partitions(f"{name}/tiles", keys)
+    sensors = {sensor.name: sensor for sensor in daemon.location.sensors or ()}
+    within = daemon.evaluate(sensors["nuclei__retention_sensor"])
+    assert within.run_requests in (None, [])
+    assert "4 tile partitions of at most 4" in str(within.skip_reason)
+    assert len(daemon.evaluate(sensors["cells__retention_sensor"]).run_requests or []) == 1
+    alert = over_budget(Lineage((), "cells"), {"a": ["a/x000"] * 5}, {"a": "not merged"}, 4)
+    assert "5 tile partitions of segmentation 'cells' are live" in alert.cause
 
 
 def test_the_source_of_acquisitions_is_shared(home):
