@@ -50,6 +50,9 @@ IDS_ARE_SEQUENTIAL = "ids_are_sequential"
 SEAMS_AGREE = "seams_agree"
 
 ANOTHER = STORE_ROOT
+
+N_THIRD_VIEWS = "n_third_views"
+"""Field of the provenance, where labels heard some; a figure of labels and report."""
 """What to name another of, where labels are not to be replaced."""
 
 FRESHNESS = dg.FreshnessPolicy.time_window(
@@ -301,6 +304,8 @@ def merged_labels(
     outlines = outlines_of(
         stage, folder.edges(stage), options, allow_missing=folder.allows_missing(stage)
     )
+    n_views = len(views_for(stage, options))
+    mended = {N_THIRD_VIEWS: n_views} if n_views else {}
     done: list[str] = []
 
     def count(key: str) -> None:
@@ -320,6 +325,7 @@ def merged_labels(
             provenance={
                 **provenance_of(plan, options, lut, pilot=folder.acquisition().pilot),
                 "stage": content,
+                **mended,
             },
             pool=pool,
             on_block=count,
@@ -334,6 +340,7 @@ def merged_labels(
             **file_of(folder),
             "labels": dg.MetadataValue.path(str(target.path)),
             **_figures(stage, lut, written, seconds),
+            **mended,
             **seam_figures(seams),
             **_jump_figures(stage, lut, target, options),
             "seams": dg.MetadataValue.json(seams.to_dict()),

@@ -262,6 +262,7 @@ def _say(result: Any, home: Path, budget: Mapping[str, Any] | None = None) -> No
         say_error(result.error)
         return
     summary = folder.summary()
+    n = summary.get("n_third_views", 0)
     done = ", ".join(result.steps) or "nothing was missing"
     lines = [
         f"{folder.title}: {summary['n_objects']} objects, "
@@ -269,6 +270,7 @@ def _say(result: Any, home: Path, budget: Mapping[str, Any] | None = None) -> No
         f"  labels   {folder.labels(folder.plan()).path}",
         f"  overlay  {folder.report / 'overlay.png'}",
         f"  table    {folder.path / 'objects.csv'}",
+        *([f"  mended   by {n} third view{'' if n == 1 else 's'}"] if n else []),
         *(f"  seams    {problem}" for problem in summary.get("seam_problems", [])),
     ]
     say("\n".join(lines))

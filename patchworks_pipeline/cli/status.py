@@ -14,6 +14,7 @@ from patchworks_core.errors import StageError
 from patchworks_core.stage.plan import Plan
 from patchworks_pipeline.cli.advice import command_on
 from patchworks_pipeline.cli.runs import location
+from patchworks_pipeline.cli.third_views import NONE, views_of, words_of_views
 from patchworks_pipeline.image_faults import IMAGE_FAULTS, ImageFaults, words_of
 from patchworks_pipeline.instance.home import SETTINGS
 from patchworks_pipeline.landing.arrivals import Quarantine
@@ -31,7 +32,10 @@ from patchworks_pipeline.resources.resources import (
 from patchworks_pipeline.resources.settings import Deployed
 from patchworks_pipeline.tile_failures import TileFailure
 
-UNKNOWN = dict.fromkeys(("file", "tiles", "staged", "failed", "missing", "objects", "labels"))
+UNKNOWN = {
+    **dict.fromkeys(("file", "tiles", "staged", "failed", "missing", "objects", "labels")),
+    **NONE,
+}
 """Of an image of which nothing can be read."""
 
 
@@ -59,6 +63,9 @@ class State:
 
     failed: list[str] = field(default_factory=list)
     """Why most of the failed tiles of an image failed, where nobody asked for it alone."""
+
+    mended: list[str] = field(default_factory=list)
+    """What third views images have, and what their labels heard of them."""
 
     refused: list[str] = field(default_factory=list)
     without_row: set[str] = field(default_factory=set)
@@ -98,12 +105,12 @@ class State:
         return table
 
     def labels(self) -> list[str]:
-        """Return where the labels are, in words."""
+        """Return where the labels are, in words, and which were mended."""
         return [
             f"{title}: labels {row['labels']}"
             for title, row in zip(self.titles, self.images, strict=True)
             if row["labels"]
-        ]
+        ] + self.mended
 
 
 def state_of(
@@ -127,6 +134,7 @@ def state_of(
         row, folder = UNKNOWN, store.folder(key, name)
         with faults.about(folder.title):
             row = status_of(folder)
+            state.mended += filter(None, [words_of_views(folder, row)])
             failures = folder.failures()
             for failure in failures:
                 if not of_home or failure.is_unreadable:
@@ -196,6 +204,7 @@ def status_of(folder: ImageFolder) -> dict[str, Any]:
         "missing": len(missing) - len(failed),
         "objects": None if provenance is None else provenance.get("n_objects"),
         "labels": None if provenance is None else str(labels),
+        **views_of(folder, plan, provenance),
     }
 
 

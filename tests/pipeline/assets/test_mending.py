@@ -9,8 +9,11 @@ import pytest
 from patchworks_core.errors import PlanError
 from patchworks_core.files.storage import open_array
 from patchworks_core.stage.staging import Staging
+from patchworks_core.stage.third_views import TileMarks
 from patchworks_pipeline.cli.mending import mend_again
 from patchworks_pipeline.cli.runs import merge_again
+from patchworks_pipeline.cli.status import state_of
+from patchworks_pipeline.cli.third_views import NONE
 from tests.pipeline.conftest import error_of, metadata_of
 from tests.tissue import files_under, tissue, write_tiff
 
@@ -37,6 +40,13 @@ def merge_and_mend(pipeline, folder, **config):
     )
 
 
+def status_of_views(pipeline, folder) -> tuple[list[int | None], list[str]]:
+    """Return what the status of an image has of third views, in figures and in words."""
+    state = state_of(pipeline.instance, [folder.key], [""], of_home=False)
+    (row,) = state.images
+    return [row[name] for name in NONE], state.mended
+
+
 def test_a_merge_that_mends_says_what_it_did_and_does_it_once(pipeline, folder):
     before = labels_of(folder)
     result = merge_and_mend(pipeline, folder, faces=3, min_agreement=1)
@@ -46,6 +56,8 @@ def test_a_merge_that_mends_says_what_it_did_and_does_it_once(pipeline, folder):
     assert len(said["faces_mended"].split(", ")) == 3
     after = labels_of(folder)
     assert (before != after).any()
+    words = "tissue: mended: 3 third views staged, 3 in the labels"
+    assert status_of_views(pipeline, folder) == ([3, 0, 3], [words])
     again = merge_and_mend(pipeline, folder, faces=3, min_agreement=1)
     assert metadata_of(again, "boundary_pairs")["n_third_views_staged"] == 0
     assert metadata_of(again, "merged_labels")["n_tiles_written"] == 0
@@ -69,6 +81,25 @@ def test_a_third_view_that_fails_leaves_the_labels_as_they_were(pipeline, folder
 
 
 @pytest.mark.slow
+def test_the_status_says_what_is_mended_and_what_the_labels_heard(pipeline, folder, monkeypatch):
+    assert status_of_views(pipeline, folder) == ([0, 0, 0], [])
+    result = merge_and_mend(pipeline, folder, faces=3, min_agreement=1)
+    assert metadata_of(result, "merged_labels")["n_third_views"] == 3
+    assert status_of_views(pipeline, folder) == (
+        [3, 0, 3],
+        ["tissue: mended: 3 third views staged, 3 in the labels"],
+    )
+    assert "n_third_views" not in metadata_of(pipeline.merge(folder, merge="none"), "merged_labels")
+    (figures, (words,)) = status_of_views(pipeline, folder)
+    assert figures == [3, 0, 0]
+    assert words.endswith("'patchworks merge tissue --merge overlap' takes in the others")
+    monkeypatch.setattr(TileMarks, "of", lambda self, face: "of tiles that were staged again")
+    (figures, (words,)) = status_of_views(pipeline, folder)
+    assert figures == [0, 3, 0]
+    assert "3 of tiles that were staged again, which 'patchworks mend tissue' stages anew" in words
+
+
+@pytest.mark.slow
 def test_the_command_mends_and_has_nothing_left_to_do(pipeline, folder):
     chosen = {"faces": 3, "min_agreement": 1.0}
 
@@ -77,6 +108,7 @@ def test_the_command_mends_and_has_nothing_left_to_do(pipeline, folder):
 
     result = mend()
     assert (result.error, result.steps) == (None, ("merge_image",))
+    assert folder.summary()["n_third_views"] == 3
     after, files = labels_of(folder), files_under(folder.path)
     assert mend().steps == ()
     assert files_under(folder.path) == files
