@@ -304,8 +304,7 @@ def merged_labels(
     outlines = outlines_of(
         stage, folder.edges(stage), options, allow_missing=folder.allows_missing(stage)
     )
-    n_views = len(views_for(stage, options))
-    mended = {N_THIRD_VIEWS: n_views} if n_views else {}
+    mended = _mended_by(stage, options)
     done: list[str] = []
 
     def count(key: str) -> None:
@@ -334,7 +333,6 @@ def merged_labels(
         _check_content(folder.stage(plan), content)
     seconds = time.perf_counter() - start
     seams = seams_of(folder, stage)
-    pictures = _pictures(folder, stage, target)
     return dg.MaterializeResult(
         metadata={
             **file_of(folder),
@@ -344,7 +342,7 @@ def merged_labels(
             **seam_figures(seams),
             **_jump_figures(stage, lut, target, options),
             "seams": dg.MetadataValue.json(seams.to_dict()),
-            **{name: picture(png, name) for name, png in pictures.items()},
+            **{name: picture(png, name) for name, png in _pictures(folder, stage, target).items()},
         },
         check_results=[
             _every_tile_is_merged(stage.missing_blocks(), plan),
@@ -352,6 +350,12 @@ def merged_labels(
             _ids_are_sequential(lut, options),
         ],
     )
+
+
+def _mended_by(stage: Stage, options: MergeOptions) -> dict[str, int]:
+    """Return how many third views labels hear, under its name; nothing where they hear none."""
+    n_views = len(views_for(stage, options))
+    return {N_THIRD_VIEWS: n_views} if n_views else {}
 
 
 def _check_content(stage: Stage, content: str) -> None:

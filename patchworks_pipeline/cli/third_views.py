@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from patchworks_core.errors import StageError
 from patchworks_core.stage.plan import Plan
-from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.third_views import RULE, staged_views
 from patchworks_core.stage.view_files import keys_of_views
 from patchworks_pipeline.assets.merging import N_THIRD_VIEWS
@@ -23,14 +23,15 @@ def views_of(
     Stale are those of tiles that were staged again since: no merge hears them.
     """
     merged = None if provenance is None else provenance.get(N_THIRD_VIEWS, 0)
-    found = {**NONE, "third_views_merged": merged}
-    if not folder.has("stage.zarr/plan.json"):
-        return found
-    stage: Stage = folder.stage(plan)
+    none = {**NONE, "third_views_merged": merged}
+    try:
+        stage = folder.stage(plan)
+    except StageError:  # none, or that of another plan
+        return none
     if not (keys := keys_of_views(stage.blocks_folder)):
-        return found
+        return none
     n_current = len(staged_views(stage))
-    return found | {"third_views": n_current, "third_views_stale": len(keys) - n_current}
+    return none | {"third_views": n_current, "third_views_stale": len(keys) - n_current}
 
 
 def words_of_views(folder: ImageFolder, row: Mapping[str, Any]) -> str | None:

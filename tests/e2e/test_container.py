@@ -63,7 +63,7 @@ def test_a_container_that_was_killed_takes_up_what_landed_and_ends_when_told(ima
         until(lambda: container.state("Running") == "false", seconds=20, what="the end")
         containers.podman("start", container.name)
         table = home / "store" / "nuclei" / "objects.csv"
-        until(table.exists, seconds=240, what="labels")
+        until(table.exists, seconds=600, what="labels")
         assert len(table.read_text().splitlines()) > 10
         assert {path.stat().st_uid for path in home.rglob("*")} == {1000}
         assert container.ended("--time", "60") == "0"

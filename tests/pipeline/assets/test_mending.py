@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from unittest.mock import ANY
+
 import dagster as dg
 import numpy as np
 import pytest
 
-from patchworks_core.errors import PlanError
+from patchworks_core.errors import PlanError, StageError
 from patchworks_core.files.storage import open_array
 from patchworks_core.stage.staging import Staging
 from patchworks_core.stage.third_views import TileMarks
@@ -47,7 +49,11 @@ def status_of_views(pipeline, folder) -> tuple[list[int | None], list[str]]:
     return [row[name] for name in NONE], state.mended
 
 
-def test_a_merge_that_mends_says_what_it_did_and_does_it_once(pipeline, folder):
+def stage_of_another_plan(folder, plan):
+    raise StageError("it was made by another plan")
+
+
+def test_a_merge_that_mends_says_what_it_did_and_does_it_once(pipeline, folder, monkeypatch):
     before = labels_of(folder)
     result = merge_and_mend(pipeline, folder, faces=3, min_agreement=1)
     said = metadata_of(result, "boundary_pairs")
@@ -58,6 +64,9 @@ def test_a_merge_that_mends_says_what_it_did_and_does_it_once(pipeline, folder):
     assert (before != after).any()
     words = "tissue: mended: 3 third views staged, 3 in the labels"
     assert status_of_views(pipeline, folder) == ([3, 0, 3], [words])
+    with monkeypatch.context() as patch:
+        patch.setattr(type(folder), "stage", stage_of_another_plan)
+        assert status_of_views(pipeline, folder) == ([0, 0, 3], ANY)
     again = merge_and_mend(pipeline, folder, faces=3, min_agreement=1)
     assert metadata_of(again, "boundary_pairs")["n_third_views_staged"] == 0
     assert metadata_of(again, "merged_labels")["n_tiles_written"] == 0
