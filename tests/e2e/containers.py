@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,11 @@ DOCKERFILE = CHECKOUT / "deploy" / "Dockerfile"
 
 STORAGE = Path("/var/tmp/patchworks-containers")
 """Images take 2 GB, which a folder in memory has not; the base image stays there for the next."""
+
+PODMAN = (
+    *("podman", "--root", f"{STORAGE}/images", "--runroot", f"{STORAGE}/run"),
+    *("--runtime", "runc", "--cgroup-manager", "cgroupfs", "--events-backend", "none"),
+)
 
 SUITE = "bookworm"
 
@@ -54,11 +60,7 @@ def podman(*arguments: str | Path, check: bool = True) -> str:
 
     Where it may fail (`check` false), its errors are among that.
     """
-    folders = ("--root", STORAGE / "images", "--runroot", STORAGE / "run")
-    options = ("--runtime", "runc", "--cgroup-manager", "cgroupfs", "--events-backend", "none")
-    result = subprocess.run(
-        ["podman", *map(str, (*folders, *options, *arguments))], capture_output=True, text=True
-    )
+    result = subprocess.run([*PODMAN, *map(str, arguments)], capture_output=True, text=True)
     assert not check or result.returncode == 0, result.stderr[-4000:]
     return (result.stdout if check else result.stdout + result.stderr).strip()
 
@@ -109,15 +111,40 @@ def pip_of_this_machine(folder: Path) -> list[str]:
     return [option for volume in volumes for option in ("--volume", volume)]
 
 
-def build(tag: str, folder: Path) -> None:
-    """Build the Dockerfile as it stands."""
-    base_image(folder)
-    podman(
-        *("build", "--isolation", "chroot", "--network", "host", "--pull=never", "--layers=false"),
-        *("--format", "docker"),  # the other one has no health check
-        *pip_of_this_machine(folder),
-        *("--file", DOCKERFILE, "--tag", tag, CHECKOUT),
+def recipe() -> list[str]:
+    """Return what the documentation has to type, line by line."""
+    page = (CHECKOUT / "docs" / "deploy.md").read_text()
+    (section,) = re.findall(r"^## A container\n(.*?)^## ", page, re.MULTILINE | re.DOTALL)
+    (block,) = re.findall(r"```console\n(.*?)```", section, re.DOTALL)
+    return list(block.splitlines())
+
+
+def typed(line: str, folder: Path, *options: str) -> str:
+    """Type a line of the recipe, with podman for docker and a folder for `/srv`.
+
+    Parameters
+    ----------
+    line : str
+    folder : Path
+    options : str
+        Of its command, in this place alone.
+    """
+    of_command = {
+        "build": (
+            *("--isolation", "chroot", "--network", "host", "--pull=never", "--layers=false"),
+            *("--format", "docker"),  # the other one has no health check
+        ),
+        "run": ("--network", "none", *limited()),
+    }
+    word = line.split()[1]
+    more = shlex.join([*of_command.get(word, ()), *options])
+    program = shlex.join([*PODMAN])
+    line = line.replace("/srv/", f"{folder}/").replace(f"docker {word}", f"{program} {word} {more}")
+    result = subprocess.run(
+        ["bash", "-c", line], cwd=CHECKOUT, capture_output=True, text=True, check=False
     )
+    assert result.returncode == 0, result.stderr[-4000:]
+    return result.stdout.strip()
 
 
 def limited() -> list[str]:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.e2e import containers
 from tests.e2e.conftest import until
+from tests.tissue import tissue, write_tiff
 
 pytestmark = [
     pytest.mark.slow,
@@ -20,7 +21,7 @@ pytestmark = [
     pytest.mark.timeout(1800),
 ]
 
-TAG = "localhost/patchworks:test"
+TAG = "localhost/patchworks"
 
 SETTINGS = """\
 source: {settle_seconds: 2}
@@ -32,7 +33,9 @@ segmentation: {function: watershed, tile_shape: [32], overlap: [8]}
 def image(tmp_path_factory) -> Iterator[str]:
     """The image of the Dockerfile."""
     folder = tmp_path_factory.mktemp("container")
-    containers.build(TAG, folder)
+    containers.base_image(folder)
+    (build,) = [line for line in containers.recipe() if line.startswith("docker build")]
+    containers.typed(build, folder, *containers.pip_of_this_machine(folder))
     yield TAG
     containers.podman("rmi", "--force", TAG, check=False)
 
@@ -69,7 +72,26 @@ def test_a_container_that_was_killed_takes_up_what_landed_and_ends_when_told(ima
         assert container.ended("--time", "60") == "0"
 
 
-def test_commands_of_the_documentation_run_as_another_user(image, home):
+def test_the_recipe_of_the_documentation_runs(image, tmp_path):
+    make_folder, serve, *commands = containers.recipe()[1:]
+    (tmp_path / "images").mkdir()
+    write_tiff(tmp_path / "images" / "nuclei.tif", tissue())
+    containers.typed(make_folder, tmp_path)
+    containers.podman("rm", "--force", "--ignore", "patchworks")
+    try:
+        containers.typed(serve, tmp_path)
+        until(
+            containers.Container("patchworks").is_healthy, seconds=120, what="a healthy container"
+        )
+        said = [containers.typed(command, tmp_path) for command in commands]
+    finally:
+        containers.podman("rm", "--force", "--time", "30", "patchworks", check=False)
+    assert [command.split()[1] for command in commands] == ["exec", "run"]
+    assert "staged" in said[0]
+    assert "core" in said[1]
+
+
+def test_a_command_runs_as_another_user(image, home):
     os.chown(home, 1234, 1234)
     options = ("--user", "1234:1234", "--volume", f"{home}:/data")
     said = containers.run_once(
