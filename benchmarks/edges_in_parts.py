@@ -2,16 +2,17 @@
 
     python -m benchmarks.edges_in_parts [--rows 10000000]
 
-The rows are those of `benchmarks/many_joins.py`, whose tiles disagree mildly. "Workers" leave them in
-files, as pairing does where there are many; every other step is one of the driver, in a process of
-its own, whose memory is its peak less what it had before. Prints Markdown rows; `docs/scale.md` has
-them.
+The rows are those of `benchmarks/many_joins.py`, whose tiles disagree mildly. "Workers" leave them
+in files, as pairing does where there are many; every other step is one of the driver, in a process
+of its own, whose memory is its peak less what it had before. Prints Markdown rows; `docs/scale.md`
+has them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import pickle
 import resource
 import subprocess
 import sys
@@ -43,17 +44,26 @@ PER_FILE = 12
 """Images whose rows are in one file."""
 
 
+IMAGE = "image.pickle"
+"""What is known of one image."""
+
+
+def make_image(folder: Path) -> None:
+    """Make the rows of one image, in a process other than those that are measured."""
+    _, views, grid = scene(("tissue", "mild", "½", 100))
+    tiles = staged(views, grid)
+    (folder / IMAGE).write_bytes(pickle.dumps((grid, tiles.edges, tiles.counts)))
+
+
 class Driver:
     """The rows of so many images side by side, and the steps over them."""
 
     def __init__(self, n_rows: int, folder: Path) -> None:
-        _, views, grid = scene(("tissue", "mild", "½", 100))
-        tiles = staged(views, grid)
-        self.one, self.n_tiles = tiles.edges, len(tiles.counts)
-        self.n = -(-n_rows // len(self.one))
+        grid, self.one, counts = pickle.loads((folder / IMAGE).read_bytes())
+        self.n_tiles, self.n = len(counts), -(-n_rows // len(self.one))
         shape = (grid.shape[0] * self.n, *grid.shape[1:])
         self.grid = TileGrid(grid.axes, shape, grid.tile_shape, grid.halo)
-        self.counts = np.tile(tiles.counts, self.n)
+        self.counts = np.tile(counts, self.n)
         self.files, self.record = UPath(folder / "files"), UPath(folder / "pairs.parquet")
 
     def _images(self) -> Iterator[range]:
@@ -122,8 +132,11 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--step", choices=STEPS)
+    parser.add_argument("--step", choices=["image", *STEPS])
     args = parser.parse_args()
+    if args.step == "image":
+        make_image(args.folder)
+        return
     if args.step:
         driver = Driver(args.rows, args.folder)
         before, begun = peak_megabytes(), time.process_time()
@@ -132,10 +145,12 @@ def main() -> None:
         return
     print("| step | processor, s | memory, MB |\n|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="patchworks-edges-") as folder:
+        command = [sys.executable, __file__, "--rows", str(args.rows), "--folder", folder, "--step"]
+        # A process of its own: the peak of those that are measured begins with that of this one.
+        subprocess.run([*command, "image"], check=True)
         for step in STEPS:
-            command = [sys.executable, __file__, "--rows", str(args.rows), "--folder", folder]
-            command += ["--step", step]
-            said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            run = subprocess.run([*command, step], check=True, capture_output=True, text=True)
+            said = run.stdout
             seconds, megabytes = json.loads(said.splitlines()[-1])
             print(f"| {step} | {seconds:.1f} | {megabytes:,.0f} |", flush=True)
 

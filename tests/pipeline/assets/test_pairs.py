@@ -51,7 +51,9 @@ def test_a_table_of_an_earlier_version_is_merged_as_one_part(pipeline, folder):
 def test_a_damaged_part_is_refused_and_paired_again(pipeline, folder):
     path, stage = Path(str(folder.path / PAIRS)), folder.stage()
     content, expected = path.read_bytes(), labels(folder)
-    path.write_bytes(content[:60] + bytes([content[60] ^ 1]) + content[61:])
+    column = pq.ParquetFile(str(path)).metadata.row_group(1).column(1)
+    place = column.data_page_offset + column.total_compressed_size - 9
+    path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
     with pytest.raises(StageError, match="cannot be read .* materialize boundary_pairs again"):
         rows_of(folder.edges(stage))
     assert not folder.has_edges_of(stage, allow_missing=False)
