@@ -27,6 +27,14 @@ IMAGE = np.ones((8, 16), "u1")
 
 
 @pytest.fixture(autouse=True)
+def sigint_is_heard():
+    """A shell that starts the tests in the background has them ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True)
 def nothing_left_open():
     """What a signal left open is closed before another test is blamed for it."""
     yield
