@@ -57,6 +57,9 @@ REREAD = 250
 """Events before the cursor that are read again: with several writers a database may show events
 after later ones, as many as each writes together (see `patchworks_pipeline.instance.tile_log`)."""
 
+READ_AT_ONCE = 1000
+"""Events that the database is asked for in one query."""
+
 
 @dataclass(frozen=True, slots=True)
 class EventCursor:
@@ -94,7 +97,7 @@ def new_partitions(
     while n_new < limit:
         result = instance.fetch_materializations(
             dg.AssetRecordsFilter(asset_key=asset, after_storage_id=start),
-            limit=min(1000, limit + len(earlier)),
+            limit=min(READ_AT_ONCE, limit + len(earlier)),
             cursor=page,
             ascending=True,
         )

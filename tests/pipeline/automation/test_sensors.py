@@ -728,10 +728,11 @@ def test_events_are_read_once_in_pages(instance):
     assert found == keys
 
 
-def test_more_events_than_a_page_of_the_database_are_read_in_one_tick(instance):
-    report(instance, *(f"a/{n}" for n in range(1100)))
+def test_more_events_than_a_page_of_the_database_are_read_in_one_tick(instance, monkeypatch):
+    monkeypatch.setattr(events, "READ_AT_ONCE", 10)
+    report(instance, *(f"a/{n}" for n in range(25)))
     page, cursor = new_partitions(instance, STAGED, EventCursor(), limit=10_000)
-    assert len(page) == 1100
+    assert len(page) == 25
     assert new_partitions(instance, STAGED, cursor, limit=10_000)[0] == []
 
 

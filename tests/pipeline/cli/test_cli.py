@@ -549,10 +549,10 @@ def test_a_merge_by_a_rule_that_there_is_not_changes_nothing(patchworks, home, t
     assert files_under(home / "store" / "tissue") == before
 
 
-@pytest.mark.parametrize("command", ["retry", "merge"])
-def test_an_image_that_is_not_known_is_refused(patchworks, home, tissue_path, command):
+def test_an_image_that_is_not_known_is_refused(patchworks, home, tissue_path):
     assert patchworks("run", tissue_path, *PERFECT)[0] == 0
-    code, printed = patchworks(command, "nothing")
-    assert code == 2
-    assert "no image 'nothing' in" in printed
-    assert "its images are ['tissue']" in printed
+    for command in ("retry", "merge"):
+        code, printed = patchworks(command, "nothing")
+        assert code == 2
+        assert "no image 'nothing' in" in printed
+        assert "its images are ['tissue']" in printed
