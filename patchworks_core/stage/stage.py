@@ -17,7 +17,6 @@ is staged again in it is staged in files.
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -57,6 +56,7 @@ from patchworks_core.stage.block_files import (
 )
 from patchworks_core.stage.block_labels import labels_in, local_labels
 from patchworks_core.stage.block_listing import SUFFIX, BlockListing
+from patchworks_core.stage.content import content_of_stage
 from patchworks_core.stage.first_layout import FirstLayout
 from patchworks_core.stage.label_runs import LabelRuns
 from patchworks_core.stage.object_sums import ObjectSums
@@ -67,7 +67,7 @@ from patchworks_core.stage.stage_folder import (
     check_stage_only,
     read_generation,
 )
-from patchworks_core.stage.view_files import content_of_views, read_pixels
+from patchworks_core.stage.view_files import read_pixels
 from patchworks_core.tiles.grid import TileBlock, TileGrid
 
 Array = npt.NDArray[Any]
@@ -291,12 +291,8 @@ class Stage:
                 yield self.grid.tile_slices(index), summary
 
     def content(self) -> str:
-        """Return a digest of all staged labels; it changes when any is staged otherwise."""
-        content = hashlib.blake2b(self._fingerprint.encode(), digest_size=16)
-        content.update(np.ascontiguousarray(self.counts()).data)
-        content.update(np.ascontiguousarray(self.digests()).data)
-        content.update(content_of_views(self.blocks_folder))
-        return content.hexdigest()
+        """Return a digest of all that is staged; it changes when any is staged otherwise."""
+        return content_of_stage(self)
 
     def settled_counts(self, *, allow_missing: bool = False) -> np.ndarray[Any, Any]:
         """Return the labels of each tile in row-major order, int64, shape (n_tiles,).

@@ -40,6 +40,9 @@ _SUFFIX = ".view"
 
 _COLUMNS = ("tile_a", "id_a", "id_b", "intersection", "area_a", "area_b", "contact", "order")
 
+_STORED = {name: f"rows/{name}" for name in _COLUMNS}
+"""Under what name each is stored."""
+
 
 def write_view(
     blocks: UPath,
@@ -74,7 +77,7 @@ def write_view(
         "made_by": made_by,
         "count": count,
     }
-    columns = {f"rows/{name}": getattr(rows, name) for name in _COLUMNS}
+    columns = {stored: getattr(rows, name) for name, stored in _STORED.items()}
     write_bytes(_path(blocks, key), pack(header, {"pixels": pixels, **columns}))
 
 
@@ -110,12 +113,17 @@ def keys_of_views(blocks: UPath) -> list[str]:
 
 
 def content_of_views(blocks: UPath) -> bytes:
-    """Return a digest of the third views that have a file; nothing where none has."""
+    """Return a digest of the third views that have a file; nothing where none has.
+
+    Of one that `read_views` leaves out as damaged it has the name alone: what is made with it and
+    what is made without it are not made of the same.
+    """
     keys = keys_of_views(blocks)
     content = hashlib.blake2b(digest_size=16)
     for key in keys:
         content.update(key.encode())
         with suppress(DamagedError, FileNotFoundError), open_packed(_path(blocks, key)) as packed:
+            packed.load(_STORED.values())
             content.update(packed.header["made_by"].encode())
             content.update(_digest(packed))
     return content.digest() if keys else b""
@@ -142,11 +150,10 @@ def read_views(blocks: UPath) -> Iterator[tuple[ThirdView, str]]:
 
 
 def _view_in(packed: PackedFile) -> ThirdView:
-    columns = {name: f"rows/{name}" for name in _COLUMNS}
-    arrays = packed.load(columns.values())
+    arrays = packed.load(_STORED.values())
     zeros = np.zeros(len(arrays["rows/id_a"]), dtype=np.int64)
     others = dict.fromkeys(("tile_b", "connectivity", "axis", "plane_a", "plane_b"), zeros)
-    rows = EdgeTable(**others, **{name: arrays[stored] for name, stored in columns.items()})
+    rows = EdgeTable(**others, **{name: arrays[stored] for name, stored in _STORED.items()})
     face = FaceOfTiles(*packed.header["face"])
     return ThirdView(face, packed.header["count"], rows, int.from_bytes(_digest(packed), "little"))
 

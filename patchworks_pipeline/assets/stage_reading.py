@@ -29,6 +29,14 @@ class StageReading(Stage):
     def _digests_once(self) -> np.ndarray[Any, Any]:
         return _frozen(super().digests())
 
+    @cached_property
+    def _strip_digests_once(self) -> np.ndarray[Any, Any]:
+        return _frozen(super().strip_digests())
+
+    @cached_property
+    def _pixel_checksums_once(self) -> np.ndarray[Any, Any]:
+        return _frozen(super().pixel_checksums())
+
     def counts(self) -> np.ndarray[Any, Any]:
         """Return the labels of each tile, int64, shape ``grid_shape``; -1 is not staged."""
         return self._counts_once
@@ -36,6 +44,14 @@ class StageReading(Stage):
     def digests(self) -> np.ndarray[Any, Any]:
         """Return the digest of the labels of each tile, uint64, shape ``grid_shape``."""
         return self._digests_once
+
+    def strip_digests(self) -> np.ndarray[Any, Any]:
+        """Return the digest of the strips of each tile, uint64, shape ``grid_shape``."""
+        return self._strip_digests_once
+
+    def pixel_checksums(self) -> np.ndarray[Any, Any]:
+        """Return the checksum of what each tile read, uint64, shape ``grid_shape``."""
+        return self._pixel_checksums_once
 
 
 def read_once(stage: Stage) -> StageReading:

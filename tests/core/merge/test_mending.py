@@ -18,6 +18,7 @@ from patchworks_core import (
     stage_tile,
 )
 from patchworks_core.errors import TilesFailedError
+from patchworks_core.files.packed import open_packed, pack
 from patchworks_core.files.storage import as_path
 from patchworks_core.images.image import open_image
 from patchworks_core.machine.pools import Pool
@@ -30,9 +31,10 @@ from patchworks_core.seams.rules import MergeOptions
 from patchworks_core.seams.third_views import FaceOfTiles, third_tile
 from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.staging import Staging, stage_blocks
+from patchworks_core.stage.third_views import staged_views
 from patchworks_core.tiles.grid import plan_grid
 from tests.core.merge.test_outlines import FEATHERED, TILES, merged
-from tests.core.staging import stage_into
+from tests.core.staging import block_file, spoil_array, stage_into
 from tests.functions.tissue_functions import perfect, wavering
 from tests.tissue import files_under, tissue
 
@@ -322,3 +324,22 @@ def test_a_view_of_a_stage_that_was_begun_anew_meanwhile_is_not_kept(stage, monk
     result = mend(stage, which=Mending(1, 1.0))
     assert "begun anew by another call" in str(*result.failures.values())
     assert not (stage.blocks_folder / "views").exists()
+
+
+def test_a_view_whose_rows_are_damaged_is_not_taken_for_one_that_was_heard(stage):
+    (face,) = mend(stage, which=Mending(1, 1.0)).faces
+    heard = stage.content()
+    spoil_array(stage.blocks_folder / "views" / f"{face}.view", "rows/intersection")
+    assert stage.content() != heard
+    assert mend(stage, which=Mending(1, 1.0)).n_views == 1
+    assert stage.content() == heard
+
+
+def test_what_makes_a_third_view_stale_changes_what_labels_are_made_of(stage):
+    (face,) = mend(stage, which=Mending(1, 1.0)).faces
+    heard, path = stage.content(), block_file(stage.path, face.split("+")[0])
+    with open_packed(as_path(path)) as packed:
+        header, arrays = packed.header, packed.load(packed.arrays)
+    path.write_bytes(pack({**header, "pixels": [1]}, arrays))
+    assert not staged_views(stage)
+    assert stage.content() != heard

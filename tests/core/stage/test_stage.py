@@ -32,7 +32,15 @@ from patchworks_core.stage.plan import Plan
 from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.staging import Staging, stage_blocks
 from tests.core.oracles import assert_same_partition, examples
-from tests.core.staging import blobs, block_file, label_components, merged_of, plan_of, stage_into
+from tests.core.staging import (
+    blobs,
+    block_file,
+    change_array,
+    label_components,
+    merged_of,
+    plan_of,
+    stage_into,
+)
 
 
 @declare(merge="touching", version="2")
@@ -367,3 +375,12 @@ def test_an_object_that_is_replaced_between_two_requests_is_read_again(monkeypat
     np.testing.assert_array_equal(stage.labels(block), labels)
     assert len(requests) == 4
     assert stage.missing_blocks() == []
+
+
+def test_a_tile_that_saw_another_halo_changes_what_labels_are_made_of(tmp_path):
+    stage = stage_into(tmp_path, blobs((16, 16)), tile_shape=8, overlap=2)
+    content, labels = stage.content(), stage.digests()
+    path = block_file(stage.path, stage.grid.block_keys()[0])
+    change_array(path, "strips/1/1", np.zeros_like)
+    assert (stage.digests() == labels).all()
+    assert stage.content() != content

@@ -1,0 +1,32 @@
+"""One digest of all that labels are made from in a stage."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from patchworks_core.stage.view_files import content_of_views
+
+if TYPE_CHECKING:
+    from patchworks_core.stage.stage import Stage
+
+
+def content_of_stage(stage: Stage) -> str:
+    """Return a digest of the labels, of the strips, and of third views with what makes them stale.
+
+    A tile may be staged again with the same labels in its core and others in its halo: pairs are of
+    these too, and outlines.
+    """
+    digests, strips = stage.digests(), stage.strip_digests()
+    columns = [stage.counts(), digests]
+    if (strips != digests).any():  # the first layout has none: what it was merged from is the same
+        columns.append(strips)
+    if views := content_of_views(stage.blocks_folder):
+        columns.append(stage.pixel_checksums())
+    content = hashlib.blake2b(stage.plan.fingerprint.encode(), digest_size=16)
+    for column in columns:
+        content.update(np.ascontiguousarray(column).data)
+    content.update(views)
+    return content.hexdigest()
