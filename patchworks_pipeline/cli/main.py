@@ -1,7 +1,6 @@
 """The command line: ``patchworks run | retry | merge | next | segment | status | ui | demo``."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -179,10 +178,9 @@ def _run_one(
     """Run one image and say what came of it; return the exit code."""
     say_step(f"{url}: begun")
     from patchworks_pipeline.cli.progress_bars import progress_bars
-    from patchworks_pipeline.cli.runs import choose_image, open_home, relate, run_image
+    from patchworks_pipeline.cli.runs import choose_image, open_home, run_image, with_relations
     from patchworks_pipeline.image_faults import IMAGE_FAULTS, words_of
     from patchworks_pipeline.resources.compute_budget import ComputeBudget
-    from patchworks_pipeline.resources.resources import LabelStore
 
     folder = None
     try:
@@ -202,9 +200,7 @@ def _run_one(
             )
             with progress_bars(folder.title, errors if as_json else console):
                 result = run_image(instance, folder, plan, budget=deployed, overwrite=overwrite)
-                if segmentation and result.is_complete:
-                    store = LabelStore().of_home()
-                    result = replace(result, error=relate(instance, store, folder.key))
+                result = with_relations(instance, result)
             if as_json:
                 say_json(record_of(result))
             else:
@@ -318,7 +314,7 @@ def merge(
 ) -> None:
     """Merge an image again, by another rule or with holes; nothing is segmented again."""
     from patchworks_pipeline.cli.progress_bars import progress_bars
-    from patchworks_pipeline.cli.runs import merge_again
+    from patchworks_pipeline.cli.runs import merge_again, with_relations
 
     values = {"rule": merge, "min_iou": min_iou, "outline": outline, "min_size": min_size}
     options = {name: value for name, value in values.items() if value is not None}
@@ -332,6 +328,7 @@ def merge(
         result = merge_again(
             instance, folder, options, allow_missing=allow_missing_tiles, overwrite=overwrite
         )
+        result = with_relations(instance, result)
     _say(result, home)
     raise typer.Exit(result.exit_code)
 
@@ -354,6 +351,7 @@ def mend(
     """Segment one more tile at each face where two tiles disagree, and merge an image again."""
     from patchworks_pipeline.cli.mending import mend_again
     from patchworks_pipeline.cli.progress_bars import progress_bars
+    from patchworks_pipeline.cli.runs import with_relations
 
     names = segmentations_of(home, only)
     if len(names) > 1:
@@ -365,6 +363,7 @@ def mend(
         progress_bars(folder.title, console),
     ):
         result = mend_again(instance, folder, chosen, budget=budget, overwrite=overwrite)
+        result = with_relations(instance, result)
     _say(result, home)
     raise typer.Exit(result.exit_code)
 

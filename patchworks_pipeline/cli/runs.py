@@ -348,9 +348,11 @@ def _planning(lineage: Lineage) -> list[dg.AssetKey]:
     return [lineage.shared.key("image"), *map(lineage.key, PLANNED)]
 
 
-def relate(instance: dg.DagsterInstance, store: LabelStore, image: str) -> str | None:
-    """Relate the segmentations of an image that are due; return why it failed, or None."""
-    due = []
+def with_relations(instance: dg.DagsterInstance, result: ImageRun) -> ImageRun:
+    """Relate the segmentations of an image that was merged to each other, where that is due."""
+    if not result.folder.segmentation or not result.is_complete:
+        return result
+    store, image, due = LabelStore().of_home(), result.folder.key, []
     for a, b in Several.of_home().relations.items():
         if not is_related(store.folder(image, a), store.folder(image, b)):
             path = relation_path(store.folder(image, a), b)
@@ -358,9 +360,9 @@ def relate(instance: dg.DagsterInstance, store: LabelStore, image: str) -> str |
                 say_copy(csv_path(path))
             due.append(Lineage((), a).key(relation_name(b)))
     if not due:
-        return None
+        return result
     error = _run(instance, "relate", image, {}, partition_key=image, assets=due)
-    return error.message if error else None
+    return replace(result, error=error.message if error else None)
 
 
 def merge_again(

@@ -13,6 +13,7 @@ import zarr
 
 from patchworks_core import PlanError, label_relations, open_image
 from patchworks_core.tiles.regions import Region
+from patchworks_pipeline.assets.relating import is_related
 from patchworks_pipeline.automation.retention import Retention, over_budget
 from patchworks_pipeline.cli.exit_codes import TILES_FAILED
 from patchworks_pipeline.cli.status import left_over
@@ -287,6 +288,10 @@ def test_the_command_line_runs_all_and_says_which(home, tmp_path, mended, monkey
     assert code == 0
     assert "a (nuclei): " in words
     assert "cells" not in words
+    merged_otherwise = ("merge", "a", "--only", "nuclei", "--merge", "none", "--home", home)
+    assert call_command_line(*merged_otherwise)[0] == 0
+    folders = [LabelStore().folder("a", name) for name in ("nuclei", "cells")]
+    assert is_related(*folders), "the relation is of the labels as they are now"
     code, words = call_command_line("run", path, "--home", home, "--overlap", "4")
     assert code == 2
     assert "--only" in words
