@@ -55,7 +55,7 @@ OPTIONS = {
 TRUTH = "the truth"
 """What the tables call the labels that tiles are views of, and whose outlines cross faces, too."""
 
-OURS = {*OPTIONS, TRUTH}
+OURS = (*OPTIONS, TRUTH)
 
 Job = tuple[str, str, str, int]
 """Set, disagreement, halo, seed."""
@@ -90,7 +90,7 @@ def main() -> None:
                 rows.setdefault(job, {}).update(row)
                 print(json.dumps([job, row]), file=file, flush=True)
     results: Results = {case: [rows[*case, seed] for seed in range(args.seeds)] for case in cases}
-    print(every_figure(results))
+    print(every_figure(results, OURS))
     print(against_others(results, "overlap", OURS))
     print(outlines_at_faces(results, TRUTH))
     if args.write:
@@ -101,7 +101,7 @@ def write_tables(results: Results) -> None:
     """Write every figure into one page, and who is first into the other."""
     from seams import write_between
 
-    write_between(FIGURES_PAGE, "bench", every_figure(results))
+    write_between(FIGURES_PAGE, "bench", every_figure(results, OURS))
     write_between(PAGE, "bench", against_others(results, "overlap", OURS))
     write_between(PAGE, "outlines", outlines_at_faces(results, TRUTH))
 
@@ -120,7 +120,7 @@ def missing_rows(
     jobs: Sequence[Job], rows: Mapping[Job, Row], pythons: Mapping[str, str], processes: int
 ) -> Iterator[tuple[Job, Row]]:
     """Measure what rows lack of our rules, and of each tool that there is an interpreter for."""
-    lacking = {job: missing for job in jobs if (missing := OURS - rows.get(job, {}).keys())}
+    lacking = {job: missing for job in jobs if (missing := set(OURS) - rows.get(job, {}).keys())}
     with ProcessPoolExecutor(processes) as executor:
         measured = executor.map(measure, lacking.keys(), lacking.values())
         yield from zip(lacking, measured, strict=True)

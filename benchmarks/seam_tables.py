@@ -33,14 +33,14 @@ Results = Mapping[Case, Sequence[Row]]
 VERDICTS = ("first", "level", "behind")
 
 
-def every_figure(results: Results) -> str:
-    """Return the table of all figures: mean over seeds, and the range of PQ."""
+def every_figure(results: Results, ours: Sequence[str]) -> str:
+    """Return the table of all figures: mean over seeds, and the range of PQ; ours first."""
     lines = [
         "| set | tiles differ | halo | merged by | seeds | " + " | ".join(FIGURES.values()) + " |",
         "|---|---|---|---|---|" + "---|" * len(FIGURES),
     ]
     for case, rows in results.items():
-        for what in _merged_by(rows):
+        for what in sorted(_merged_by(rows), key=lambda what: _place(what, ours)):
             figures = [row[what] for row in rows if what in row]
             cells = [*case, what, str(len(figures)), *_cells(figures)]
             lines.append(f"| {' | '.join(cells)} |")
@@ -130,6 +130,11 @@ def outlines_at_faces(results: Results, truth: str, halo: str = "½") -> str:
 
 def _merged_by(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(what for row in rows for what in row))
+
+
+def _place(what: str, ours: Sequence[str]) -> tuple[int, str]:
+    """Return what sorts ours in their own order before other tools by their names."""
+    return (ours.index(what), "") if what in ours else (len(ours), what)
 
 
 def _mean_and_range(numbers: Sequence[float], sign: str = "") -> str:
