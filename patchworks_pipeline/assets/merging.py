@@ -27,6 +27,7 @@ from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.staging import Staging, other_channels_of
 from patchworks_core.stage.third_views import views_for
 from patchworks_core.stage.unchanged import check_tiles
+from patchworks_pipeline.assets.corrected import check_before_merge
 from patchworks_pipeline.assets.defining import defining_checks, image_asset
 from patchworks_pipeline.assets.mending import MendConfig, mend_image, mending_figures
 from patchworks_pipeline.assets.metadata import file_of, picture, shape_text
@@ -49,11 +50,8 @@ EVERY_TILE_IS_MERGED = "every_tile_is_merged"
 IDS_ARE_SEQUENTIAL = "ids_are_sequential"
 SEAMS_AGREE = "seams_agree"
 
-ANOTHER = STORE_ROOT
-
 N_THIRD_VIEWS = "n_third_views"
 """Field of the provenance, where labels heard some; a figure of labels and report."""
-"""What to name another of, where labels are not to be replaced."""
 
 FRESHNESS = dg.FreshnessPolicy.time_window(
     fail_window=timedelta(days=7), warn_window=timedelta(days=2)
@@ -103,6 +101,7 @@ def boundary_pairs(
     folder = store.folder(context.partition_key, lineage.segmentation)
     folder.clear_unfinished()
     plan = folder.plan()
+    check_before_merge(context, lineage, folder, plan)
     stage = read_once(folder.stage(plan))
     allow_missing = config.allow_missing_tiles
     opened = folder.image(plan)
@@ -209,6 +208,7 @@ def global_lut(
     """Lookup table that gives every staged label its merged id."""
     folder = store.folder(context.partition_key, lineage.segmentation)
     plan = folder.plan()
+    check_before_merge(context, lineage, folder, plan, before="boundary_pairs")
     stage = read_once(folder.stage(plan))
     content = stage.content()
     options = segmentation.merge_options(folder.acquisition(), plan, config.chosen())
@@ -313,7 +313,7 @@ def merged_labels(
 
     start = time.perf_counter()
     with (
-        target.writing(another=ANOTHER, overwrite=config.overwrite) as working,
+        target.writing(another=STORE_ROOT, overwrite=config.overwrite) as working,
         DeployedCompute(budget, gpus, cluster).open_steps(plan) as pool,
     ):
         written = write_merged(

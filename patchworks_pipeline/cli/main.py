@@ -51,7 +51,7 @@ from patchworks_pipeline.cli.options import (
 )
 from patchworks_pipeline.cli.pilot import pilot
 from patchworks_pipeline.cli.plan import plan
-from patchworks_pipeline.cli.records import record_of
+from patchworks_pipeline.cli.records import record_of, rule_of
 from patchworks_pipeline.cli.samples import samples
 from patchworks_pipeline.cli.schema import schema
 from patchworks_pipeline.cli.segment import segment
@@ -262,7 +262,7 @@ def _say(result: Any, home: Path, budget: Mapping[str, Any] | None = None) -> No
     done = ", ".join(result.steps) or "nothing was missing"
     lines = [
         f"{folder.title}: {summary['n_objects']} objects, "
-        f"{summary['n_objects_across_seams']} of them across seams ({done})",
+        f"{summary['n_objects_across_seams']} of them across seams, by {rule_of(folder)} ({done})",
         f"  labels   {folder.labels(folder.plan()).path}",
         f"  overlay  {folder.report / 'overlay.png'}",
         f"  table    {folder.path / 'objects.csv'}",

@@ -3,6 +3,11 @@
 from typing import Any
 
 
+def rule_of(folder: Any) -> str:
+    """Return the rule by which the labels of an image were merged."""
+    return str((folder.provenance(folder.plan()) or {})["merge"]["rule"])
+
+
 def record_of(result: Any) -> dict[str, Any]:
     """Return what came of an image that was run, JSON-ready; paths are text."""
     folder = result.folder
@@ -22,6 +27,7 @@ def record_of(result: Any) -> dict[str, Any]:
     return record | {
         "objects": summary["n_objects"],
         "objects_across_seams": summary["n_objects_across_seams"],
+        "merge": rule_of(folder),
         "seam_problems": summary.get("seam_problems", []),
         "steps": list(result.steps),
         "labels": str(folder.labels(folder.plan()).path),

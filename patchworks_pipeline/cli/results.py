@@ -10,6 +10,7 @@ from patchworks_core.images.image import open_image
 from patchworks_core.seams.rules import MergeOptions
 from patchworks_core.stage.plan import Plan
 from patchworks_core.tiles.grid import SPATIAL_AXES
+from patchworks_pipeline.assets.corrected import check_corrected
 from patchworks_pipeline.assets.planned import Measured, is_asked_for, planned_function
 from patchworks_pipeline.assets.reported import is_reported
 from patchworks_pipeline.cli.advice import command_on
@@ -33,6 +34,28 @@ def is_planned(folder: ImageFolder, plan: Plan) -> bool:
 
 def _calibration(plan: Plan) -> tuple[dict[str, float], dict[str, str]]:
     return plan.image.pixel_size, plan.image.unit
+
+
+def check_results(folder: ImageFolder, plan: Plan, merge: MergeOptions, *, overwrite: bool) -> None:
+    """Refuse an image whose results were changed, before anything is written for it.
+
+    What is written, such as the rule that was chosen, would hold for the next call, which nobody
+    asked for it.
+
+    Raises
+    ------
+    PlanError
+        If its object table was changed, or its labels were.
+    """
+    if overwrite:
+        return
+    if folder.has_changed_objects:
+        raise PlanError(why_table_is_kept(folder, overwrite))
+    is_whole = is_planned(folder, plan) and not folder.stage(plan).missing_blocks()
+    if not (is_whole and is_merged(folder, plan, merge)):
+        check_corrected(folder, plan, overwrite=overwrite)
+    elif fault := why_not_as_written(folder, plan):
+        raise PlanError(fault)
 
 
 def why_not_as_written(folder: ImageFolder, plan: Plan) -> str | None:

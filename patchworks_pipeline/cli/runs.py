@@ -17,6 +17,7 @@ import dagster as dg
 from patchworks_core.errors import PlanError, StageError
 from patchworks_core.plugins.segmentation import Segmentation
 from patchworks_core.stage.plan import Plan
+from patchworks_pipeline.assets.corrected import check_corrected
 from patchworks_pipeline.assets.lost_choices import check_choices
 from patchworks_pipeline.assets.planned import planned_function
 from patchworks_pipeline.assets.relating import is_related, relation_name, relation_path
@@ -28,6 +29,7 @@ from patchworks_pipeline.automation.jobs import MERGED, PLANNED
 from patchworks_pipeline.cli.advice import command_on, planned_anew
 from patchworks_pipeline.cli.image_runs import ImageRun
 from patchworks_pipeline.cli.results import (
+    check_results,
     is_merged,
     is_planned,
     say_copy,
@@ -166,7 +168,8 @@ def choose_image(
     ------
     PlanError
         If what was chosen before is not on record, and what was made of the image was made by
-        other choices; or if it was planned anew since the job was written.
+        other choices; if it was planned anew since the job was written; or if its labels or its
+        table were changed.
     """
     store = LabelStore().of_home()
     url = url if "://" in url else str(Path(url).absolute())
@@ -177,11 +180,12 @@ def choose_image(
     if wants_pilot:
         acquisition = segmentation_of_home(folder).piloted(acquisition, say=say)
     plan = plan_of(acquisition, budget, folder)
+    merge = segmentation_of_home(folder).merge_options(acquisition, plan, {})
     if folder.recorded() is None and (of_plan or not overwrite):
-        merge = segmentation_of_home(folder).merge_options(acquisition, plan, {})
         check_choices(folder, plan, merge)
     if of_plan and plan.fingerprint != of_plan:
         raise PlanError(planned_anew(folder))
+    check_results(folder, plan, merge, overwrite=overwrite)
     return register(instance, store, key, acquisition, segmentation), plan
 
 
@@ -315,16 +319,14 @@ def _run_missing(
             return ImageRun.of_job(folder, steps, error, failures)
     merge = segmentation_of_home(folder).merge_options(folder.acquisition(), plan, {})
     is_outdated = is_changed or not is_merged(folder, plan, merge)
-    fault = None if is_outdated else why_not_as_written(folder, plan)
-    if is_outdated or (fault and overwrite):
+    # Without overwrite, labels that were changed were refused before anything was written.
+    if is_outdated or (overwrite and why_not_as_written(folder, plan)):
         steps.append("merge_image")
         say_step(f"{folder.title}: merging {plan.grid.n_blocks} tiles")
         job, name = lineage.name("merge_image"), lineage.name("merged_labels")
         ops = {name: {"config": {"overwrite": True}}} if overwrite else {}
         error = _run(instance, job, folder.key, resources, partition_key=folder.key, ops=ops)
         return ImageRun.of_job(folder, steps, error)
-    if fault is not None:
-        return ImageRun.left(folder, fault, steps)
     return ImageRun(folder, tuple(steps), (), None)
 
 
@@ -396,7 +398,8 @@ def merge_again(
     Raises
     ------
     PlanError, StageError
-        If the options are wrong, or tiles are missing and that is not allowed.
+        If the options are wrong, tiles are missing and that is not allowed, or the labels were
+        changed; nothing is written then.
     """
     try:
         with only_call(instance, folder.key, say=partial(say, on=errors)):
@@ -432,6 +435,7 @@ def _merge(
             f"{fault}: '{command_on(folder, 'retry')}' does that and merges, "
             f"'{command_on(folder, 'merge', '--allow-missing-tiles')}' merges with holes"
         ) from fault
+    check_corrected(folder, plan, overwrite=overwrite)
     folder.write_acquisition(acquisition)
     say_step(f"{folder.title}: merging {plan.grid.n_blocks} tiles")
     has_pairs = "mend" not in pairing and folder.has_edges_of(stage, allow_missing=allow_missing)

@@ -106,8 +106,6 @@ def _submit(
     overwrite: bool,
 ) -> None:
     """Plan an image and write its jobs."""
-    from patchworks_pipeline.assets.merging import ANOTHER
-    from patchworks_pipeline.cli.results import why_table_is_kept
     from patchworks_pipeline.cli.runs import choose_image, open_home, plan_image
     from patchworks_pipeline.cli.submitting import Directives, write_scripts
     from patchworks_pipeline.resources.compute_budget import ComputeBudget
@@ -125,11 +123,6 @@ def _submit(
             overwrite=overwrite,
             say=say,
         )
-        # What the merge would refuse is refused here, not when all tiles are staged.
-        is_kept = not overwrite and folder.has_changed_objects
-        if is_kept and (why := why_table_is_kept(folder, overwrite)):
-            fail(why, BAD_INPUT)
-        folder.labels(plan).check_replaceable(another=ANOTHER, overwrite=overwrite)
         planned = plan_image(instance, folder, plan, budget=deployed)
         if planned.error:
             fail(planned.error, planned.exit_code)

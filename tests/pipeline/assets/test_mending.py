@@ -72,6 +72,19 @@ def test_a_merge_that_mends_says_what_it_did_and_does_it_once(pipeline, folder, 
     assert metadata_of(again, "merged_labels")["n_tiles_written"] == 0
     assert pipeline.merge(folder).success  # a merge that says nothing of third views hears them
     np.testing.assert_array_equal(labels_of(folder), after)
+    open_array(folder.labels(folder.plan()).path / "0", mode="r+")[0, 0] = 77
+    files = files_under(folder.path)
+    for refused in (
+        merge_and_mend(pipeline, folder, min_agreement=1),
+        pipeline.run(
+            "merge_image",
+            partition_key=folder.key,
+            ops={"global_lut": {"config": {"merge": "none"}}},
+            asset_selection=[dg.AssetKey("global_lut"), dg.AssetKey("merged_labels")],
+        ),
+    ):
+        assert "it was changed since patchworks wrote it" in error_of(refused)
+    assert files_under(folder.path) == files, "no third view, no table by another rule"
 
 
 @pytest.mark.slow

@@ -505,6 +505,24 @@ def test_a_run_of_a_finished_image_whose_results_are_damaged_is_no_success(
     assert f"{folder} is complete, but it was changed since patchworks wrote it" in printed
     assert "'patchworks merge tissue --overwrite' makes it again" in printed
     assert chunk.read_bytes() == content, "it may be a correction"
+    assert_refused_calls_change_nothing(patchworks, home, tissue_path)
+    code, printed = patchworks("merge", "tissue", "--overwrite")
+    assert (code, "across seams, by overlap (merge_image)" in printed) == (0, True)
+
+
+def assert_refused_calls_change_nothing(patchworks, home, tissue_path):
+    """Call all that would replace labels which were changed, by another rule or other tiles."""
+    before = files_under(home / "store" / "tissue")
+    for command in (
+        ("merge", "tissue", "--merge", "none"),
+        ("run", tissue_path, "--merge", "none"),
+        ("run", tissue_path, "--tile-shape", "64"),
+        ("submit", tissue_path, "--merge", "none"),
+        ("retry", "tissue"),
+    ):
+        code, printed = patchworks(*command)
+        assert (code, "it was changed since patchworks wrote it" in printed) == (2, True), command
+        assert files_under(home / "store" / "tissue") == before, command
 
 
 @pytest.mark.slow
