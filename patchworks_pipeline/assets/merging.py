@@ -53,6 +53,9 @@ SEAMS_AGREE = "seams_agree"
 N_THIRD_VIEWS = "n_third_views"
 """Field of the provenance, where labels heard some; a figure of labels and report."""
 
+N_TILES_MISSING = "n_tiles_missing"
+"""Field of the provenance, where labels lack tiles; a figure of pairs, labels and report."""
+
 FRESHNESS = dg.FreshnessPolicy.time_window(
     fail_window=timedelta(days=7), warn_window=timedelta(days=2)
 )
@@ -123,7 +126,7 @@ def boundary_pairs(
     return dg.MaterializeResult(
         metadata={
             "n_staged_labels": int(counts.sum()),
-            "n_tiles_missing": len(stage.missing_blocks()),
+            N_TILES_MISSING: len(stage.missing_blocks()),
             **figures,
         }
     )
@@ -325,6 +328,7 @@ def merged_labels(
                 **provenance_of(plan, options, lut, pilot=folder.acquisition().pilot),
                 "stage": content,
                 **mended,
+                **_lacked_by(stage),
             },
             pool=pool,
             on_block=count,
@@ -358,6 +362,12 @@ def _mended_by(stage: Stage, options: MergeOptions) -> dict[str, int]:
     return {N_THIRD_VIEWS: n_views} if n_views else {}
 
 
+def _lacked_by(stage: Stage) -> dict[str, int]:
+    """Return how many tiles labels lack, under its name; nothing where they lack none."""
+    n_missing = len(stage.missing_blocks())
+    return {N_TILES_MISSING: n_missing} if n_missing else {}
+
+
 def _check_content(stage: Stage, content: str) -> None:
     """Raise StageError where tiles were staged again since a stage had that content."""
     if stage.content() != content:
@@ -388,7 +398,7 @@ def _figures(
         "chunks": shape_text(grid.axes, output_chunks(grid)),
         "dtype": str(lut.dtype),
         "is_partial": n_missing > 0,
-        "n_tiles_missing": n_missing,
+        N_TILES_MISSING: n_missing,
         "n_tiles_written": written.n_blocks_written,
         "n_tiles_unchanged": written.n_blocks_unchanged,
         "seconds": round(seconds, 3),

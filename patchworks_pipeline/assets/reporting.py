@@ -16,7 +16,12 @@ from patchworks_core.pictures.drawing import png_bytes
 from patchworks_core.pictures.report import image_picture
 from patchworks_core.seams.faces import judge_sizes
 from patchworks_pipeline.assets.defining import image_asset
-from patchworks_pipeline.assets.merging import N_THIRD_VIEWS, seam_figures, seams_of
+from patchworks_pipeline.assets.merging import (
+    N_THIRD_VIEWS,
+    N_TILES_MISSING,
+    seam_figures,
+    seams_of,
+)
 from patchworks_pipeline.assets.metadata import file_of, picture
 from patchworks_pipeline.assets.reported import OF_LABELS, SUMMARY, what_labels_are
 from patchworks_pipeline.assets.stage_reading import read_once
@@ -138,7 +143,8 @@ def quality_report(
     )
     summary |= seam_figures(seams)
     provenance = folder.provenance(plan) or {}
-    summary |= {N_THIRD_VIEWS: provenance[N_THIRD_VIEWS]} if N_THIRD_VIEWS in provenance else {}
+    named = (N_THIRD_VIEWS, N_TILES_MISSING)
+    summary |= {name: provenance[name] for name in named if name in provenance}
     labels = what_labels_are(provenance)
     content = {**summary, "seam_problems": seams.problems(), OF_LABELS: labels}
     today = finish(store.path(), folder.key, plan, datetime.now(UTC).date())

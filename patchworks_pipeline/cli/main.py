@@ -51,7 +51,7 @@ from patchworks_pipeline.cli.options import (
 )
 from patchworks_pipeline.cli.pilot import pilot
 from patchworks_pipeline.cli.plan import plan
-from patchworks_pipeline.cli.records import record_of, rule_of
+from patchworks_pipeline.cli.records import record_of, rule_of, words_of_holes
 from patchworks_pipeline.cli.samples import samples
 from patchworks_pipeline.cli.schema import schema
 from patchworks_pipeline.cli.segment import segment
@@ -259,13 +259,16 @@ def _say(result: Any, home: Path, budget: Mapping[str, Any] | None = None) -> No
         return
     summary = folder.summary()
     n = summary.get("n_third_views", 0)
+    plan = folder.plan()
+    holes = words_of_holes(folder, summary.get("n_tiles_missing"), plan.grid.n_blocks)
     done = ", ".join(result.steps) or "nothing was missing"
     lines = [
         f"{folder.title}: {summary['n_objects']} objects, "
         f"{summary['n_objects_across_seams']} of them across seams, by {rule_of(folder)} ({done})",
-        f"  labels   {folder.labels(folder.plan()).path}",
+        f"  labels   {folder.labels(plan).path}",
         f"  overlay  {folder.report / 'overlay.png'}",
         f"  table    {folder.path / 'objects.csv'}",
+        *([f"  holes    {holes}"] if holes else []),
         *([f"  mended   by {n} third view{'' if n == 1 else 's'}"] if n else []),
         *(f"  seams    {problem}" for problem in summary.get("seam_problems", [])),
     ]

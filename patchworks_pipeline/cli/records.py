@@ -2,10 +2,20 @@
 
 from typing import Any
 
+from patchworks_pipeline.cli.advice import command_on
+
 
 def rule_of(folder: Any) -> str:
     """Return the rule by which the labels of an image were merged."""
     return str((folder.provenance(folder.plan()) or {})["merge"]["rule"])
+
+
+def words_of_holes(folder: Any, n_missing: int | None, n_tiles: int) -> str | None:
+    """Return that labels lack tiles, and what to type; None where they lack none."""
+    if not n_missing:
+        return None
+    healed = f"'{command_on(folder, 'retry')}' stages them and merges again"
+    return f"{n_missing} of {n_tiles} tiles are left out, and are 0 in the labels; {healed}"
 
 
 def record_of(result: Any) -> dict[str, Any]:
@@ -28,6 +38,7 @@ def record_of(result: Any) -> dict[str, Any]:
         "objects": summary["n_objects"],
         "objects_across_seams": summary["n_objects_across_seams"],
         "merge": rule_of(folder),
+        "tiles_left_out": summary.get("n_tiles_missing", 0),
         "seam_problems": summary.get("seam_problems", []),
         "steps": list(result.steps),
         "labels": str(folder.labels(folder.plan()).path),

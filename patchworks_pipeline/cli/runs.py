@@ -437,7 +437,9 @@ def _merge(
         ) from fault
     check_corrected(folder, plan, overwrite=overwrite)
     folder.write_acquisition(acquisition)
-    say_step(f"{folder.title}: merging {plan.grid.n_blocks} tiles")
+    n_missing, n_tiles = len(stage.missing_blocks()), plan.grid.n_blocks
+    which = f"{n_tiles - n_missing} of {n_tiles}" if n_missing else f"{n_tiles}"
+    say_step(f"{folder.title}: merging {which} tiles")
     has_pairs = "mend" not in pairing and folder.has_edges_of(stage, allow_missing=allow_missing)
     lineage = Lineage((), folder.segmentation)
     names = MERGED[1:] if has_pairs else MERGED

@@ -12,7 +12,9 @@ from rich.table import Column, Table
 
 from patchworks_core.errors import StageError
 from patchworks_core.stage.plan import Plan
+from patchworks_pipeline.assets.merging import N_TILES_MISSING
 from patchworks_pipeline.cli.advice import command_on
+from patchworks_pipeline.cli.records import words_of_holes
 from patchworks_pipeline.cli.runs import location
 from patchworks_pipeline.cli.third_views import NONE, views_of, words_of_views
 from patchworks_pipeline.image_faults import IMAGE_FAULTS, ImageFaults, words_of
@@ -34,6 +36,7 @@ from patchworks_pipeline.tile_failures import TileFailure
 
 UNKNOWN = {
     **dict.fromkeys(("file", "tiles", "staged", "failed", "missing", "objects", "labels")),
+    "tiles_left_out": None,
     **NONE,
 }
 """Of an image of which nothing can be read."""
@@ -66,6 +69,9 @@ class State:
 
     mended: list[str] = field(default_factory=list)
     """What third views images have, and what their labels heard of them."""
+
+    holes: list[str] = field(default_factory=list)
+    """Which labels lack tiles, and what heals them."""
 
     refused: list[str] = field(default_factory=list)
     without_row: set[str] = field(default_factory=set)
@@ -106,11 +112,12 @@ class State:
 
     def labels(self) -> list[str]:
         """Return where the labels are, in words, and which were mended."""
-        return [
+        texts = [
             f"{title}: labels {row['labels']}"
             for title, row in zip(self.titles, self.images, strict=True)
             if row["labels"]
-        ] + self.mended
+        ]
+        return texts + self.holes + self.mended
 
 
 def state_of(
@@ -135,6 +142,8 @@ def state_of(
         with faults.about(folder.title):
             row = status_of(folder)
             state.mended += filter(None, [words_of_views(folder, row)])
+            if words := words_of_holes(folder, row["tiles_left_out"], row["tiles"]):
+                state.holes.append(f"{folder.title}: {words}")
             failures = folder.failures()
             for failure in failures:
                 if not of_home or failure.is_unreadable:
@@ -204,6 +213,7 @@ def status_of(folder: ImageFolder) -> dict[str, Any]:
         "missing": len(missing) - len(failed),
         "objects": None if provenance is None else provenance.get("n_objects"),
         "labels": None if provenance is None else str(labels),
+        "tiles_left_out": None if provenance is None else provenance.get(N_TILES_MISSING, 0),
         **views_of(folder, plan, provenance),
     }
 

@@ -13,6 +13,7 @@ from patchworks_pipeline.automation.in_process import _error_of
 from patchworks_pipeline.cli.advice import OF_A_HOME, as_typed, home_of_call, options_of
 from patchworks_pipeline.cli.image_runs import ImageRun
 from patchworks_pipeline.cli.main import _say, app
+from patchworks_pipeline.cli.records import record_of
 from patchworks_pipeline.cli.runs import merge_again
 from patchworks_pipeline.cli.status import state_of
 from patchworks_pipeline.landing.arrivals import Quarantine
@@ -86,7 +87,9 @@ def test_a_run_that_was_stopped_says_so_and_what_is_staged(pipeline, home, tmp_p
     assert "the others are staged" not in error.message
 
 
-def test_a_merge_that_lacks_tiles_names_both_ways_out(pipeline, tmp_path):
+def test_a_merge_that_lacks_tiles_names_both_ways_out_and_says_what_it_left_out(
+    pipeline, home, tmp_path, capsys
+):
     image = write_tiff(tmp_path / "marked.tif", marked_tissue())
     folder = pipeline.register(image, "marked", function="tissue_functions:fails_at_mark")
     pipeline.plan(folder)
@@ -95,6 +98,16 @@ def test_a_merge_that_lacks_tiles_names_both_ways_out(pipeline, tmp_path):
     assert MARKED_KEY in error.message
     with pytest.raises(StageError, match="'patchworks retry marked' .*--allow-missing-tiles' merg"):
         merge_again(pipeline.instance, folder, {})
+    result = merge_again(pipeline.instance, folder, {}, allow_missing=True)
+    _say(result, home)
+    printed = capsys.readouterr()
+    assert "marked: merging 11 of 12 tiles\n" in printed.err
+    words = "1 of 12 tiles are left out, and are 0 in the labels; 'patchworks retry marked' stages"
+    assert f"holes    {words}" in printed.out
+    assert record_of(result)["tiles_left_out"] == folder.summary()["n_tiles_missing"] == 1
+    state = state_of(pipeline.instance, ["marked"], [""], of_home=True)
+    assert f"marked: {words}" in " ".join(state.labels())
+    assert state.images[0]["tiles_left_out"] == 1
 
 
 def test_the_status_of_a_home_says_why_most_tiles_failed_and_what_was_refused(
