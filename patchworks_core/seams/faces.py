@@ -116,6 +116,12 @@ class SeamFigures:
     n_contested: int
     """Of them, those of two labels that each have a mutual best partner elsewhere at the face."""
 
+    n_crossing: int
+    """Pairs of labels in contact across a face that both tiles saw as one object (`FOUND`)."""
+
+    n_unjoined: int
+    """Of them, those that the rule did not join: objects that are cut."""
+
 
 def measure_faces(
     grid: TileGrid, parts: Iterable[tuple[EdgeTable, Array]], *, min_iou: float
@@ -139,9 +145,9 @@ def measure_faces(
     disagrees = objects.iou < np.array([limits.get(a, AGREES) for a in range(len(grid.axes))])[axis]
     faces = _faces(objects, disagrees)
     axes = (_axis(grid, a, limit, ious[a], faces) for a, limit in limits.items())
-    return SeamFigures(
-        tuple(axes), faces, int(objects.n_joined.sum()), int(objects.n_contested.sum())
-    )
+    counted = ("n_joined", "n_contested", "n_crossing", "n_unjoined")
+    figures = {name: int(getattr(objects, name).sum()) for name in counted}
+    return SeamFigures(tuple(axes), faces, **figures)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -164,6 +170,8 @@ class _FaceObjects:
     n_cuts: Array
     n_joined: Array
     n_contested: Array
+    n_crossing: Array
+    n_unjoined: Array
 
     @classmethod
     def of(cls, edges: EdgeTable, joined: Array, grid: TileGrid, min_iou: float) -> _FaceObjects:
@@ -181,7 +189,9 @@ class _FaceObjects:
         labels = {"a": np.flatnonzero(best_a & in_a), "b": np.flatnonzero(best_b & in_b)}
         both = np.concatenate(list(labels.values()))
         cuts = [at[_is_cut(edges, joined, grid, side)[at]] for side, at in labels.items()]
-        contested = _is_contested(edges, joined, best_a & best_b & (all_iou >= FOUND))
+        good = best_a & best_b & (all_iou >= FOUND)
+        contested = _is_contested(edges, joined, good)
+        crossing = good & (edges.contact > 0)
         return cls(
             face[rows],
             iou[rows],
@@ -193,6 +203,8 @@ class _FaceObjects:
             np.bincount(face[np.concatenate(cuts)], minlength=n),
             np.bincount(face[joined], minlength=n),
             np.bincount(face[contested], minlength=n),
+            np.bincount(face[crossing], minlength=n),
+            np.bincount(face[crossing & ~joined], minlength=n),
         )
 
     @classmethod
@@ -218,7 +230,7 @@ class _FaceObjects:
         return cls(face, **columns)
 
 
-_DTYPES_OF_NONE = (np.int32, float, int, int, np.int8, float, int, int, int, int)
+_DTYPES_OF_NONE = (np.int32, float, int, int, np.int8, float, int, int, int, int, int, int)
 """Of the columns of `_FaceObjects`."""
 
 

@@ -5,8 +5,9 @@
 2. `_find_faults` names tiles and faces where far more objects disagree than at the other faces of
    the image. The faces of the image are each other's control: what a function does at every seam
    is no fault of one tile.
-3. What outliers cannot show is judged by itself: an axis whose seams are poor everywhere, and joins
-   that contradict what the tiles saw (`SeamFigures.n_contested`).
+3. What outliers cannot show is judged by itself: an axis whose seams are poor everywhere, joins
+   that contradict what the tiles saw (`SeamFigures.n_contested`), and objects that both tiles saw
+   and the rule did not join (`SeamFigures.n_unjoined`), as where nothing is joined at all.
 4. `seam_faces.judge_sizes` counts the objects across seams that are far larger than those inside
    tiles.
 
@@ -30,7 +31,7 @@ from patchworks_core.seams.faces import (
     measure_faces,
     tile_key,
 )
-from patchworks_core.seams.rules import MergeOptions
+from patchworks_core.seams.rules import BY_OVERLAP, MergeOptions, MergeRule
 from patchworks_core.seams.third_views import ThirdViews
 from patchworks_core.tiles.grid import TileGrid
 
@@ -51,6 +52,9 @@ MIN_OBJECTS = 4
 EXCESS = 2
 """Times the expected share that must disagree at a fault: objects of one tile go wrong together,
 and where much is wrong everywhere, no tile is to blame."""
+
+_JOINED_BY = "merge by 'overlap', or where tiles have no overlap by 'touching'"
+"""What joins objects that a rule left cut."""
 
 MAX_FAULTS = 20
 """Faults that are named."""
@@ -88,6 +92,15 @@ class SeamReport:
     poor_axes: tuple[str, ...]
     """Axes along which too many objects are not found again anywhere."""
 
+    n_crossing: int
+    """Pairs in contact across a face that both tiles saw as one object."""
+
+    n_unjoined: int
+    """Of them, those that the rule did not join: objects that are cut."""
+
+    rule: MergeRule
+    """By which they were joined, or not."""
+
     @property
     def agrees(self) -> bool:
         """True where nothing speaks against the seams."""
@@ -115,6 +128,12 @@ class SeamReport:
             f"(elsewhere {fault.expected:.0%}); look at {', '.join(fault.faces)}"
             for fault in self.faults
         ]
+        if _exceeds(self.n_unjoined, self.n_crossing, EXPECTED, 1):
+            way_out = "lower min_iou" if self.rule in BY_OVERLAP else _JOINED_BY
+            words.append(
+                f"{self.n_unjoined} of {self.n_crossing} objects across seams are cut there: both "
+                f"tiles saw them, and merge={self.rule!r} does not join them; {way_out}"
+            )
         for axis in self.axes:
             if axis.axis in self.poor_axes:
                 words.append(
@@ -139,6 +158,7 @@ class SeamReport:
             "n_straight_cuts": int(self.faces.n_cuts.sum()),
             "n_joined": self.n_joined,
             "n_contested": self.n_contested,
+            "n_unjoined": self.n_unjoined,
             "axes": [asdict(axis) for axis in self.axes],
             "faults": [asdict(fault) for fault in self.faults],
             "problems": self.problems(),
@@ -203,6 +223,9 @@ def judge_seams(
         n_joined=figures.n_joined,
         n_contested=figures.n_contested,
         poor_axes=tuple(axis for axis in grid.axes if _is_poor(grid, axis, faces, ordinary)),
+        n_crossing=figures.n_crossing,
+        n_unjoined=figures.n_unjoined,
+        rule=options.rule,
     )
 
 

@@ -450,6 +450,7 @@ def seam_figures(seams: SeamReport) -> dict[str, Any]:
         "n_objects_at_seams": seams.n_objects,
         "n_orphans_at_seams": int(seams.faces.n_orphans.sum()),
         "n_straight_cuts": int(seams.faces.n_cuts.sum()),
+        "n_unjoined_at_seams": seams.n_unjoined,
         "n_seam_faults": len(seams.faults),
     }
     return {name: value for name, value in figures.items() if value is not None}

@@ -94,6 +94,23 @@ def test_components_of_a_mask_raise_no_alarm(halo):
     assert report.agrees, report.problems()
 
 
+@pytest.mark.parametrize("halo", [0, 12])
+def test_objects_that_no_rule_joins_are_said_to_be_cut(halo):
+    truth = cells()
+    report = judge(truth, perfect_labels(truth, 0), MergeOptions("none"), halo=halo)
+    (words,) = report.problems()
+    assert words.startswith(f"{report.n_unjoined} of {report.n_crossing} objects across seams are")
+    assert "merge='none' does not join them; merge by 'overlap'" in words
+    assert report.n_unjoined == report.n_crossing > 40
+
+
+def test_objects_that_a_high_min_iou_leaves_cut_are_said_to_be():
+    higher_in_every_other = at_tile(brighter_than(0.54), brighter_than(0.5), (0, 0), (1, 1), (2, 2))
+    report = judge(blobs(), higher_in_every_other, MergeOptions("overlap-pairs", 1, min_iou=0.99))
+    assert 0 < report.n_unjoined < report.n_crossing
+    assert any(words.endswith("does not join them; lower min_iou") for words in report.problems())
+
+
 def test_a_tile_staged_with_a_shift_is_named_with_exactly_its_faces():
     truth = cells()
     sound = perfect_labels(truth, 0)
