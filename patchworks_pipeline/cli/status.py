@@ -17,6 +17,7 @@ from patchworks_pipeline.cli.advice import command_on
 from patchworks_pipeline.cli.records import words_of_holes
 from patchworks_pipeline.cli.runs import location
 from patchworks_pipeline.cli.third_views import NONE, views_of, words_of_views
+from patchworks_pipeline.cli.unplanned import why_unplanned
 from patchworks_pipeline.image_faults import IMAGE_FAULTS, ImageFaults, words_of
 from patchworks_pipeline.instance.home import SETTINGS
 from patchworks_pipeline.landing.arrivals import Quarantine
@@ -64,6 +65,9 @@ class State:
     complaints: list[str] = field(default_factory=list)
     """What is wrong with images, tiles and settings."""
 
+    unplanned: list[str] = field(default_factory=list)
+    """Why images have no plan; they are among the complaints."""
+
     failed: list[str] = field(default_factory=list)
     """Why most of the failed tiles of an image failed, where nobody asked for it alone."""
 
@@ -88,6 +92,7 @@ class State:
         """Return it for a program to read."""
         return {
             "images": self.images,
+            "unplanned": self.unplanned,
             "failed": self.failed,
             "refused": self.refused,
             "left_over": self.left_over,
@@ -141,6 +146,7 @@ def state_of(
         row, folder = UNKNOWN, store.folder(key, name)
         with faults.about(folder.title):
             row = status_of(folder)
+            state.unplanned += filter(None, [why_unplanned(instance, folder)])
             state.mended += filter(None, [words_of_views(folder, row)])
             if words := words_of_holes(folder, row["tiles_left_out"], row["tiles"]):
                 state.holes.append(f"{folder.title}: {words}")
@@ -154,7 +160,8 @@ def state_of(
                 state.failed.append(f"{folder.title}: {commonest(failures)}; {again}")
         state.images.append({"image": key, **({"segmentation": name} if name else {}), **row})
         state.titles.append(folder.title)
-    state.is_sound = not faults.found
+    state.complaints += state.unplanned
+    state.is_sound = not (faults.found or state.unplanned)
     state.left_over = left_over(instance, store, keys, names)
     if of_home:
         refused = _refused()

@@ -16,7 +16,7 @@ from patchworks_core.tiles.regions import Region
 from patchworks_pipeline.assets.relating import is_related
 from patchworks_pipeline.automation.retention import Retention, over_budget
 from patchworks_pipeline.cli.exit_codes import TILES_FAILED
-from patchworks_pipeline.cli.status import left_over
+from patchworks_pipeline.cli.status import left_over, state_of
 from patchworks_pipeline.definitions import definitions, deployed
 from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.records import Acquisition
@@ -111,6 +111,24 @@ def test_an_image_that_lands_is_segmented_twice_and_related(daemon, home, instan
     staged = instance.get_materialized_partitions(dg.AssetKey(["nuclei", "staged_labels"]))
     assert len(staged) == folder_of("nuclei").plan().grid.n_blocks
     assert instance.get_materialized_partitions(dg.AssetKey("image")) == {"a"}
+
+
+def test_the_status_says_why_one_segmentation_could_not_be_planned(daemon, home, instance):
+    write_settings(home, SETTINGS.replace("channel: 1", "channel: 4"))
+    land(home)
+    instance.add_dynamic_partitions("images", ["a"])
+    assert not daemon.execute("plan_image", dg.RunRequest(partition_key="a")).success
+    state = state_of(instance, ["a"], ["nuclei", "cells"], of_home=False)
+    assert not state.is_sound
+    (words,) = state.record()["unplanned"]
+    assert words in state.complaints
+    assert words.startswith("a (cells) could not be planned: ")
+    assert "no channel 4 in " in words
+    assert words.endswith("'patchworks retry a --only cells' plans it when that is mended")
+    write_settings(home)
+    assert daemon.execute("plan_image", dg.RunRequest(partition_key="a")).success
+    state = state_of(instance, ["a"], ["nuclei", "cells"], of_home=False)
+    assert (state.unplanned, state.is_sound) == ([], True)
 
 
 @pytest.mark.slow
