@@ -25,7 +25,7 @@ MEANINGS = {
     "later",
     BAD_INPUT: "the image, an option or a setting is wrong, or what was changed by hand would be "
     "replaced: a person has to decide",
-    TILES_FAILED: "tiles failed: all others are kept, and retry takes up the rest",
+    TILES_FAILED: "tiles failed, or are missing: all others are kept, and retry takes up the rest",
     EXIT_CODE_OF_INTERRUPT: "Ctrl-C: what is staged is kept",
     EXIT_CODE_OF_SIGTERM: "SIGTERM: what is staged is kept",
 }

@@ -27,6 +27,7 @@ from patchworks_pipeline.automation.events import RANGE_END, RANGE_START
 from patchworks_pipeline.automation.in_process import InProcess, JobError
 from patchworks_pipeline.automation.jobs import MERGED, PLANNED
 from patchworks_pipeline.cli.advice import command_on, planned_anew
+from patchworks_pipeline.cli.exit_codes import TILES_FAILED
 from patchworks_pipeline.cli.image_runs import ImageRun
 from patchworks_pipeline.cli.results import (
     check_results,
@@ -398,8 +399,8 @@ def merge_again(
     Raises
     ------
     PlanError, StageError
-        If the options are wrong, tiles are missing and that is not allowed, or the labels were
-        changed; nothing is written then.
+        If the options are wrong, staged tiles are damaged, or the labels were changed; nothing is
+        written then. Nor is it where tiles are missing and that is not allowed.
     """
     try:
         with only_call(instance, folder.key, say=partial(say, on=errors)):
@@ -431,10 +432,11 @@ def _merge(
     except StageError as fault:
         if not stage.missing_blocks():
             raise
-        raise StageError(
+        why = (
             f"{fault}: '{command_on(folder, 'retry')}' does that and merges, "
             f"'{command_on(folder, 'merge', '--allow-missing-tiles')}' merges with holes"
-        ) from fault
+        )
+        return ImageRun(folder, (), (), why, code_of_error=TILES_FAILED)
     check_corrected(folder, plan, overwrite=overwrite)
     folder.write_acquisition(acquisition)
     n_missing, n_tiles = len(stage.missing_blocks()), plan.grid.n_blocks
