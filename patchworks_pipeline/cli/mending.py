@@ -5,7 +5,10 @@ from typing import Any
 
 import dagster as dg
 
+from patchworks_core.errors import PlanError
+from patchworks_core.stage.third_views import RULE
 from patchworks_pipeline.assets.mending import MendConfig, left_to_mend
+from patchworks_pipeline.cli.advice import command_on
 from patchworks_pipeline.cli.image_runs import ImageRun
 from patchworks_pipeline.cli.results import is_merged
 from patchworks_pipeline.cli.runs import merge_again, segmentation_of_home
@@ -42,7 +45,9 @@ def mend_again(
     """
     config = MendConfig(**{name: value for name, value in chosen.items() if value is not None})
     plan = folder.plan()
-    options = segmentation_of_home(folder).merge_options(folder.acquisition(), plan, {})
+    segmentation, acquisition = segmentation_of_home(folder), folder.acquisition()
+    options = segmentation.merge_options(acquisition, plan, {})
+    _check_rule(folder, options.rule, acquisition.merge.get("rule") or segmentation.merge)
     left = left_to_mend(folder, folder.stage(plan), options, config.mending)
     if left == [] and not overwrite and is_merged(folder, plan, options):
         say_step(
@@ -58,4 +63,16 @@ def mend_again(
         )
     return merge_again(
         instance, folder, {}, mend=config.model_dump(), budget=budget, overwrite=overwrite
+    )
+
+
+def _check_rule(folder: ImageFolder, rule: str, chosen: str) -> None:
+    """Raise PlanError where the rule of an image hears no third view."""
+    if rule == RULE:
+        return
+    how = "" if rule == chosen else f" (the rule {chosen!r} is that for its function and tiles)"
+    again = command_on(folder, "merge", "--merge", RULE)
+    raise PlanError(
+        f"{folder.title} is merged by {rule!r}{how}, which hears no third view; '{again}' merges "
+        f"it by {RULE!r}"
     )

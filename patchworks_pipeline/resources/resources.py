@@ -296,11 +296,25 @@ class SegmentationDefaults(Deployed):
 
     def open(self, acquisition: Acquisition) -> Image:
         """Open an acquisition as it is segmented: its channel, and after the operations."""
-        if self.channel and not acquisition.has_own_channel:
-            position = self.channel.lstrip("-").isdigit()
-            channel = int(self.channel) if position else self.channel
-            acquisition = replace(acquisition, channel=None if channel == ALL else channel)
-        return processed(acquisition.open(), self.operations)
+        if not self.channel or acquisition.has_own_channel:
+            return processed(acquisition.open(), self.operations)
+        position = self.channel.lstrip("-").isdigit()
+        channel = int(self.channel) if position else self.channel
+        chosen = replace(acquisition, channel=None if channel == ALL else channel)
+        try:
+            opened = chosen.open()
+        except ImageError as error:
+            acquisition.open()  # what is wrong with the image is not said of the setting
+            words = str(error).replace(f"channel={channel!r} ", f"{channel!r} ", 1)
+            raise ImageError(f"{self.place_of('channel')}: {words}") from error
+        return processed(opened, self.operations)
+
+    def place_of(self, name: str) -> str:
+        """Return which setting a field is, and where the file of the home says it."""
+        section = self.read_section()
+        field = f"{section.name}.{name}"
+        is_of_file = str(section.values.get(name)) == str(getattr(self, name))
+        return f"{section.where(name)}: {field}" if is_of_file else field
 
     def plan_of(self, acquisition: Acquisition, image: Image, folder: ImageFolder) -> Plan:
         """Return the plan of an image: the one that is recorded, where nothing is another now.

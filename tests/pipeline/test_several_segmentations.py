@@ -11,7 +11,7 @@ import pytest
 import tifffile
 import zarr
 
-from patchworks_core import PlanError, label_relations, open_image
+from patchworks_core import ImageError, PlanError, label_relations, open_image
 from patchworks_core.tiles.regions import Region
 from patchworks_pipeline.assets.relating import is_related
 from patchworks_pipeline.automation.retention import Retention, over_budget
@@ -20,7 +20,7 @@ from patchworks_pipeline.cli.status import left_over, state_of
 from patchworks_pipeline.definitions import definitions, deployed
 from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.records import Acquisition
-from patchworks_pipeline.resources.resources import AcquisitionSource, LabelStore
+from patchworks_pipeline.resources.resources import AcquisitionSource, LabelStore, SegmentationDefaults
 from patchworks_pipeline.resources.several import Several
 from tests.pipeline.conftest import call_command_line
 from tests.pipeline.daemon import Daemon
@@ -123,7 +123,11 @@ def test_the_status_says_why_one_segmentation_could_not_be_planned(daemon, home,
     (words,) = state.record()["unplanned"]
     assert words in state.complaints
     assert words.startswith("a (cells) could not be planned: ")
-    assert "no channel 4 in " in words
+    file = home / "patchworks.yaml"
+    assert f"{file}, line 11: segmentations.cells.channel: no channel 4 in " in words
+    tifffile.imwrite(plane := home / "plane.tif", np.zeros((4, 4), np.uint8))
+    with pytest.raises(ImageError, match=r"line 11: segmentations.cells.channel: 4 needs a chann"):
+        SegmentationDefaults(block="cells").of_home().open(Acquisition(str(plane)))
     assert words.endswith("'patchworks retry a --only cells' plans it when that is mended")
     write_settings(home)
     assert daemon.execute("plan_image", dg.RunRequest(partition_key="a")).success

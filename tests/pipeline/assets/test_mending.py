@@ -10,6 +10,7 @@ import pytest
 
 from patchworks_core.errors import PlanError, StageError
 from patchworks_core.files.storage import open_array
+from patchworks_core.plugins.segmentation import Segmentation
 from patchworks_core.stage.staging import Staging
 from patchworks_core.stage.third_views import TileMarks
 from patchworks_pipeline.cli.mending import mend_again
@@ -72,6 +73,14 @@ def test_a_merge_that_mends_says_what_it_did_and_does_it_once(pipeline, folder, 
     assert metadata_of(again, "merged_labels")["n_tiles_written"] == 0
     assert pipeline.merge(folder).success  # a merge that says nothing of third views hears them
     np.testing.assert_array_equal(labels_of(folder), after)
+    with monkeypatch.context() as patch:
+        patch.setattr(Segmentation, "merge", "touching")
+        why = (
+            r"merged by 'touching' \(the rule 'auto' is that for its function and tiles\), which "
+            r"hears no third view; 'patchworks merge tissue --merge overlap' merges it by 'overlap'"
+        )
+        with pytest.raises(PlanError, match=why):
+            mend_again(pipeline.instance, folder, {}, budget={})
     open_array(folder.labels(folder.plan()).path / "0", mode="r+")[0, 0] = 77
     files = files_under(folder.path)
     for refused in (
@@ -135,7 +144,7 @@ def test_the_command_mends_and_has_nothing_left_to_do(pipeline, folder):
     assert mend().steps == ()
     assert files_under(folder.path) == files
     assert merge_again(pipeline.instance, folder, {"rule": "touching"}).error is None
-    with pytest.raises(PlanError, match="merge='touching' does not look at; merge by 'overlap'"):
+    with pytest.raises(PlanError, match="tissue is merged by 'touching', which hears no third vie"):
         mend()
     assert merge_again(pipeline.instance, folder, {"rule": "overlap"}).error is None
     np.testing.assert_array_equal(labels_of(folder), after)
