@@ -1,6 +1,6 @@
 """The command line: ``patchworks run | retry | merge | next | segment | status | ui | demo``."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -146,27 +146,43 @@ def run(
     if len(names) > 1 and is_chosen(options):
         fail("options choose for one segmentation; say which with --only", BAD_INPUT)
     codes = [
-        _run_one(
+        _run_image(
             url,
             name,
             options,
+            names,
             home=home,
             budget=budget,
             as_json=json,
-            segmentation=one,
             overwrite=overwrite,
             of_plan=plan,
         )
         for url in image
-        for one in names
     ]
     raise typer.Exit(max(codes))
+
+
+def _run_image(
+    url: str,
+    name: str | None,
+    chosen: dict[str, Any],
+    segmentations: Sequence[str] = ("",),
+    **how: Any,
+) -> int:
+    """Run segmentations of one image as `_run_one`; what is wrong with it is said once."""
+    say_step(f"{url}: begun")
+    said: set[str] = set()
+    return max(
+        _run_one(url, name, chosen, said, segmentation=segmentation, **how)
+        for segmentation in segmentations
+    )
 
 
 def _run_one(
     url: str,
     name: str | None,
     chosen: dict[str, Any],
+    said: set[str],
     *,
     home: Path,
     budget: dict[str, Any] | None = None,
@@ -175,8 +191,7 @@ def _run_one(
     overwrite: bool = False,
     of_plan: str = "",
 ) -> int:
-    """Run one image and say what came of it; return the exit code."""
-    say_step(f"{url}: begun")
+    """Run one segmentation of an image and say what came of it; return the exit code."""
     from patchworks_pipeline.cli.progress_bars import progress_bars
     from patchworks_pipeline.cli.runs import choose_image, open_home, run_image, with_relations
     from patchworks_pipeline.image_faults import IMAGE_FAULTS, words_of
@@ -209,9 +224,13 @@ def _run_one(
         say(_kept(folder) if folder is not None else "interrupted", on=errors)
         raise
     except IMAGE_FAULTS as error:
+        words = words_of(error)
         if as_json:
-            say_json({"source": url, "error": words_of(error)})
-        say_error(words_of(error))
+            which = {"segmentation": segmentation} if segmentation else {}
+            say_json({"source": url, **which, "error": words})
+        if words not in said:
+            say_error(words)
+            said.add(words)
         return code_of(error)
     return int(result.exit_code)
 
@@ -292,11 +311,8 @@ def retry(
     with known_image(image, home) as (_, folder):
         url = folder.acquisition().url
     budget = budget_of(workers, worker_kind, tile_timeout, worker_memory)
-    codes = [
-        _run_one(url, folder.key, {}, home=home, budget=budget, segmentation=name)
-        for name in segmentations_of(home, only)
-    ]
-    raise typer.Exit(max(codes))
+    names = segmentations_of(home, only)
+    raise typer.Exit(_run_image(url, folder.key, {}, names, home=home, budget=budget))
 
 
 @app.command()
@@ -434,7 +450,7 @@ def demo(
     from patchworks_pipeline.instance.home import prepare_home
 
     path = write_micrograph(prepare_home(home.absolute()) / "landing")
-    code = _run_one(str(path), None, CHOICES, home=home)
+    code = _run_image(str(path), None, CHOICES, home=home)
     if code == 0:
         say(describe(home))
     raise typer.Exit(code)

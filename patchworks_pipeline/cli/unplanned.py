@@ -22,9 +22,7 @@ def why_unplanned(instance: dg.DagsterInstance, folder: ImageFolder) -> str | No
         return None
     lineage = Lineage((), folder.segmentation)
     steps = {lineage.shared.name("image"), *map(lineage.name, PLANNED)}
-    jobs = dict.fromkeys(
-        (lineage.shared.name("plan_image"), lineage.name("plan_image"), ASSET_JOB)
-    )
+    jobs = dict.fromkeys((lineage.shared.name("plan_image"), lineage.name("plan_image"), ASSET_JOB))
     records = [
         record
         for job in jobs

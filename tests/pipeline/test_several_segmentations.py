@@ -20,7 +20,11 @@ from patchworks_pipeline.cli.status import left_over, state_of
 from patchworks_pipeline.definitions import definitions, deployed
 from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.records import Acquisition
-from patchworks_pipeline.resources.resources import AcquisitionSource, LabelStore, SegmentationDefaults
+from patchworks_pipeline.resources.resources import (
+    AcquisitionSource,
+    LabelStore,
+    SegmentationDefaults,
+)
 from patchworks_pipeline.resources.several import Several
 from tests.pipeline.conftest import call_command_line
 from tests.pipeline.daemon import Daemon

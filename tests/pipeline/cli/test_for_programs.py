@@ -80,6 +80,13 @@ def test_an_image_that_fails_is_json_too(home, tmp_path):
     code, (record,) = printed_json("run", tmp_path / "nothing.tif", "--json")
     assert code == 2
     assert "nothing.tif" in record["error"]
+    (home / "patchworks.yaml").write_text("segmentations: {nuclei: {}, cells: {}}\n")
+    path = tmp_path / "nothing.tif"
+    result = CliRunner().invoke(app, ["run", str(path), "--json"])
+    begun, error = result.stderr.splitlines()
+    assert (begun, error.startswith("error: ")) == (f"{path}: begun", True), "each is said once"
+    records = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [record["segmentation"] for record in records] == ["nuclei", "cells"]
 
 
 def test_segment_says_json(home, tmp_path):
