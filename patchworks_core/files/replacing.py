@@ -70,6 +70,9 @@ WORK_NAMES = frozenset({NEW, OLD, MARK, "stage.zarr", "applied", "merged", "resu
 
 OVERWRITE = "overwrite=True (--overwrite on the command line)"
 
+NO_OTHER = ""
+"""What to name another of, where there is nothing: the place follows from what is written."""
+
 
 @dataclass(frozen=True, slots=True)
 class Working:
@@ -115,7 +118,7 @@ def replacing(
     what : str
         What is written, for messages, such as 'labels'.
     another : str
-        What to name another of, for messages.
+        What to name another of, for messages; or `NO_OTHER`.
     overwrite : bool
         Replace whatever is there, and make everything anew.
     made_from : mapping, optional
@@ -254,7 +257,7 @@ def check_replaceable(
     """
     if not _exists(target):
         return
-    way_out = f"name another {another}"
+    way_out = f"name another {another}" if another else "work elsewhere"
     if overwrite:
         if not (is_local(target) and _holds_work_of_this_process(target)):
             return
@@ -264,6 +267,11 @@ def check_replaceable(
         if changed is None or (not record_path(target).exists() and is_ours(target)):
             return
         fault, way_out = changed, f"{way_out}, or pass {OVERWRITE}"
+        if not another:
+            way_out = (
+                "what is there is left as it is: copy it elsewhere to keep it, and pass "
+                f"{OVERWRITE} to have it made again"
+            )
     if made is not None:
         way_out = f"the new one is at {made} until the next call; {way_out}"
     raise PlanError(
@@ -375,9 +383,10 @@ def _check_work(work: UPath, another: str) -> None:
         return
     names = {path.name for path in work.iterdir()} if work.is_dir() else {work.name}
     if not names <= WORK_NAMES:
+        way_out = "move it elsewhere" + (f", or name another {another}" if another else "")
         raise PlanError(
             f"the work is done in {work}, and that holds {sorted(names - WORK_NAMES)[0]!r}, which "
-            f"is nothing of ours; move it elsewhere, or name another {another}"
+            f"is nothing of ours; {way_out}"
         )
 
 

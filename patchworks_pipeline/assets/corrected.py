@@ -8,14 +8,15 @@ from typing import Any
 
 import dagster as dg
 
+from patchworks_core.files.replacing import NO_OTHER
 from patchworks_core.stage.plan import Plan
 from patchworks_pipeline.lineage import Lineage
-from patchworks_pipeline.records import STORE_ROOT, ImageFolder
+from patchworks_pipeline.records import ImageFolder
 
 
 def check_corrected(folder: ImageFolder, plan: Plan, *, overwrite: bool) -> None:
     """Raise PlanError where labels were changed, or are not patchworks'; not with `overwrite`."""
-    folder.labels(plan).check_replaceable(another=STORE_ROOT, overwrite=overwrite)
+    folder.labels(plan).check_replaceable(another=NO_OTHER, overwrite=overwrite)
 
 
 def check_before_merge(

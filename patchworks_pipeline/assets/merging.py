@@ -12,6 +12,7 @@ from pydantic import Field
 from patchworks_core.api.provenance import provenance_of
 from patchworks_core.errors import StageError
 from patchworks_core.files.label_arrays import output_chunks
+from patchworks_core.files.replacing import NO_OTHER
 from patchworks_core.files.storage import open_array, write_bytes
 from patchworks_core.merge.outlines import jumps_of, outlines_of
 from patchworks_core.merge.pairing import pair_tiles
@@ -36,7 +37,7 @@ from patchworks_pipeline.assets.stage_reading import read_once
 from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.partitions import NOT_BY_KEY
 from patchworks_pipeline.progress import report_progress
-from patchworks_pipeline.records import STORE_ROOT, ImageFolder
+from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.clusters import DaskCluster
 from patchworks_pipeline.resources.compute_budget import ComputeBudget
 from patchworks_pipeline.resources.gpus import GpuPool
@@ -316,7 +317,7 @@ def merged_labels(
 
     start = time.perf_counter()
     with (
-        target.writing(another=STORE_ROOT, overwrite=config.overwrite) as working,
+        target.writing(another=NO_OTHER, overwrite=config.overwrite) as working,
         DeployedCompute(budget, gpus, cluster).open_steps(plan) as pool,
     ):
         written = write_merged(

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import dagster as dg
 
-from patchworks_core.errors import StorageError
+from patchworks_core.errors import PlanError, StorageError
 from patchworks_core.machine.interrupts import noting_signals, raise_for_signal
 from patchworks_pipeline.assets.tile_events import STOPPED
 from patchworks_pipeline.dagster_insides import CAPTURE, are_there
@@ -171,7 +171,9 @@ def _error_of(result: dg.ExecuteInProcessResult) -> JobError:
         words = text[of_system.end() :] if of_system else text
         words = words[:1].lower() + words[1:]
         return JobError(f"{failures[0].step_key} failed: {with_way_out(words)}", error_type=name)
-    return JobError(f"{name}{separator}{with_way_out(text)}", error_type=name)
+    # What was refused is said in its own words; of all else the class says where to look.
+    said = "" if name == PlanError.__name__ else f"{name}{separator}"
+    return JobError(f"{said}{with_way_out(text)}", error_type=name)
 
 
 def _pools_of(job: dg.JobDefinition) -> dict[str, str]:

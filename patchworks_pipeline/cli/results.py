@@ -65,8 +65,8 @@ def why_not_as_written(folder: ImageFolder, plan: Plan) -> str | None:
     if fault is None:
         return None
     return (
-        f"{labels} is complete, but {fault}; it is left as it is: "
-        f"'{command_on(folder, 'merge', '--overwrite')}' makes it again of the staged tiles"
+        f"{labels} is complete, but {fault}; it is left as it is: copy it elsewhere to keep it, "
+        f"and '{command_on(folder, 'merge', '--overwrite')}' makes it again of the staged tiles"
     )
 
 

@@ -16,7 +16,13 @@ import zarr
 from upath import UPath
 
 from patchworks_core.errors import ImageError, PlanError
-from patchworks_core.files.replacing import component_path, recover, replacing, work_folder
+from patchworks_core.files.replacing import (
+    NO_OTHER,
+    component_path,
+    recover,
+    replacing,
+    work_folder,
+)
 from patchworks_core.files.storage import as_path, discard, is_trash
 from patchworks_core.files.written import fault_of, made_from_what
 from patchworks_core.images.image import open_image
@@ -333,6 +339,14 @@ def test_labels_corrected_by_hand_are_noticed_anywhere(where, tmp_path):
     assert "changed since patchworks wrote it" in (fault_of(target) or "")
     opened[:2, :2] = 0
     assert "changed since patchworks wrote it" in (fault_of(target) or "")
+
+
+def test_what_can_have_no_other_name_is_kept_by_a_copy(tmp_path):
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(PlanError) as refused:
+        write(tmp_path / "mine", "new", another=NO_OTHER)
+    assert "patchworks wrote it; what is there is left as it is: copy it els" in str(refused.value)
+    assert "name another" not in str(refused.value)
 
 
 def test_a_file_is_replaced_at_once_and_vouched_for_beside_it(tmp_path):

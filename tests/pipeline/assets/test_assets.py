@@ -443,9 +443,7 @@ def test_labels_corrected_by_hand_are_merged_over_only_when_the_run_says_so(pipe
     labels[0, 0] = 77
     error = error_of(pipeline.merge(folder))
     assert "a label image only replaces what patchworks wrote itself and nobody changed" in error
-    assert (
-        "name another store.root of patchworks.yaml, or pass overwrite=True (--overwrite" in error
-    )
+    assert "copy it elsewhere to keep it, and pass overwrite=True (--overwrite on the" in error
     assert labels[0, 0] == 77
     ops = {"merged_labels": {"config": {"overwrite": True}}}
     keys = [dg.AssetKey("merged_labels")]

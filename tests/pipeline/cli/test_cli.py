@@ -478,7 +478,9 @@ def test_labels_corrected_by_hand_are_merged_over_only_with_overwrite(
     code, printed = patchworks("merge", "tissue", "--merge", "none")
     assert code == 2
     assert "changed since patchworks wrote it" in printed
+    assert "copy it elsewhere to keep it, and " in printed
     assert "--overwrite" in printed
+    assert "store.root" not in printed
     assert labels[0, 0] == 77
     assert patchworks("merge", "tissue", "--merge", "overlap", "--overwrite")[0] == 0
     assert_same_partition(labels_of("tissue"), tissue())
@@ -503,7 +505,9 @@ def test_a_run_of_a_finished_image_whose_results_are_damaged_is_no_success(
     code, printed = patchworks("run", tissue_path)
     assert code == 2
     assert f"{folder} is complete, but it was changed since patchworks wrote it" in printed
-    assert "'patchworks merge tissue --overwrite' makes it again" in printed
+    assert (
+        "copy it elsewhere to keep it, and 'patchworks merge tissue --overwrite' makes" in printed
+    )
     assert chunk.read_bytes() == content, "it may be a correction"
     assert_refused_calls_change_nothing(patchworks, home, tissue_path)
     code, printed = patchworks("merge", "tissue", "--overwrite")

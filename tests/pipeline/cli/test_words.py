@@ -15,7 +15,7 @@ import patchworks_core
 from patchworks_core import ImageError, convert_image, open_image, tile_process
 from patchworks_core.errors import StorageError
 from patchworks_core.images.readers import sources
-from patchworks_pipeline.automation.in_process import _captured_deaf
+from patchworks_pipeline.automation.in_process import _captured_deaf, _error_of
 from patchworks_pipeline.cli.terminal import OPTIONS, in_options
 from tests.pipeline.conftest import call_command_line
 
@@ -66,6 +66,18 @@ def test_segment_says_which_tiles_failed_without_a_traceback(home, tmp_path):
     assert "2 of 2 tiles failed, the first is 'y000x000': failing_here.py, line 2" in printed
     assert "ValueError: no model none is staged; mend what failed and call again" in printed
     assert "Traceback" not in printed
+
+
+def test_what_a_step_refuses_is_said_in_its_own_words():
+    said = {}
+    for name in ("patchworks_core.errors.PlanError", "KeyError"):
+        error = SimpleNamespace(message=f"{name}: it is left\n", cls_name="", cause=None)
+        data = SimpleNamespace(user_failure_data=None, error=error)
+        event = SimpleNamespace(is_step_failure=True, step_failure_data=data)
+        job = SimpleNamespace(name="merge_image")
+        found = _error_of(SimpleNamespace(job_def=job, all_events=[event]))
+        said[found.error_type] = found.message
+    assert said == {"PlanError": "it is left", "KeyError": "KeyError: it is left"}
 
 
 @pytest.fixture
