@@ -172,8 +172,8 @@ def _error_of(result: dg.ExecuteInProcessResult) -> JobError:
         words = words[:1].lower() + words[1:]
         return JobError(f"{failures[0].step_key} failed: {with_way_out(words)}", error_type=name)
     # What was refused is said in its own words; of all else the class says where to look.
-    said = "" if name == PlanError.__name__ else f"{name}{separator}"
-    return JobError(f"{said}{with_way_out(text)}", error_type=name)
+    before = "" if name == PlanError.__name__ else f"{name}{separator}"
+    return JobError(f"{before}{with_way_out(text)}", error_type=name)
 
 
 def _pools_of(job: dg.JobDefinition) -> dict[str, str]:

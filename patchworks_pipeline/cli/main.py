@@ -407,9 +407,9 @@ def status(
     home: Home = HOME,
 ) -> None:
     """Show how far images are: their tiles, objects and labels; and which ones were refused."""
-    from patchworks_pipeline.cli.status import state_of
+    from patchworks_pipeline.cli.status import names_of_home, state_of
 
-    names = segmentations_of(home, None)
+    names = names_of_home(home) if image is None else segmentations_of(home, None)
     with known_images(image, home) as (instance, keys):
         state = state_of(instance, keys, names, of_home=image is None)
     for text in state.complaints:

@@ -15,7 +15,15 @@ ENVIRONMENT = {
 
 NOTHING = {"type": "null"}
 
-ALSO = {"channel": ({"type": "integer"},), "worker_memory": ({"type": "number"},)}
+SIZE = {"type": "integer"}
+"""Of all spatial axes, where a list has one for each."""
+
+ALSO = {
+    "channel": ({"type": "integer"},),
+    "worker_memory": ({"type": "number"},),
+    "tile_shape": (SIZE,),
+    "overlap": (SIZE,),
+}
 """What fields take beside their type."""
 
 

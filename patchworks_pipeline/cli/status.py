@@ -5,19 +5,22 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 from rich.table import Column, Table
 
-from patchworks_core.errors import StageError
+from patchworks_core.errors import PlanError, StageError
 from patchworks_core.stage.plan import Plan
 from patchworks_pipeline.assets.merging import N_TILES_MISSING
 from patchworks_pipeline.cli.advice import command_on
+from patchworks_pipeline.cli.homes import segmentations_of
 from patchworks_pipeline.cli.records import words_of_holes
 from patchworks_pipeline.cli.runs import location
 from patchworks_pipeline.cli.third_views import NONE, views_of, words_of_views
 from patchworks_pipeline.cli.unplanned import why_unplanned
+from patchworks_pipeline.definitions import defs
 from patchworks_pipeline.image_faults import IMAGE_FAULTS, ImageFaults, words_of
 from patchworks_pipeline.instance.home import SETTINGS
 from patchworks_pipeline.landing.arrivals import Quarantine
@@ -26,7 +29,6 @@ from patchworks_pipeline.lineage import FOLDERS, Lineage
 from patchworks_pipeline.partitions import suffix_of
 from patchworks_pipeline.records import ImageFolder
 from patchworks_pipeline.resources.backfills import Backfills
-from patchworks_pipeline.resources.named_functions import check_exists
 from patchworks_pipeline.resources.resources import (
     AcquisitionSource,
     LabelStore,
@@ -136,13 +138,14 @@ def state_of(
     keys : sequence of str
         Images.
     names : sequence of str
-        Their segmentations; an empty name where images have one.
+        Their segmentations; an empty name where images have one; none where the settings do not
+        say, which is a mistake in them: then those that were planned.
     of_home : bool
         False where one image was asked for, whose failed tiles are then named.
     """
     store, state = LabelStore().of_home(), State()
     faults = ImageFaults(state.complaints.append)
-    for key, name in product(keys, names):
+    for key, name in product(keys, names) if names else _as_planned(store, keys):
         row, folder = UNKNOWN, store.folder(key, name)
         with faults.about(folder.title):
             row = status_of(folder)
@@ -162,7 +165,7 @@ def state_of(
         state.titles.append(folder.title)
     state.complaints += state.unplanned
     state.is_sound = not (faults.found or state.unplanned)
-    state.left_over = left_over(instance, store, keys, names)
+    state.left_over = left_over(instance, store, keys, names) if names else []
     if of_home:
         refused = _refused()
         state.refused = list(refused.values())
@@ -174,17 +177,40 @@ def state_of(
     return state
 
 
+def names_of_home(home: Path) -> tuple[str, ...]:
+    """Return the segmentations of a home; none where its settings do not say.
+
+    What keeps them from saying so is among `mistakes_of_home`.
+    """
+    try:
+        return segmentations_of(home, None)
+    except PlanError:
+        return ()
+
+
+def _as_planned(store: LabelStore, keys: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield images and those of their segmentations that have a plan, else one without a name."""
+    for key in keys:
+        for name in tuple(_planned(store.folder(key))) or ("",):
+            yield key, name
+
+
 def mistakes_of_home() -> dict[str, str]:
     """Return what is wrong with the settings of the home, by what of it; run refuses most."""
     mistakes: dict[str, str] = {}
-    resources: dict[str, Any] = {**(location().resources or {}), "backfills": Backfills()}
+    try:
+        of_location = location().resources
+    except IMAGE_FAULTS as error:  # of sections that have several segmentations
+        mistakes["segmentations"] = words_of(error)
+        of_location = defs.resources
+    resources: dict[str, Any] = {**(of_location or {}), "backfills": Backfills()}
     for name, resource in resources.items():
         if not isinstance(resource, Deployed):
             continue
         try:
             deployed = resource.of_home()
             if isinstance(deployed, SegmentationDefaults):
-                check_exists(deployed.function)
+                deployed.check_function()
             if isinstance(deployed, AcquisitionSource):
                 check_landing(deployed.layout())
         except IMAGE_FAULTS as error:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 from pydantic import ValidationInfo, field_validator
 from upath import UPath
 
-from patchworks_core.errors import ImageError, PlanError
+from patchworks_core.errors import ImageError, PlanError, SegmentationError
 from patchworks_core.files.storage import DURABLE, as_path, be_durable, is_switched_on
 from patchworks_core.images.image import Image
 from patchworks_core.operations.named import check_operations, processed
@@ -22,7 +22,7 @@ from patchworks_pipeline.landing.opening import ALL, Opening
 from patchworks_pipeline.partitions import check_image_key
 from patchworks_pipeline.records import Acquisition, ImageFolder
 from patchworks_pipeline.resources import built_in
-from patchworks_pipeline.resources.named_functions import check_named
+from patchworks_pipeline.resources.named_functions import check_exists, check_named
 from patchworks_pipeline.resources.settings import Deployed, setting
 from patchworks_pipeline.resources.settings_file import SEGMENTATIONS, Section, read_block
 
@@ -204,8 +204,8 @@ class SegmentationDefaults(Deployed):
     tile_shape: list[int] = setting(
         [built_in.TILE_SHAPE],
         min_length=1,
-        description="Pixels of a tile; one value for all spatial axes, or one per axis from the "
-        "last; -1 is the whole axis.",
+        description="Pixels of a tile: a number for all spatial axes, or a list with one per "
+        "axis from the last; -1 is the whole axis.",
     )
     overlap: list[int] = setting(
         [built_in.OVERLAP],
@@ -263,6 +263,16 @@ class SegmentationDefaults(Deployed):
         is_position = isinstance(channel, int) and not isinstance(channel, bool)
         return str(channel) if is_position else channel
 
+    @field_validator("tile_shape", "overlap", mode="before")
+    @classmethod
+    def _one_or_all(cls, sizes: Any) -> Any:
+        """Take a number for all axes as it is written, and say of words what is wanted."""
+        if isinstance(sizes, (int, float)) and not isinstance(sizes, bool):
+            sizes = [sizes]
+        if not isinstance(sizes, list) or not all(isinstance(n, (int, float)) for n in sizes):
+            raise ValueError("must be whole numbers, such as 512 or [16, 512, 512]")
+        return sizes
+
     @field_validator("operations")
     @classmethod
     def _operations(cls, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -292,7 +302,27 @@ class SegmentationDefaults(Deployed):
         if acquisition.function is not None:
             return segmentation_of(acquisition.function, acquisition.parameters)
         own = acquisition.parameters
-        return segmentation_of(self.function, self.parameters if own is None else own)
+        try:
+            return segmentation_of(self.function, self.parameters if own is None else own)
+        except SegmentationError as error:
+            raise SegmentationError(f"{self.place_of('function')}{error}") from error
+
+    def check_function(self) -> None:
+        """Raise SegmentationError where there is no function of that name; none is imported."""
+        try:
+            check_exists(self.function)
+        except SegmentationError as error:
+            raise SegmentationError(f"{self.place_of('function')}{error}") from error
+
+    def place_of(self, name: str) -> str:
+        """Return where the file sets a field to what it is, to begin a message with; else nothing.
+
+        Such as ``/srv/home/patchworks.yaml, line 4: cells.function: ``.
+        """
+        section = self.read_section()
+        if str(section.values.get(name)) != str(getattr(self, name)):
+            return ""
+        return f"{section.where(name)}: {section.name}.{name}: "
 
     def open(self, acquisition: Acquisition) -> Image:
         """Open an acquisition as it is segmented: its channel, and after the operations."""

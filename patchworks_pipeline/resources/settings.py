@@ -220,6 +220,8 @@ class Deployed(dg.ConfigurableResource):
             rule = f"is not a field; the fields are {cls.file_fields()!r}"
             return _RefusedError(field, rule, repr(first["input"]))
         rule = _PYDANTIC.sub("must", first["msg"]).removeprefix("Value error, ")
+        if first["type"] == "list_type" and isinstance(first["input"], (str, int, float, dict)):
+            rule = f"must be a list, such as {[first['input']]!r}"
         value = "a value not shown" if cls._is_secret(name) else repr(first["input"])
         return _RefusedError(field, rule, value)
 

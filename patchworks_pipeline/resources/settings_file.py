@@ -57,9 +57,9 @@ class Section:
     variables: Mapping[str, str] = field(default_factory=dict)
     """Variables of the environment that fields were read from."""
 
-    def where(self, name: str) -> str:
-        """Return the place of a field, in words."""
-        return f"{self.path}, line {self.lines[name]}"
+    def where(self, name: str = "") -> str:
+        """Return the place of a field, or without a name of the section, in words."""
+        return f"{self.path}, line {self.lines[name] if name else min(self.lines.values())}"
 
 
 def read_section(path: Path, name: str) -> Section:
@@ -159,8 +159,16 @@ def _compose(path: Path) -> tuple[yaml.SafeLoader, yaml.Node | None]:
         raise
     # A date such as 2020-13-45 is a ValueError of Python's, and so is what is not UTF-8.
     except (yaml.YAMLError, ValueError) as error:
-        raise PlanError(f"{path} is not YAML: {error}") from error
+        raise PlanError(f"{path}{_not_yaml(error)}") from error
     return loader, root
+
+
+def _not_yaml(error: Exception) -> str:
+    """Say in one line what keeps a text from being YAML, and in which line where that is known."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return f" is not YAML: {' '.join(str(error).split())}"
+    words = [part for part in (error.context, error.problem) if part]
+    return f", line {error.problem_mark.line + 1} is not YAML: {', '.join(words)}"
 
 
 def _refuse_repeated(path: Path, node: yaml.Node, node_ids: set[int]) -> None:

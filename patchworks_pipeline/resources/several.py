@@ -1,12 +1,18 @@
 """Which segmentations the images of a home have, as its file of settings says."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from patchworks_core.errors import PlanError
 from patchworks_pipeline.instance.home import SETTINGS, home_folder
 from patchworks_pipeline.lineage import Mount
 from patchworks_pipeline.resources.resources import SegmentationDefaults
-from patchworks_pipeline.resources.settings_file import RELATIONS, SEGMENTATIONS, read_section
+from patchworks_pipeline.resources.settings_file import (
+    RELATIONS,
+    SEGMENTATIONS,
+    Section,
+    read_section,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +37,29 @@ class Several:
         Raises
         ------
         PlanError
-            If both sections stand, or a name is none, or a relation names what is none.
+            If both sections stand, or a name is none, or a relation names what is none; it says
+            in which line.
         """
         path = home_folder(home) / SETTINGS
         section = read_section(path, SEGMENTATIONS)
         relations = read_section(path, RELATIONS)
         names = tuple(section.values)
-        if names and read_section(path, SegmentationDefaults.section).values:
+        one = read_section(path, SegmentationDefaults.section)
+        if names and one.values:
             raise PlanError(
-                f"{path}: sections 'segmentation' and 'segmentations' cannot both stand; make the "
-                "one a block of the other, such as 'segmentations: {nuclei: {...}}'"
+                f"{one.where()}: sections 'segmentation' and 'segmentations' cannot both stand; "
+                "make the one a block of the other, such as 'segmentations: {nuclei: {...}}'"
             )
-        try:
-            Mount((), names, tuple(relations.values.items()))
-        except PlanError as error:
-            raise PlanError(f"{path}: {error}") from None
+        for i, name in enumerate(names, 1):  # each with those before it, so that its line is said
+            _check(section, name, Mount, (), names[:i])
+        for a, b in relations.values.items():
+            _check(relations, a, Mount, (), names, ((a, b),))
         return cls(names, {str(a): str(b) for a, b in relations.values.items()})
+
+
+def _check(section: Section, name: str, kind: Callable[..., object], *values: object) -> None:
+    """Say of a value that cannot be in which line it stands."""
+    try:
+        kind(*values)
+    except PlanError as error:
+        raise PlanError(f"{section.where(name)}: {error}") from None

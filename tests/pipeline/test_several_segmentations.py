@@ -16,7 +16,7 @@ from patchworks_core.tiles.regions import Region
 from patchworks_pipeline.assets.relating import is_related
 from patchworks_pipeline.automation.retention import Retention, over_budget
 from patchworks_pipeline.cli.exit_codes import TILES_FAILED
-from patchworks_pipeline.cli.status import left_over, state_of
+from patchworks_pipeline.cli.status import left_over, names_of_home, state_of
 from patchworks_pipeline.definitions import definitions, deployed
 from patchworks_pipeline.lineage import Lineage
 from patchworks_pipeline.records import Acquisition
@@ -200,12 +200,21 @@ def test_a_home_without_blocks_has_one_segmentation_with_the_keys_of_before(home
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("segmentations: {nuclei: {}}\nsegmentation: {function: threshold}", "cannot both stand"),
-        ("segmentations: {my nuclei: {}}", "a segmentation must be a name of letters"),
+        (
+            "segmentations: {nuclei: {}}\nsegmentation: {function: threshold}",
+            "line 2: sections 'segmentation' and 'segmentations' cannot both stand",
+        ),
+        (
+            "segmentations:\n  a: {}\n  my nuclei: {}",
+            "line 3: a segmentation must be a name of letters",
+        ),
         ("segmentations: {report: {}}", "cannot be called 'report'"),
         ("segmentations: {Report: {}}", "cannot be called 'Report'"),
         ("segmentations: {a: {}, A: {}}", "'a' and 'A' differ by case alone"),
-        ("segmentations: {a: {}, b: {}}\nrelations: {a: c}", "must be of two of the segmentations"),
+        (
+            "segmentations: {a: {}, b: {}}\nrelations:\n  a: b\n  b: c",
+            "line 4: a relation must be of two of the segmentations",
+        ),
         ("relations: {a: b}", "must be of two of the segmentations"),
     ],
 )
@@ -267,6 +276,20 @@ def test_the_status_says_what_is_left_of_segmentations_that_are_no_blocks_any_mo
     assert "stays in 1 image, the first 'a', with 2 tile partitions ('cells/tiles')" in text
     (text,) = said("nuclei", "cells")
     assert "what was made of the one before, without a name, stays in 1 image" in text
+
+
+def test_the_status_shows_images_also_where_the_settings_do_not_say_their_segmentations(
+    home, instance
+):
+    write_settings(home, "segmentations:\n  nuclei: {}\nrelations:\n  nuclei: cell\n")
+    folder_of("nuclei").path.mkdir(parents=True)
+    (folder_of("nuclei").path / "plan.json").write_text("{")
+    assert names_of_home(home) == ()
+    state = state_of(instance, ["a", "b"], names_of_home(home), of_home=True)
+    assert state.titles == ["a (nuclei)", "b"]
+    assert [row["image"] for row in state.images] == ["a", "b"]
+    assert (state.is_sound, state.left_over) == (False, [])
+    assert "patchworks.yaml, line 4: a relation must be of two" in "".join(state.mistakes)
 
 
 def test_each_segmentation_has_the_budget_of_tile_partitions_for_itself(daemon, instance):

@@ -35,6 +35,11 @@ def test_a_channel_is_a_position_or_a_name(channel):
     assert problems(f"segmentations: {{nuclei: {{channel: {channel}}}}}") == []
 
 
+def test_a_size_of_tiles_is_a_number_or_a_list():
+    assert problems("segmentation: {tile_shape: 64, overlap: [4, 8]}") == []
+    assert problems("segmentation: {tile_shape: big}")
+
+
 def test_limits_of_a_tile_are_what_the_budget_takes():
     for text in ("tile_timeout: 0", "tile_timeout: 0.1", "worker_memory: 8000000000"):
         assert problems(f"budget: {{{text}}}") == []

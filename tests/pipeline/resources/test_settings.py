@@ -9,7 +9,7 @@ import dagster as dg
 import pytest
 import yaml
 
-from patchworks_core.errors import PlanError
+from patchworks_core.errors import PlanError, SegmentationError
 from patchworks_core.files.storage import DURABLE, is_durable
 from patchworks_core.machine.pools import Pool
 from patchworks_core.machine.workers import Workers
@@ -284,7 +284,11 @@ SECTIONS_ARE = r"the sections are \['alerts', 'automation', .*'store'\]"
         ("budget:\n  workers: 1\n  workers: 2", "line 3: 'workers' stands in line 2 already; keep"),
         ("alerts:\n  quiet_hours: 1\n  quiet_hours: 2", "line 3: 'quiet_hours' stands in line 2"),
         ("[budget]", f"must hold one section per resource, got .*; {SECTIONS_ARE}"),
-        ("budget: {", "is not YAML"),
+        (
+            "budget: {",
+            "line 1 is not YAML: while parsing a flow node, expected the node",
+        ),
+        ("budget: {workers: 1}\nautomation: [a\n", "line 3 is not YAML: while parsing a flow seq"),
         ("budget: {workers: 2020-13-45}", "is not YAML"),
         ("budget: {workers: 1}\n---\nbudget: {}", "is not YAML"),
     ],
@@ -324,6 +328,37 @@ def test_what_is_left_empty_sets_nothing(settings, text):
     settings(text)
     assert ComputeBudget().of_home() == ComputeBudget()
     assert Automation().of_home().why_off() is None
+
+
+def test_a_size_of_tiles_is_one_number_or_one_per_axis(settings):
+    settings("segmentation: {tile_shape: 64, overlap: [4, 8]}")
+    deployment = SegmentationDefaults().of_home()
+    assert (deployment.tile_shape, deployment.overlap) == ([64], [4, 8])
+    settings("segmentation:\n  overlap: -4")
+    with pytest.raises(PlanError, match=r"line 2: segmentation.overlap must be 0 or more pixels"):
+        SegmentationDefaults().of_home()
+    settings("segmentation: {tile_shape: [big]}")
+    words = r"segmentation.tile_shape must be whole numbers, such as 512 or .*, got \['big'\]$"
+    with pytest.raises(PlanError, match=f"line 1: {words}"):
+        SegmentationDefaults().of_home()
+
+
+def test_what_is_no_list_is_shown_as_one(settings):
+    settings("alerts: {email_to: me@example.org}")
+    words = r"line 1: alerts.email_to must be a list, such as \['me@example.org'\], got 'me@"
+    with pytest.raises(PlanError, match=words):
+        Alerts().of_home()
+
+
+def test_a_function_that_is_none_is_said_with_file_and_line(settings):
+    settings("segmentation:\n  overlap: 3\n  function: cellpos")
+    deployment = SegmentationDefaults().of_home()
+    for call in (lambda: deployment.function_of(Acquisition("a.tif")), deployment.check_function):
+        with pytest.raises(SegmentationError, match="yaml, line 3: segmentation.function: .*'cel"):
+            call()
+    with pytest.raises(SegmentationError) as refused:
+        deployment.function_of(Acquisition("a.tif", function="cellpos"))
+    assert "yaml" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -406,7 +441,7 @@ def test_the_file_of_a_cluster_is_read_with_the_same_care(tmp_path):
     with pytest.raises(PlanError, match="dask.yaml, line 2: 'client' stands in line 1 already"):
         DaskCluster(config_file=str(path)).settings()
     path.write_text("client: {")
-    with pytest.raises(PlanError, match="dask.yaml is not YAML"):
+    with pytest.raises(PlanError, match="dask.yaml, line 1 is not YAML"):
         DaskCluster(config_file=str(path)).settings()
 
 
