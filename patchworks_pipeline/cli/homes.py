@@ -1,6 +1,6 @@
 """What a command is about: images that a home knows, their segmentations, and the workers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from patchworks_pipeline.cli.exit_codes import BAD_INPUT
 from patchworks_pipeline.cli.options import checked_budget
 from patchworks_pipeline.cli.terminal import fail
+from patchworks_pipeline.instance.home import SETTINGS
 from patchworks_pipeline.resources.built_in import TileWorkerKind
 
 
@@ -21,6 +22,25 @@ def segmentations_of(home: Path, only: str | None) -> tuple[str, ...]:
     if only not in names:
         fail(f"--only {only!r} is none of the segmentations {list(names)!r} of {home}", BAD_INPUT)
     return (only,)
+
+
+def check_one(names: Sequence[str], home: Path, what: str) -> None:
+    """End and name the segmentations where images have several, and a call is of one.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Segmentations that are asked for.
+    home : Path
+    what : str
+        What is of one, such as 'a plan'.
+    """
+    if len(names) > 1:
+        fail(
+            f"{what} is of one segmentation, and {home / SETTINGS} names {list(names)!r}; say "
+            f"which, such as --only {names[0]}",
+            BAD_INPUT,
+        )
 
 
 def budget_of(

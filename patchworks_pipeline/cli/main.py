@@ -16,6 +16,7 @@ from patchworks_pipeline.cli.convert import convert
 from patchworks_pipeline.cli.exit_codes import BAD_INPUT, code_of, meanings
 from patchworks_pipeline.cli.homes import (
     budget_of,
+    check_one,
     known_image,
     known_images,
     segmentations_of,
@@ -143,8 +144,8 @@ def run(
         fail("--name names one image, and several were given", BAD_INPUT)
     budget = budget_of(workers, worker_kind, tile_timeout, worker_memory)
     names = segmentations_of(home, only)
-    if len(names) > 1 and is_chosen(options):
-        fail("options choose for one segmentation; say which with --only", BAD_INPUT)
+    if is_chosen(options):
+        check_one(names, home, "what options choose")
     codes = [
         _run_image(
             url,
@@ -338,8 +339,7 @@ def merge(
     values = {"rule": merge, "min_iou": min_iou, "outline": outline, "min_size": min_size}
     options = {name: value for name, value in values.items() if value is not None}
     names = segmentations_of(home, only)
-    if len(names) > 1:
-        fail("one segmentation is merged again; say which with --only", BAD_INPUT)
+    check_one(names, home, "a merge")
     with (
         known_image(image, home, names[0]) as (instance, folder),
         progress_bars(folder.title, console),
@@ -373,8 +373,7 @@ def mend(
     from patchworks_pipeline.cli.runs import with_relations
 
     names = segmentations_of(home, only)
-    if len(names) > 1:
-        fail("one segmentation is mended at a time; say which with --only", BAD_INPUT)
+    check_one(names, home, "mending")
     budget = budget_of(workers, worker_kind, tile_timeout, worker_memory)
     chosen = {"faces": faces, "min_agreement": min_agreement}
     with (

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from patchworks_core.machine.budget import human_bytes
 from patchworks_pipeline.cli.exit_codes import BAD_INPUT
-from patchworks_pipeline.cli.homes import segmentations_of
+from patchworks_pipeline.cli.homes import check_one, segmentations_of
 from patchworks_pipeline.cli.options import (
     HOME,
     Axes,
@@ -72,8 +72,7 @@ def plan(
     Options are those of run.
     """
     names = segmentations_of(home, only)
-    if len(names) > 1:
-        fail("a plan is of one segmentation; say which with --only", BAD_INPUT)
+    check_one(names, home, "a plan")
     chosen = choices_of(
         segmentation=segmentation,
         param=param,

@@ -9,7 +9,7 @@ import typer
 
 from patchworks_pipeline.cli.advice import command_on, options_of
 from patchworks_pipeline.cli.exit_codes import BAD_INPUT, TILES_FAILED
-from patchworks_pipeline.cli.homes import budget_of, segmentations_of
+from patchworks_pipeline.cli.homes import budget_of, check_one, segmentations_of
 from patchworks_pipeline.cli.options import (
     HOME,
     Axes,
@@ -76,8 +76,7 @@ def submit(
     tiles that are missing then. Options are those of run.
     """
     names = segmentations_of(home, only)
-    if len(names) > 1:
-        fail("jobs are of one segmentation; say which with --only", BAD_INPUT)
+    check_one(names, home, "a set of jobs")
     chosen = choices_of(
         segmentation=segmentation,
         param=param,

@@ -292,6 +292,25 @@ def test_the_status_shows_images_also_where_the_settings_do_not_say_their_segmen
     assert "patchworks.yaml, line 4: a relation must be of two" in "".join(state.mistakes)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        ("plan", "a.tif"),
+        ("run", "a.tif", "--tile-shape", "64"),
+        ("merge", "a", "--merge", "touching"),
+        ("mend", "a"),
+        ("submit", "a.tif"),
+    ],
+    ids=lambda call: call[0],
+)
+def test_a_call_that_is_of_one_segmentation_names_those_that_there_are(home, call):
+    write_settings(home)
+    code, words = call_command_line(*call, "--home", home)
+    assert code == 2
+    assert f"is of one segmentation, and {home}/patchworks.yaml names ['nuclei', 'cells']" in words
+    assert words.endswith("say which, such as --only nuclei")
+
+
 def test_each_segmentation_has_the_budget_of_tile_partitions_for_itself(daemon, instance):
     daemon.resources["retention"] = Retention(max_live_keys=4)
     for name, n in (("nuclei", 4), ("cells", 5)):
