@@ -176,6 +176,9 @@ class Job:
         work = work_folder(target)
         plan = self.in_blocks_as_staged(plan, work)
         reads = (self.image.source, self.image.pixels)
+        what, another = "an array of labels", "output_component or write_to"
+        # The array first: its stage lies beside it, and another stage_dir would not mend that.
+        check_reads(target, reads, what=what, another=another)
         check_reads(self._stage_path(work), reads, what="a stage", another="stage_dir")
         with (
             self._interruptible(plan, work),
@@ -183,8 +186,8 @@ class Job:
             replacing(
                 target,
                 reads=reads,
-                what="an array of labels",
-                another="output_component or write_to",
+                what=what,
+                another=another,
                 overwrite=self.overwrite,
                 made_from=self._recipe(plan, work) | self._layout,
                 resume=self._may_be_done(resume),

@@ -164,6 +164,14 @@ def test_labels_never_replace_what_they_are_made_from(tmp_path):
     np.testing.assert_array_equal(array[...], labels)
 
 
+def test_labels_that_would_lie_in_the_image_are_refused_by_the_name_of_what_was_said(tmp_path):
+    path = as_path(tmp_path)
+    with pytest.raises(PlanError) as refused:
+        tile_process(path, label_components, tile_shape=32, write_to=path)
+    assert "labels is never written over what it is made from" in str(refused.value)
+    assert str(refused.value).endswith("name another output_component or write_to")
+
+
 def test_labels_never_replace_a_whole_group_nor_go_into_an_array(tmp_path):
     store = tmp_path / "image.ome.zarr"
     zarr.open_group(str(store), mode="w").create_group("labels/nuclei")
