@@ -5,19 +5,25 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from sybil import Document
 
 import patchworks_core
 from docs.conftest import PARSERS, setup, teardown
+from patchworks_core import label_relations
+from patchworks_core.seams.edge_table import EdgeTable
 
 DOCS = Path(__file__).parents[1] / "docs"
 
 NOT_THERE = "–"  # noqa: RUF001
 
 PAGE = (DOCS / "api-parity.md").read_text()
+
+FILES = (DOCS / "files.md").read_text()
 
 FACTS = json.loads((DOCS.parent / "benchmarks" / "peer_signatures.json").read_text())
 """What `inspect` says of the old API's public names, in an environment of its own."""
@@ -111,6 +117,23 @@ def test_what_the_readme_says_to_type_runs_in_an_empty_folder():
     finally:
         teardown(page.namespace)
     assert len(examples) == 2
+
+
+@pytest.mark.parametrize(
+    ("heading", "columns"),
+    [
+        ("Boundary pairs", EdgeTable.schema().names),
+        ("Relations", label_relations(np.ones((1, 2), int), np.ones((1, 2), int)).to_table()),
+        ("The lookup table", ["joined", "merged"]),
+    ],
+    ids=["pairs", "relations", "lut"],
+)
+def test_the_page_of_files_has_every_column(heading, columns):
+    (section,) = re.findall(rf"^## {heading}\n(.*?)(?=^## |\Z)", FILES, re.M | re.S)
+    cells = [line.split(" | ")[0] for line in section.splitlines() if line.startswith("| `")]
+    listed = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+    names = columns if isinstance(columns, list) else columns.column_names
+    assert sorted(set(listed) - {"t", "c"}) == sorted(names)
 
 
 SAYS = [

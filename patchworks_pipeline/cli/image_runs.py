@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from upath import UPath
+
 from patchworks_pipeline.automation.in_process import JobError
 from patchworks_pipeline.cli.exit_codes import (
     BAD_INPUT,
@@ -34,6 +36,9 @@ class ImageRun:
 
     code_of_error: int = OTHER_FAILURE
     """Exit code where there is an `error`."""
+
+    relations: tuple[UPath, ...] = ()
+    """Tables of relations to other segmentations that were made, as CSV."""
 
     @classmethod
     def of_job(

@@ -289,6 +289,7 @@ def _say(result: Any, home: Path, budget: Mapping[str, Any] | None = None) -> No
         f"  overlay  {folder.report / 'overlay.png'}",
         f"  table    {folder.path / 'objects.csv'}",
         *([f"  holes    {holes}"] if holes else []),
+        *(f"  related  {table}" for table in result.relations),
         *([f"  mended   by {n} third view{'' if n == 1 else 's'}"] if n else []),
         *(f"  seams    {problem}" for problem in summary.get("seam_problems", [])),
     ]

@@ -44,4 +44,5 @@ def record_of(result: Any) -> dict[str, Any]:
         "labels": str(folder.labels(folder.plan()).path),
         "overlay": str(folder.report / "overlay.png"),
         "table": str(folder.path / "objects.csv"),
+        **({"relations": list(map(str, result.relations))} if result.relations else {}),
     }

@@ -355,17 +355,20 @@ def with_relations(instance: dg.DagsterInstance, result: ImageRun) -> ImageRun:
     """Relate the segmentations of an image that was merged to each other, where that is due."""
     if not result.folder.segmentation or not result.is_complete:
         return result
-    store, image, due = LabelStore().of_home(), result.folder.key, []
+    store, image, due, tables = LabelStore().of_home(), result.folder.key, [], []
     for a, b in Several.of_home().relations.items():
         if not is_related(store.folder(image, a), store.folder(image, b)):
             path = relation_path(store.folder(image, a), b)
             if was_changed(path):
                 say_copy(csv_path(path))
             due.append(Lineage((), a).key(relation_name(b)))
+            tables.append(csv_path(path))
     if not due:
         return result
     error = _run(instance, "relate", image, {}, partition_key=image, assets=due)
-    return replace(result, error=error.message if error else None)
+    if error:
+        return replace(result, error=error.message)
+    return replace(result, relations=tuple(tables))
 
 
 def merge_again(

@@ -355,7 +355,8 @@ def test_the_command_line_runs_all_and_says_which(home, tmp_path, mended, monkey
     code, words = call_command_line("retry", "a", "--only", "nuclei", "--home", home)
     assert code == 0
     assert "a (nuclei): " in words
-    assert "cells" not in words
+    assert f"related {home / 'store' / 'a' / 'nuclei' / 'in_cells.csv'}" in words
+    assert "a (cells)" not in words
     merged_otherwise = ("merge", "a", "--only", "nuclei", "--merge", "none", "--home", home)
     assert call_command_line(*merged_otherwise)[0] == 0
     folders = [LabelStore().folder("a", name) for name in ("nuclei", "cells")]
