@@ -72,7 +72,14 @@ def size_histogram(areas: Array, unit_label: str) -> Rgb:
     return _render(figure)
 
 
-def tile_map(values: Array, title: str, unit_label: str) -> Rgb:
+def tile_map(
+    values: Array,
+    title: str,
+    unit_label: str,
+    *,
+    limits: tuple[float, float] | None = None,
+    grey: str = "",
+) -> Rgb:
     """Draw one number per tile as a heat map of the tile grid; NaN is grey.
 
     Parameters
@@ -83,6 +90,11 @@ def tile_map(values: Array, title: str, unit_label: str) -> Rgb:
         Heading.
     unit_label : str
         What the numbers are: ``"objects per tile"``, ``"seconds per tile"``.
+    limits : tuple of float
+        Numbers that have the first and the last colour, where they mean the same in every image;
+        by default the least and the largest of `values`.
+    grey : str
+        What a tile without a number is; said where there is one.
 
     Returns
     -------
@@ -105,15 +117,20 @@ def tile_map(values: Array, title: str, unit_label: str) -> Rgb:
     axes.set_facecolor("#dddddd")
     # a handful of rows or columns is stretched: square cells would be slivers
     aspect = "equal" if max(values.shape) <= 6 * min(values.shape) else "auto"
-    drawn = axes.imshow(numbers, cmap="viridis", aspect=aspect, interpolation="nearest")
+    least, most = limits or (None, None)
+    drawn = axes.imshow(
+        numbers, cmap="viridis", aspect=aspect, interpolation="nearest", vmin=least, vmax=most
+    )
     figure.colorbar(drawn, ax=axes, label=unit_label)
-    axes.set_title(title, loc="left", color=DARK)
+    says_grey = f"; grey: {grey}" if grey and np.ma.getmaskarray(numbers).any() else ""
+    axes.set_title(title + says_grey, loc="left", color=DARK)
     axes.set_xlabel("tile column")
     axes.set_ylabel("tile row")
     for axis in (axes.xaxis, axes.yaxis):
         axis.get_major_locator().set_params(integer=True)
     if values.size <= 100:
-        bright = numbers.min() + 0.6 * (numbers.max() - numbers.min())
+        low, high = limits or (numbers.min(), numbers.max())
+        bright = low + 0.6 * (high - low)
         for row, column in np.argwhere(~np.ma.getmaskarray(numbers)):
             number = numbers[row, column]
             colour = "black" if number > bright else "white"

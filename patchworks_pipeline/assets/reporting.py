@@ -133,7 +133,13 @@ def quality_report(
             tile_map(np.atleast_2d(per_tile), "staged labels per tile", "labels")
         ),
         "seams": png_bytes(
-            tile_map(flat_mean(seams.of_tiles(plan.grid)), "agreement at seams", "mean IoU")
+            tile_map(
+                flat_mean(seams.of_tiles(plan.grid)),
+                "agreement at seams",
+                "mean IoU; 1: neighbours saw the same",
+                limits=(0, 1),
+                grey="no object at its seams",
+            )
         ),
     }
     for name, png in pictures.items():

@@ -1,9 +1,14 @@
 """The demo: a real micrograph, its nuclei stained with haematoxylin, through all assets."""
 
+import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from patchworks_pipeline.instance.home import DEFAULT_HOME
 
 MICROGRAPH = "immunohistochemistry.ome.tif"
 
@@ -53,11 +58,20 @@ def write_micrograph(folder: Path) -> Path:
     return path
 
 
+def program() -> str:
+    """Return how this program is typed from here: by its name, where the shell finds it so."""
+    called = sys.argv[0]
+    if Path(called).name != "patchworks" or shutil.which("patchworks") == called:
+        return "patchworks"
+    return shlex.quote(called)
+
+
 def describe(home: Path) -> str:
     """Return what to look at after the demo."""
+    at_home = "" if home == Path(DEFAULT_HOME) else f" --home {shlex.quote(str(home))}"
     return (
         "\nWhat to look at:\n"
         "  the overlay: nuclei outlined over the tissue, the dashed lines are the tile grid; a\n"
         "  nucleus that crosses a line has one colour on both sides\n"
-        f"  the lineage: patchworks ui --home {home}, then open Assets in the browser"
+        f"  the lineage: {program()} ui{at_home}, then open Lineage in the browser"
     )

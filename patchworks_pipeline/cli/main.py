@@ -69,6 +69,9 @@ from patchworks_pipeline.cli.terminal import (
 )
 from patchworks_pipeline.cli.view import view
 
+STEPS_DONE = {"plan_image": "planned", "stage_tiles": "staged", "merge_image": "merged"}
+"""What people are told that a job did."""
+
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
@@ -281,7 +284,7 @@ def _say(result: Any, home: Path, budget: Mapping[str, Any] | None = None) -> No
     n = summary.get("n_third_views", 0)
     plan = folder.plan()
     holes = words_of_holes(folder, summary.get("n_tiles_missing"), plan.grid.n_blocks)
-    done = ", ".join(result.steps) or "nothing was missing"
+    done = ", ".join(STEPS_DONE.get(job, job) for job in result.steps) or "nothing was missing"
     lines = [
         f"{folder.title}: {summary['n_objects']} objects, "
         f"{summary['n_objects_across_seams']} of them across seams, by {rule_of(folder)} ({done})",

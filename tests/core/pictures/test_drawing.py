@@ -116,6 +116,26 @@ def test_tile_maps_are_drawn_for_any_grid(shape):
     assert tile_map(values, "plate1", "seconds per tile").shape[2] == 3
 
 
+def test_a_colour_of_a_tile_map_with_limits_means_the_same_in_every_image():
+    yellow = (253, 231, 36)
+
+    def colours(values: list[float]) -> set[tuple[int, ...]]:
+        drawn = tile_map(np.array([values * 60]), "seams", "mean IoU", limits=(0, 1))
+        return {tuple(pixel) for pixel in drawn[100:300, 100:500].reshape(-1, 3).tolist()}
+
+    good = colours([0.9965, 1.0])
+    assert all(max(abs(a - b) for a, b in zip(c, yellow, strict=True)) < 6 for c in good)
+    assert len(colours([0.1, 1.0])) > 1
+
+
+def test_what_a_grey_tile_is_stands_above_the_map():
+    values = np.array([[0.5, np.nan]])
+    said = [tile_map(v, "seams", "IoU", grey="no object") for v in (values, np.nan_to_num(values))]
+    plain = [tile_map(v, "seams", "IoU") for v in (values, np.nan_to_num(values))]
+    assert (said[0] != plain[0]).any()
+    assert (said[1] == plain[1]).all(), "there is no grey tile"
+
+
 def test_a_tile_map_of_a_volume_is_an_error():
     with pytest.raises(ImageError, match=r"row and column, got \(1, 2, 3\)"):
         tile_map(np.zeros((1, 2, 3)), "plate1", "seconds per tile")

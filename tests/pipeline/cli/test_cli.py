@@ -95,7 +95,7 @@ def test_a_run_prints_where_everything_is_and_a_second_one_redoes_nothing(
     assert code == 0
     n_objects = len(np.unique(tissue())) - 1
     assert f"tissue: {n_objects} objects" in printed
-    assert "(plan_image, stage_tiles, merge_image)" in printed
+    assert "(planned, staged, merged)" in printed
     folder = LabelStore().folder("tissue")
     for path in (
         folder.labels(folder.plan()).path,
@@ -135,7 +135,7 @@ def test_failing_tiles_are_listed_and_only_they_are_staged_again(
     mended.touch()
     code, printed = patchworks(*retry.split()[1:])
     assert code == 0
-    assert "(stage_tiles, merge_image)" in printed
+    assert "(staged, merged)" in printed
     assert staged_tiles(home)[11:] == [f"other/{MARKED_KEY}"]
     assert_same_partition(labels_of("other"), marked_tissue())
 
@@ -172,7 +172,7 @@ def test_other_options_plan_anew_and_the_rest_is_kept(patchworks, tissue_path):
     assert patchworks("run", tissue_path, *above)[0] == 0
     code, printed = patchworks("run", tissue_path, "--param", "level=20")
     assert code == 0
-    assert "(plan_image, stage_tiles, merge_image)" in printed
+    assert "(planned, staged, merged)" in printed
     assert "is replaced by an empty one: " in printed
     folder = LabelStore().folder("tissue")
     assert folder.acquisition().tile_shape == (32,)
@@ -181,7 +181,7 @@ def test_other_options_plan_anew_and_the_rest_is_kept(patchworks, tissue_path):
 
     code, printed = patchworks("run", tissue_path, "--merge", "none")
     assert code == 0
-    assert "(merge_image)" in printed
+    assert "(merged)" in printed
 
 
 @pytest.mark.slow

@@ -83,7 +83,7 @@ def test_tasks_in_any_order_and_some_of_them_twice_give_the_labels_of_a_run(home
     assert not folder_of(home).stage().missing_blocks()
     code, words = run_merge(scripts)
     assert code == 0, words
-    assert "(stage_tiles, merge_image)" in words, "Dagster is told of the tiles"
+    assert "(staged, merged)" in words, "Dagster is told of the tiles"
     run_alone(image, tmp_path / "other")
     assert labels_of(home) == labels_of(tmp_path / "other")
     code, words = call_command_line("submit", image, "--home", home)

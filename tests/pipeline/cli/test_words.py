@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +17,7 @@ from patchworks_core import ImageError, convert_image, open_image, tile_process
 from patchworks_core.errors import StorageError
 from patchworks_core.images.readers import sources
 from patchworks_pipeline.automation.in_process import _captured_deaf, _error_of
+from patchworks_pipeline.cli.demo import describe
 from patchworks_pipeline.cli.terminal import OPTIONS, in_options
 from tests.pipeline.conftest import call_command_line
 
@@ -78,6 +80,22 @@ def test_what_a_step_refuses_is_said_in_its_own_words():
         found = _error_of(SimpleNamespace(job_def=job, all_events=[event]))
         said[found.error_type] = found.message
     assert said == {"PlanError": "it is left", "KeyError": "KeyError: it is left"}
+
+
+def test_the_demo_names_the_program_as_it_was_typed(tmp_path, monkeypatch):
+    program = tmp_path / "patchworks"
+    program.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    lines = []
+    for called in (str(program), ".venv/bin/patchworks", "/venv/patchworks_pipeline/__main__.py"):
+        monkeypatch.setattr(sys, "argv", [called])
+        lines.append(describe(Path(".patchworks")).splitlines()[-1])
+    assert [line.split(",")[0].strip() for line in lines] == [
+        "the lineage: patchworks ui",
+        "the lineage: .venv/bin/patchworks ui",
+        "the lineage: patchworks ui",
+    ]
+    assert "ui --home lab, then open Lineage" in describe(Path("lab"))
 
 
 @pytest.fixture
