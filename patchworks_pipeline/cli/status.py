@@ -48,6 +48,9 @@ UNKNOWN = {
 LONGEST_REASON = 300
 """Characters of why tiles failed, in one line."""
 
+N_SHOWN = 5
+"""Tiles that are named of those that failed of the same; the folder ``failures`` has each."""
+
 _NUMBER = re.compile(r"\d+")
 
 NOT_FOR_RUNS = ("automation", "alerts", "retention", "backfills")
@@ -154,12 +157,10 @@ def state_of(
             if words := words_of_holes(folder, row["tiles_left_out"], row["tiles"]):
                 state.holes.append(f"{folder.title}: {words}")
             failures = folder.failures()
-            for failure in failures:
-                if not of_home or failure.is_unreadable:
-                    failed = f"{failure.error_type}: {failure.message}"
-                    state.complaints.append(f"{folder.title}/{failure.block}: {failed}")
+            shown = [failure for failure in failures if not of_home or failure.is_unreadable]
+            state.complaints += by_reason(folder.title, shown)
             if of_home and row["failed"]:
-                again = f"'{command_on(folder, 'status')}' names each"
+                again = f"'{command_on(folder, 'status')}' says which"
                 state.failed.append(f"{folder.title}: {commonest(failures)}; {again}")
         state.images.append({"image": key, **({"segmentation": name} if name else {}), **row})
         state.titles.append(folder.title)
@@ -302,6 +303,31 @@ def commonest(failures: Sequence[TileFailure]) -> str:
     text = texts[kinds.index(kind)]
     of_all = f"{n} of {len(failures)} failed tiles" if len(failures) > 1 else "1 failed tile"
     return f"{of_all}: {' '.join(text.split())[:LONGEST_REASON].removesuffix(': ')}"
+
+
+def by_reason(title: str, failures: Sequence[TileFailure]) -> list[str]:
+    """Return why tiles of an image failed: those that failed of the same, numbers aside, together.
+
+    Examples
+    --------
+    >>> failures = [TileFailure(f"y{i}", "ValueError", f"{i} of 9 is bad", "") for i in range(9)]
+    >>> failures.append(TileFailure("y9", "MemoryError", "no room", ""))
+    >>> for text in by_reason("plate", failures):
+    ...     print(text)
+    plate: 9 tiles (y0, y1, y2, y3, y4, ...): ValueError: 0 of 9 is bad
+    plate/y9: MemoryError: no room
+    """
+    alike: dict[str, list[TileFailure]] = {}
+    for failure in failures:
+        kind = _NUMBER.sub("0", f"{failure.error_type}: {failure.message}")
+        alike.setdefault(kind, []).append(failure)
+    texts = []
+    for first, *others in alike.values():
+        keys = [failure.block for failure in (first, *others)]
+        shown = ", ".join(keys[:N_SHOWN]) + (", ..." if len(keys) > N_SHOWN else "")
+        which = f"{title}: {len(keys)} tiles ({shown})" if others else f"{title}/{first.block}"
+        texts.append(f"{which}: {first.error_type}: {first.message}")
+    return texts
 
 
 def left_over(
