@@ -60,6 +60,7 @@ from patchworks_core.statistics.empty_tiles import EmptyTiles, find_empty_tiles
 from patchworks_core.statistics.measuring import measure
 from patchworks_core.statistics.statistics import ImageStatistics
 from patchworks_core.tiles.grid import TileGrid, plan_grid
+from patchworks_core.tiles.halos import warning_of_halo
 
 Resume = bool | Literal["auto"]
 """Whether tiles of an earlier call are taken up: ``auto`` where it is known that they are the same
@@ -265,6 +266,8 @@ class Job:
         options = self.resolved(plan)
         for note in self.image.notes:
             self.say(note)
+        if (warning := warning_of_halo(plan.grid)) is not None:
+            self.say(warning)
         if (gaps := self.image.gaps) is not None:
             if gaps.is_suspicious:
                 warnings.warn(gaps.text, stacklevel=6)

@@ -15,6 +15,7 @@ from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.staging import other_channels_of
 from patchworks_core.statistics.background import has_bright_background
 from patchworks_core.statistics.measuring import measure, measure_tiles
+from patchworks_core.tiles.halos import warning_of_halo
 from patchworks_pipeline.assets.acquisitions import ACQUISITION
 from patchworks_pipeline.assets.defining import image_asset
 from patchworks_pipeline.assets.lost_choices import check_choices, has_results
@@ -186,6 +187,8 @@ def _planned(
     decision = budget.decide(plan)
     if replaced := what_is_replaced(folder, plan):
         context.log.warning(replaced)
+    if (warning := warning_of_halo(plan.grid)) is not None:
+        context.log.warning(warning)
     n_new, n_retired = _take_up(context, lineage, folder, plan)
     grid = plan.grid
     return {

@@ -17,6 +17,7 @@ import dagster as dg
 from patchworks_core.errors import PlanError, StageError
 from patchworks_core.plugins.segmentation import Segmentation
 from patchworks_core.stage.plan import Plan
+from patchworks_core.tiles.halos import warning_of_halo
 from patchworks_pipeline.assets.corrected import check_corrected
 from patchworks_pipeline.assets.lost_choices import check_choices
 from patchworks_pipeline.assets.planned import planned_function
@@ -99,6 +100,8 @@ def plan_of(acquisition: Acquisition, budget: ComputeBudget, folder: ImageFolder
     for note in image.notes:
         say(in_options(note), on=errors)
     plan = segmentation.plan_of(acquisition, image, folder)
+    if (warning := warning_of_halo(plan.grid)) is not None:
+        say(f"warning: {in_options(warning)}", on=errors)
     segmentation.merge_options(acquisition, plan, {})
     budget.open(budget.decide(plan).count)
     return plan

@@ -40,6 +40,14 @@ def test_money_is_hours_times_their_price_and_seconds_may_be_given(home, image):
     assert costs[1]["total"] == costs[1]["core_hour"]
 
 
+def test_a_halo_that_is_large_for_its_tiles_is_said(home, image):
+    code, words = patchworks("plan", image, *TILED[:2], "--tile-shape", "8", "--overlap", "32")
+    assert code == 0
+    assert "warning: a halo of (32, 32) around tiles of (8, 8) (axes 'yx') shows the" in words
+    assert "smaller overlap, take less time: say --tile-shape or --overlap" in words
+    assert "warning" not in patchworks("plan", image, *TILED)[1]
+
+
 def test_a_price_without_a_cost_is_refused(home, image):
     code, words = patchworks("plan", image, "--core-hour", "2")
     assert (code, "add --cost" in words) == (2, True)
