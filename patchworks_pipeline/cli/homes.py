@@ -70,6 +70,8 @@ def known_images(image: str | None, home: Path) -> Iterator[tuple[Any, list[str]
     from patchworks_pipeline.resources.resources import LabelStore
 
     if not (home / "dagster").is_dir():
+        if (home / SETTINGS).is_file():
+            fail(f"no image has been run in {home} yet; 'patchworks run IMAGE' does", BAD_INPUT)
         fail(f"no patchworks home at {home}; make one with 'patchworks run IMAGE'", BAD_INPUT)
     with open_home(home.absolute()) as instance:
         image_keys = sorted(instance.get_dynamic_partitions(str(images.name)))

@@ -53,6 +53,15 @@ def test_a_command_on_an_image_that_was_refused_says_why(home, command):
     assert "another reason" not in printed
 
 
+def test_a_home_of_settings_alone_has_no_image_yet(home):
+    home.mkdir()
+    (home / "patchworks.yaml").write_text("segmentation: {function: threshold}")
+    for call in (["status"], ["retry", "a"]):
+        code, printed = patchworks(*call)
+        assert code == 2
+        assert f"no image has been run in {home} yet; 'patchworks run IMAGE' does" in printed
+
+
 def test_a_stage_that_is_replaced_leaves_nothing_to_be_done(pipeline, tmp_path):
     folder = pipeline.register(write_tiff(tmp_path / "tissue.tif", tissue((64, 64))))
     pipeline.plan(folder)
