@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from typing import Any, Literal
 from upath import UPath
 
 from patchworks_core.api.provenance import provenance_of
-from patchworks_core.api.staging_log import Say, StagingLog, check_staged
+from patchworks_core.api.staging_log import Say, StagingLog, check_staged, say_beforehand
 from patchworks_core.errors import PlanError, StageError
 from patchworks_core.files.label_arrays import (
     create_label_array,
@@ -42,7 +41,7 @@ from patchworks_core.ome_zarr.label_image import LabelImage, write_merged
 from patchworks_core.pilot.trials import PilotReport, recommend_overlap
 from patchworks_core.plugins.segmentation import LabelFunction, Segmentation
 from patchworks_core.seams.lookup import LookupTable
-from patchworks_core.seams.rules import MergeOptions, warning_of
+from patchworks_core.seams.rules import MergeOptions
 from patchworks_core.seams.views import Outlines
 from patchworks_core.stage.plan import (
     CHANGING,
@@ -60,7 +59,6 @@ from patchworks_core.statistics.empty_tiles import EmptyTiles, find_empty_tiles
 from patchworks_core.statistics.measuring import measure
 from patchworks_core.statistics.statistics import ImageStatistics
 from patchworks_core.tiles.grid import TileGrid, plan_grid
-from patchworks_core.tiles.halos import warning_of_halo
 
 Resume = bool | Literal["auto"]
 """Whether tiles of an earlier call are taken up: ``auto`` where it is known that they are the same
@@ -264,17 +262,7 @@ class Job:
     def _merged(self, plan: Plan, work: UPath, *, resume: Resume) -> Iterator[_Merging]:
         """Stage what is missing, pair, and look up; the workers stay for what comes then."""
         options = self.resolved(plan)
-        for note in self.image.notes:
-            self.say(note)
-        if (warning := warning_of_halo(plan.grid)) is not None:
-            self.say(warning)
-        if (gaps := self.image.gaps) is not None:
-            if gaps.is_suspicious:
-                warnings.warn(gaps.text, stacklevel=6)
-            else:
-                self.say(gaps.text)
-        if (warning := warning_of(plan.grid, options)) is not None:
-            warnings.warn(warning, stacklevel=6)
+        say_beforehand(self.image, plan.grid, options, self.say)
         stage = self.open_stage(plan, work, resume=resume)
         stage.clean()
         image = self._reachable(stage)

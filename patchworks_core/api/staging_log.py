@@ -1,19 +1,41 @@
-"""Says what becomes of each tile as it is staged, and raises at the end if any failed."""
+"""Says what is odd beforehand, what becomes of each tile, and raises at the end if any failed."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 from patchworks_core.errors import TilesFailedError
+from patchworks_core.images.image import Image
 from patchworks_core.machine.budget import human_bytes
 from patchworks_core.machine.engine import Outcome
 from patchworks_core.machine.pools import Pool
 from patchworks_core.machine.progress import Progress
+from patchworks_core.seams.rules import MergeOptions, warning_of
 from patchworks_core.stage.staging import StagedBlock, StagingCount
-from patchworks_core.tiles.grid import TileBlock
+from patchworks_core.tiles.grid import TileBlock, TileGrid
+from patchworks_core.tiles.halos import warning_of_halo
 
 Say = Callable[[str], None]
 """Told in words what was decided and done."""
+
+
+def say_beforehand(image: Image, grid: TileGrid, options: MergeOptions, say: Say) -> None:
+    """Say what an image, its tiles and the rule have that a user would want to know first.
+
+    What is likely a mistake is a warning of the line that called the library.
+    """
+    for note in image.notes:
+        say(note)
+    if (halo := warning_of_halo(grid)) is not None:
+        say(halo)
+    if (gaps := image.gaps) is not None:
+        if gaps.is_suspicious:
+            warnings.warn(gaps.text, stacklevel=7)
+        else:
+            say(gaps.text)
+    if (warning := warning_of(grid, options)) is not None:
+        warnings.warn(warning, stacklevel=7)
 
 
 class StagingLog:

@@ -309,6 +309,7 @@ def merged_labels(
         stage, folder.edges(stage), options, allow_missing=folder.allows_missing(stage)
     )
     mended = _mended_by(stage, options)
+    provenance = provenance_of(plan, options, lut, pilot=folder.acquisition().pilot)
     done: list[str] = []
 
     def count(key: str) -> None:
@@ -325,12 +326,7 @@ def merged_labels(
             lut,
             target,
             working,
-            provenance={
-                **provenance_of(plan, options, lut, pilot=folder.acquisition().pilot),
-                "stage": content,
-                **mended,
-                **_lacked_by(stage),
-            },
+            provenance={**provenance, "stage": content, **mended, **_lacked_by(stage)},
             pool=pool,
             on_block=count,
             outlines=outlines,

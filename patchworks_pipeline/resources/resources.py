@@ -336,15 +336,9 @@ class SegmentationDefaults(Deployed):
         except ImageError as error:
             acquisition.open()  # what is wrong with the image is not said of the setting
             words = str(error).replace(f"channel={channel!r} ", f"{channel!r} ", 1)
-            raise ImageError(f"{self.place_of('channel')}: {words}") from error
+            place = self.place_of("channel") or f"{self.read_section().name}.channel: "
+            raise ImageError(f"{place}{words}") from error
         return processed(opened, self.operations)
-
-    def place_of(self, name: str) -> str:
-        """Return which setting a field is, and where the file of the home says it."""
-        section = self.read_section()
-        field = f"{section.name}.{name}"
-        is_of_file = str(section.values.get(name)) == str(getattr(self, name))
-        return f"{section.where(name)}: {field}" if is_of_file else field
 
     def plan_of(self, acquisition: Acquisition, image: Image, folder: ImageFolder) -> Plan:
         """Return the plan of an image: the one that is recorded, where nothing is another now.
