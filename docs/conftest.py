@@ -76,7 +76,7 @@ def run_lines(example: Example) -> None:
         command = shlex.split(line, comments=True)
         if command:
             assert command[0] == "patchworks", f"a console block is not run, and says {line!r}"
-            environment = {"PATCHWORKS_HOME": os.path.join(os.getcwd(), "home")}
+            environment = {"PATCHWORKS_HOME": os.path.join(os.getcwd(), ".patchworks")}
             result = CliRunner().invoke(app, command[1:], env=environment)
             assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception!r}"
 

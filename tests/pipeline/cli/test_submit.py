@@ -242,7 +242,7 @@ def test_jobs_are_not_written_where_their_merge_would_refuse_corrected_labels(ho
     code, words = call_command_line("submit", image, *options, "--home", home)
     assert code == 2
     assert f"{labels} is" in words
-    assert "or pass --overwrite" in words
+    assert "and pass --overwrite" in words
     assert files_under(folder.path / "stage.zarr") == stage, "nothing is planned anew"
     merge = (submitted(image, home, *options, "--overwrite") / "merge.sh").read_text()
     assert "--overwrite" in merge
