@@ -175,9 +175,9 @@ def _run_image(
 ) -> int:
     """Run segmentations of one image as `_run_one`; what is wrong with it is said once."""
     say_step(f"{url}: begun")
-    faults: set[str] = set()
+    errors_before: set[str] = set()
     return max(
-        _run_one(url, name, chosen, faults, segmentation=segmentation, **how)
+        _run_one(url, name, chosen, errors_before, segmentation=segmentation, **how)
         for segmentation in segmentations
     )
 
@@ -186,7 +186,7 @@ def _run_one(
     url: str,
     name: str | None,
     chosen: dict[str, Any],
-    faults: set[str],
+    errors_before: set[str],
     *,
     home: Path,
     budget: dict[str, Any] | None = None,
@@ -232,9 +232,9 @@ def _run_one(
         if as_json:
             which = {"segmentation": segmentation} if segmentation else {}
             say_json({"source": url, **which, "error": words})
-        if words not in faults:
+        if words not in errors_before:
             say_error(words)
-            faults.add(words)
+            errors_before.add(words)
         return code_of(error)
     return int(result.exit_code)
 
