@@ -14,10 +14,10 @@ SEED = 13
 
 
 def test_a_call_that_was_stopped_anywhere_is_completed_by_the_same_call(tmp_path):
-    done = list(points.trials(tmp_path / "points", seed=SEED, n=32))
+    done = list(points.trials(tmp_path / "points", seed=SEED, n=24))
     counts = Counter(t.fault for t in done)
     assert set(counts) == set(FAULTS)
-    assert min(counts.values()) >= 7
+    assert min(counts.values()) >= 5
     assert {t.call for t in done} == set(CALLS)
     assert sum(t.first.code != 0 for t in done) >= 3, "some were killed"
     assert sum(bool(t.first.error) for t in done) >= 3, "some met an error"

@@ -544,6 +544,7 @@ def test_cursors_that_are_reset_start_no_run(daemon, clock, landing):
     assert daemon.until_quiet() == []
 
 
+@pytest.mark.slow
 def test_a_daemon_that_starts_again_at_every_tick_ends_the_same(daemon, clock, landing):
     choose("a", write_tiff(landing / "a.tif", tissue()))
 
