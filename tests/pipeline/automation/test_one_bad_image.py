@@ -451,6 +451,7 @@ def test_the_status_shows_the_others_and_names_the_damaged_one(home):
     assert names(words, "x-1 was refused", "damaged", "it is no image")
 
 
+@pytest.mark.slow
 def test_one_bad_image_of_a_run_stops_no_other(home):
     for key in "abc":
         write_tiff(home.parent / f"{key}.tif", tissue((40, 40)))
