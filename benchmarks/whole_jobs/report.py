@@ -91,6 +91,7 @@ def write_report(rows: list[Row], folder: Path, *, repeats: int, workers: int) -
         *(_phases(row) for row in rows if "patchworks" in row.cells),
         *_growths(rows, tools),
     ]
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "RESULTS.md").write_text("\n".join(lines) + "\n")
     _draw(rows, tools, folder / "results.png")
 
