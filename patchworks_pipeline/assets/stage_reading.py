@@ -4,6 +4,7 @@ Each is a small file per tile block, so that reading them is most of what a step
 them ten times; and what is asked in between belongs together only if it is of one moment.
 """
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -22,36 +23,30 @@ class StageReading(Stage):
     """A stage that is read only; open another where tiles are staged meanwhile."""
 
     @cached_property
-    def _counts_once(self) -> np.ndarray[Any, Any]:
-        return _frozen(super().counts())
+    def _arrays(self) -> dict[str, np.ndarray[Any, Any]]:
+        """What was read, by the name of what reads it."""
+        return {}
 
-    @cached_property
-    def _digests_once(self) -> np.ndarray[Any, Any]:
-        return _frozen(super().digests())
-
-    @cached_property
-    def _strip_digests_once(self) -> np.ndarray[Any, Any]:
-        return _frozen(super().strip_digests())
-
-    @cached_property
-    def _pixel_checksums_once(self) -> np.ndarray[Any, Any]:
-        return _frozen(super().pixel_checksums())
+    def _once(self, read: Callable[[], np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+        if read.__name__ not in self._arrays:
+            self._arrays[read.__name__] = _frozen(read())
+        return self._arrays[read.__name__]
 
     def counts(self) -> np.ndarray[Any, Any]:
         """Return the labels of each tile, int64, shape ``grid_shape``; -1 is not staged."""
-        return self._counts_once
+        return self._once(super().counts)
 
     def digests(self) -> np.ndarray[Any, Any]:
         """Return the digest of the labels of each tile, uint64, shape ``grid_shape``."""
-        return self._digests_once
+        return self._once(super().digests)
 
     def strip_digests(self) -> np.ndarray[Any, Any]:
         """Return the digest of the strips of each tile, uint64, shape ``grid_shape``."""
-        return self._strip_digests_once
+        return self._once(super().strip_digests)
 
     def pixel_checksums(self) -> np.ndarray[Any, Any]:
         """Return the checksum of what each tile read, uint64, shape ``grid_shape``."""
-        return self._pixel_checksums_once
+        return self._once(super().pixel_checksums)
 
 
 def read_once(stage: Stage) -> StageReading:
