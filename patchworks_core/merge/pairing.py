@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from math import prod
@@ -147,20 +147,24 @@ class _PairTask:
     def _compared(self, numbers: Sequence[int]) -> EdgeTable:
         """Return the rows of a group of tile blocks, by the blocks of their first tiles."""
         grid = self.stage.grid
-        indexes = np.concatenate([grid.block_of_number(number).indexes for number in numbers])
-        edges = compare_faces(grid, indexes, _StripReading(self.stage), missing=self.missing)
+        blocks = [grid.block_of_number(number) for number in numbers]
+        indexes = np.concatenate([block.indexes for block in blocks])
+        reading = _StripReading(self.stage, {block.index for block in blocks})
+        edges = compare_faces(grid, indexes, reading, missing=self.missing)
         if prod(grid.block_shape) == 1:
             return edges
         tiles = np.stack(np.unravel_index(edges.tile_a, grid.grid_shape), axis=1)
-        blocks = np.ravel_multi_index(tuple((tiles // grid.block_shape).T), grid.blocks_shape)
-        return edges.select(np.argsort(blocks, kind="stable"))
+        block_of = np.ravel_multi_index(tuple((tiles // grid.block_shape).T), grid.blocks_shape)
+        return edges.select(np.argsort(block_of, kind="stable"))
 
 
 class _StripReading:
     """Reads strips of tiles, those of each tile block once."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, own: Container[tuple[int, ...]]) -> None:
+        """Read the strips of a stage; of the tile blocks at `own`, most are asked for."""
         self._stage = stage
+        self._own = own
         self._kept: dict[tuple[tuple[int, ...], int, Side], Array] = {}
 
     def __call__(self, tiles: Array, axis: int, side: Side) -> Array:
@@ -184,8 +188,9 @@ class _StripReading:
         grid = self._stage.grid
         if (place, axis, side) not in self._kept:
             block = grid.block(place)
-            # A neighbour of one tile is asked for one of its strips, of many for most.
-            places = [(axis, side)] if len(block.numbers) == 1 else None
+            # Another's only tile is asked for one of its strips, and of many tiles most are.
+            is_alone = len(block.numbers) == 1 and place not in self._own
+            places = [(axis, side)] if is_alone else None
             strips = self._stage.strips(block, places)
             self._kept.update({(place, *of): strip for of, strip in strips.items()})
         return strips_of_tiles(grid, self._kept[place, axis, side], tiles, axis)

@@ -3,6 +3,7 @@
 A few bytes can be decoded to very many, and a link in place of a chunk can lead to what has no
 end. Zarr reads a chunk whole and decodes it whole, whatever comes out. Here an array gets codecs
 that stop: what is stored and what comes out may be some times as large as the pixels, and no more.
+What is one whole chunk on this disk is read past Zarr (`read_chunk`).
 
 An array whose codecs another package runs (``codec_pipeline.path`` of Zarr's configuration) is
 left as it is.
@@ -24,10 +25,12 @@ from typing import Any
 
 import imagecodecs
 import numcodecs
+import numpy as np
+import numpy.typing as npt
 import zarr
 from numcodecs.abc import Codec as Numcodec
 from zarr.abc.codec import BytesBytesCodec, Codec
-from zarr.codecs import ShardingCodec
+from zarr.codecs import BytesCodec, ShardingCodec
 from zarr.codecs._v2 import V2Codec
 from zarr.core.array_spec import ArraySpec
 from zarr.core.buffer import Buffer
@@ -73,7 +76,7 @@ class BoundedCodec(Numcodec):  # type: ignore[misc]
         Raises
         ------
         ImageError
-            If it would be more than `most` bytes.
+            If it would be more than `most` bytes, or is cut short where the codec would not see it.
         """
         name = str(self.codec.codec_id)
         if name in _BY_STREAM:
@@ -86,6 +89,8 @@ class BoundedCodec(Numcodec):  # type: ignore[misc]
             return imagecodecs.zstd_decode(buf, out=self.most)
         if n_bytes is not None and n_bytes > self.most:
             raise _too_large(n_bytes, self.most)
+        if name == "blosc":
+            _check_whole_blosc(buf)
         return self.codec.decode(buf, out)
 
     def _opened(self, name: str, stored: io.BytesIO) -> Any:
@@ -118,6 +123,17 @@ def _n_decoded(name: str, head: bytes) -> int | None:
             return None
         return int.from_bytes(head[start : start + size], "little") + (256 if size == 2 else 0)
     return None
+
+
+def _check_whole_blosc(block: Any) -> None:
+    """Raise ImageError where a block is shorter than it says: what lies behind it would be read."""
+    content = memoryview(block).cast("B")
+    n_bytes = int.from_bytes(content[12:16], "little") if len(content) >= 16 else 16
+    if len(content) < n_bytes:
+        raise ImageError(
+            f"a chunk of this array says that it is stored in {n_bytes} bytes, got "
+            f"{len(content)}; {_WAY_OUT}"
+        )
 
 
 def _too_large(n_bytes: int, most: int) -> ImageError:
@@ -209,3 +225,93 @@ def _bounded_step(codec: Any, most: int, itemsize: int) -> Any:
     is_own = hasattr(codec, "codec_config")
     options = dict(content.get("configuration") or {}) if is_own else {}
     return _BoundedStep(codec, BoundedCodec(numcodecs.get_codec({"id": name, **options}), most))
+
+
+def read_chunk(array: Any, index: tuple[slice | int, ...]) -> npt.NDArray[Any] | None:
+    """Read what is one chunk of an array on this disk, in the calling thread.
+
+    Zarr gives each chunk to its event loop and from there to another thread, which takes as long
+    again as decoding where several threads read.
+
+    Parameters
+    ----------
+    array : zarr.Array
+    index : tuple of slice or int
+        Pixels that are read, one entry per axis.
+
+    Returns
+    -------
+    ndarray or None
+        The caller's own, in the byte order of the array. None where Zarr is to read it: more or
+        less than a chunk, other codecs, a chunk that is not stored or not as long as it should be.
+
+    Raises
+    ------
+    ImageError
+        If what is stored may not be decoded (`BoundedCodec`).
+    """
+    pipeline = array._async_array.codec_pipeline if isinstance(array, zarr.Array) else None
+    if not isinstance(pipeline, _BoundedPipeline) or not isinstance(array.store, LocalStore):
+        return None
+    place = _place_of_chunk(index, array.shape, array.chunks)
+    steps = _steps_of(array, pipeline)
+    if place is None or steps is None:
+        return None
+    codec, dtype = steps
+    path = os.path.join(array.store.root, array.path, array.metadata.encode_chunk_key(place))
+    _check_stored(path, pipeline.most)
+    pixels = np.empty(array.chunks, dtype)
+    try:
+        with open(path, "rb") as file:
+            stored = file.read()
+    except FileNotFoundError:
+        return None
+    if codec is not None:
+        name = str(codec.codec.codec_id)
+        if name not in ("zstd", "blosc") or _n_decoded(name, stored[:20]) != pixels.nbytes:
+            return None
+        codec.decode(stored, pixels)
+    elif len(stored) == pixels.nbytes:
+        pixels.reshape(-1).view(np.uint8)[:] = np.frombuffer(stored, np.uint8)
+    else:
+        return None
+    if all(n % size == 0 for n, size in zip(array.shape, array.chunks, strict=True)):
+        return pixels
+    inside = (slice(0, n - i * s) for n, i, s in zip(array.shape, place, array.chunks, strict=True))
+    return pixels[tuple(inside)]
+
+
+def _place_of_chunk(
+    index: tuple[slice | int, ...], shape: tuple[int, ...], chunks: tuple[int, ...]
+) -> tuple[int, ...] | None:
+    """Return which chunk pixels are, None where they are not one whole chunk."""
+    place = []
+    for part, n, size in zip(index, shape, chunks, strict=True):
+        if isinstance(part, int):
+            part = slice(part, part + 1)
+        if part.start % size or part.stop != min(part.start + size, n):
+            return None
+        place.append(part.start // size)
+    return tuple(place)
+
+
+def _steps_of(
+    array: zarr.Array[Any], pipeline: BatchedCodecPipeline
+) -> tuple[BoundedCodec | None, np.dtype[Any]] | None:
+    """Return the codec of an array of at most one, and the type it decodes to; None of others."""
+    last, metadata = pipeline.array_bytes_codec, array.metadata
+    codecs: tuple[Any, ...]
+    if isinstance(last, BytesCodec):
+        codecs = tuple(getattr(step, "bounded", step) for step in pipeline.bytes_bytes_codecs)
+        is_big = last.endian is not None and last.endian.value == "big"
+        dtype = array.dtype.newbyteorder(">" if is_big else "<")
+    elif isinstance(metadata, ArrayV2Metadata) and isinstance(last, V2Codec):
+        codecs = (*(last.filters or ()), *([last.compressor] if last.compressor else ()))
+        dtype = metadata.dtype.to_native_dtype()
+    else:
+        return None
+    is_by_row = not pipeline.array_array_codecs and getattr(metadata, "order", "C") == "C"
+    if not is_by_row or len(codecs) > 1:
+        return None
+    codec = codecs[0] if codecs else None
+    return (codec, dtype) if codec is None or isinstance(codec, BoundedCodec) else None

@@ -1,0 +1,142 @@
+"""What is one chunk of a Zarr array on this disk is read past Zarr, as Zarr reads it."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import numcodecs
+import numpy as np
+import pytest
+import zarr
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, TransposeCodec, ZstdCodec
+
+from patchworks_core.errors import ImageError
+from patchworks_core.images.image import Image, open_image
+from patchworks_core.images.readers.zarr_decoding import read_chunk
+from patchworks_core.tiles.regions import Region
+
+SHAPE, CHUNK = (70, 100), (16, 20)
+
+BY_ITSELF: dict[str, dict] = {
+    "zstd": {"compressors": ZstdCodec(level=3)},
+    "zstd_checksum": {"compressors": ZstdCodec(level=3, checksum=True)},
+    "blosc": {"compressors": BloscCodec(cname="lz4", shuffle="bitshuffle")},
+    "plain": {"compressors": None},
+    "big": {"compressors": None, "serializer": BytesCodec(endian="big")},
+    "v2_zstd": {"zarr_format": 2, "compressors": numcodecs.Zstd(1)},
+    "v2_blosc": {"zarr_format": 2, "compressors": numcodecs.Blosc("zstd", shuffle=1)},
+    "v2_plain": {"zarr_format": 2, "compressors": None},
+    "v2_big": {"zarr_format": 2, "compressors": None, "dtype": ">u2"},
+}
+
+BY_ZARR: dict[str, dict] = {
+    "gzip": {"compressors": GzipCodec()},
+    "two": {"compressors": (ZstdCodec(), Crc32cCodec())},
+    "transposed": {"filters": TransposeCodec(order=(1, 0)), "compressors": ZstdCodec()},
+    "shards": {"shards": (32, 40)},
+    "v2_filters": {
+        "zarr_format": 2,
+        "filters": [numcodecs.Delta(dtype="u2")],
+        "compressors": None,
+    },
+    "v2_columns": {"zarr_format": 2, "order": "F", "compressors": numcodecs.Zstd(1)},
+}
+
+
+def pixels() -> np.ndarray:
+    image = np.random.default_rng(4).integers(1, 60_000, SHAPE, dtype=np.uint16)
+    image[16:32, 40:60] = 0  # a chunk of background, which is not stored
+    return image
+
+
+def written(path: Path, options: dict) -> Image:
+    """Write an image; chunks of background are not stored."""
+    options = {"dtype": "u2", "config": {"write_empty_chunks": False}} | options
+    zarr.create_array(str(path), shape=SHAPE, chunks=CHUNK, **options)[...] = pixels()
+    return open_image(str(path))
+
+
+def chunks() -> list[Region]:
+    """Return all chunks, those at the border too."""
+    corners = product(*(range(0, n, size) for n, size in zip(SHAPE, CHUNK, strict=True)))
+    return [
+        Region(corner, tuple(min(a + c, n) for a, c, n in zip(corner, CHUNK, SHAPE, strict=True)))
+        for corner in corners
+    ]
+
+
+@pytest.mark.parametrize("name", BY_ITSELF)
+def test_a_whole_chunk_is_read_without_zarr(name, tmp_path):
+    image = written(tmp_path / "image.zarr", BY_ITSELF[name])
+    for region in chunks():
+        own = read_chunk(image.pixels, region.slices)
+        is_stored = pixels()[region.slices].any()
+        assert (own is None) != is_stored
+        found = image.read(region)
+        np.testing.assert_array_equal(found, pixels()[region.slices])
+        assert found.dtype == "u2"
+        assert found.flags.c_contiguous
+        assert found.flags.writeable
+        found[...] = 7  # the caller's own: nobody else sees it
+        np.testing.assert_array_equal(image.read(region), pixels()[region.slices])
+
+
+@pytest.mark.parametrize("name", BY_ZARR)
+def test_others_are_left_to_zarr(name, tmp_path):
+    image = written(tmp_path / "image.zarr", BY_ZARR[name])
+    for region in chunks():
+        assert read_chunk(image.pixels, region.slices) is None
+        np.testing.assert_array_equal(image.read(region), pixels()[region.slices])
+
+
+@pytest.mark.parametrize(
+    "region",
+    [Region((0, 0), (16, 19)), Region((0, 1), (16, 20)), Region((8, 0), (24, 20))],
+)
+def test_what_is_no_whole_chunk_is_left_to_zarr(region, tmp_path):
+    image = written(tmp_path / "image.zarr", BY_ITSELF["zstd"])
+    assert read_chunk(image.pixels, region.slices) is None
+    np.testing.assert_array_equal(image.read(region), pixels()[region.slices])
+
+
+def test_several_chunks_are_left_to_zarr_which_decodes_them_side_by_side(tmp_path):
+    image = written(tmp_path / "image.zarr", BY_ITSELF["zstd"])
+    region = Region((0, 0), (32, 20))
+    assert read_chunk(image.pixels, region.slices) is None
+    np.testing.assert_array_equal(image.read(region), pixels()[region.slices])
+
+
+def test_a_chunk_that_is_written_again_is_read_again(tmp_path):
+    image = written(tmp_path / "image.zarr", BY_ITSELF["zstd"])
+    region = Region((0, 0), CHUNK)
+    image.read(region)
+    zarr.open_array(str(tmp_path / "image.zarr"))[region.slices] = 9
+    assert (image.read(region) == 9).all()
+
+
+@pytest.mark.parametrize("name", BY_ITSELF)
+@pytest.mark.parametrize("damage", ["cut", "empty", "of another shape"])
+def test_a_chunk_that_is_not_as_it_should_be_is_an_error(name, damage, tmp_path):
+    image = written(tmp_path / "image.zarr", BY_ITSELF[name])
+    path = tmp_path / "image.zarr" / image.pixels.metadata.encode_chunk_key((0, 0))
+    stored = path.read_bytes()
+    if damage == "of another shape":
+        options = {"dtype": "u2"} | BY_ITSELF[name]
+        other = zarr.create_array(str(tmp_path / "o.zarr"), shape=(8, 8), chunks=(8, 8), **options)
+        other[...] = 5
+        other_path = tmp_path / "o.zarr" / other.metadata.encode_chunk_key((0, 0))
+        path.write_bytes(other_path.read_bytes())
+    else:
+        path.write_bytes(stored[:-3] if damage == "cut" else b"")
+    for region in (Region((0, 0), CHUNK), Region((0, 0), (16, 19))):  # ours, and that of Zarr
+        with pytest.raises(ImageError, match=r"image\.zarr"):
+            image.read(region)
+
+
+def test_a_chunk_of_very_many_pixels_is_refused(tmp_path):
+    image = written(tmp_path / "image.zarr", BY_ITSELF["zstd"])
+    bomb = numcodecs.Zstd(1).encode(np.zeros(50_000_000, np.uint8))
+    (tmp_path / "image.zarr/c/0/0").write_bytes(bomb)
+    with pytest.raises(ImageError, match="may be decoded to"):
+        image.read(Region((0, 0), CHUNK))
