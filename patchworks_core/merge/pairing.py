@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from math import prod
@@ -161,10 +161,11 @@ class _PairTask:
 class _StripReading:
     """Reads strips of tiles, those of each tile block once."""
 
-    def __init__(self, stage: Stage, own: Container[tuple[int, ...]]) -> None:
-        """Read the strips of a stage; of the tile blocks at `own`, most are asked for."""
+    def __init__(self, stage: Stage, own: Collection[tuple[int, ...]]) -> None:
+        """Read the strips of a stage, for the tile blocks at `own`."""
         self._stage = stage
-        self._own = own
+        # Most strips of blocks that are compared with one another are asked for.
+        self._own = own if len(own) > 1 else ()
         self._kept: dict[tuple[tuple[int, ...], int, Side], Array] = {}
 
     def __call__(self, tiles: Array, axis: int, side: Side) -> Array:
@@ -188,7 +189,7 @@ class _StripReading:
         grid = self._stage.grid
         if (place, axis, side) not in self._kept:
             block = grid.block(place)
-            # Another's only tile is asked for one of its strips, and of many tiles most are.
+            # A neighbour of one tile is asked for one of its strips, of many for most.
             is_alone = len(block.numbers) == 1 and place not in self._own
             places = [(axis, side)] if is_alone else None
             strips = self._stage.strips(block, places)
