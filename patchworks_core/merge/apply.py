@@ -19,7 +19,7 @@ import numpy as np
 from upath import UPath
 
 from patchworks_core.files.array_writer import ArrayWriter
-from patchworks_core.files.storage import ZarrFormat, create_array, open_array
+from patchworks_core.files.storage import ZarrFormat, create_array
 from patchworks_core.machine.pools import Pool
 from patchworks_core.merge.batches import blocks_at_once
 from patchworks_core.seams.lookup import LookupTable
@@ -47,7 +47,10 @@ def create_apply_records(path: UPath, grid: TileGrid, *, zarr_format: ZarrFormat
 @dataclass(frozen=True, slots=True)
 class _BlockToApply:
     block: TileBlock
-    luts: tuple[np.ndarray[Any, Any], ...]
+    ids: np.ndarray[Any, Any]
+    """Merged ids of the local ones of each tile, one tile after the other."""
+    starts: np.ndarray[Any, Any]
+    """Where those of each tile begin in `ids`."""
     made_from: bytes
     was_written: bool
     outlines: BlockOutlines | None = None
@@ -66,7 +69,7 @@ class _ApplyTask:
     """Of each tile, in row-major order."""
     view_digests: np.ndarray[Any, Any]
     """Of the strips of each tile, and of the third views behind them."""
-    published: UPath | None
+    published: ArrayWriter | None
     """Records of the labels that these were a copy of."""
 
     def __call__(self, numbers: Sequence[int]) -> list[int]:
@@ -75,8 +78,10 @@ class _ApplyTask:
         A worker may have died when it had written some of them, and these are what they will be.
         """
         blocks = [self.stage.grid.block_of_number(number) for number in numbers]
-        records = _read_records(self.records.path, blocks)
-        published = records if self.published is None else _read_records(self.published, blocks)
+        records = [_read_record(self.records, block) for block in blocks]
+        published = records
+        if self.published is not None:
+            published = [_read_record(self.published, block) for block in blocks]
         rewritten = []
         for number, block, record, before in zip(numbers, blocks, records, published, strict=True):
             item = self._outdated(block, record)
@@ -89,17 +94,17 @@ class _ApplyTask:
     def _outdated(self, block: TileBlock, record: np.uint64 | None) -> _BlockToApply | None:
         """Return what is to be written of a block; None where its record is what it would be."""
         own = self.digests[block.numbers]
-        luts = tuple(self.lut.of_tile(tile.number) for tile in block.tiles)
+        ids, starts = self.lut.of_tiles(block.numbers)
         drawn = None
         if self.outlines is None:
-            made_from = _made_from(own, luts)
+            made_from = _made_from(own, ids)
         else:
             drawn = self.outlines.of_block(block, self.lut)
             made_from = _digest(drawn.content(own, self.view_digests))
         was_written = bool(record != NOT_WRITTEN)
         if was_written and record == _record(made_from, self.labels.digest(block.core)):
             return None
-        return _BlockToApply(block, luts, made_from, was_written, drawn)
+        return _BlockToApply(block, ids, starts, made_from, was_written, drawn)
 
     def _write(self, item: _BlockToApply) -> None:
         block = item.block
@@ -114,7 +119,7 @@ class _ApplyTask:
         self._record(block, _record(item.made_from, stored))
 
     def _record(self, block: TileBlock, record: np.uint64) -> None:
-        place = Region(block.index, tuple(i + 1 for i in block.index))
+        place = _place_of_record(block)
         self.records.write(place, np.full(place.shape, record))
 
     def _merged(self, item: _BlockToApply, dtype: np.dtype[Any]) -> np.ndarray[Any, Any] | None:
@@ -125,16 +130,16 @@ class _ApplyTask:
             if drawn is not None:
                 return take_ids(item.outlines.ids.astype(dtype, copy=False), drawn)
         # A block without labels may be one that is not staged.
-        if all(len(lut) == 1 for lut in item.luts):
+        if len(item.ids) == len(item.starts):
             return None
         staged = self.stage.kept_labels(block)
-        if isinstance(staged, LabelRuns) or len(item.luts) == 1:
-            ids = np.concatenate([item.luts[0], *(lut[1:] for lut in item.luts[1:])])
-            return take_ids(ids.astype(dtype, copy=False), staged)
+        ids = item.ids.astype(dtype, copy=False)
+        if isinstance(staged, LabelRuns) or len(item.starts) == 1:
+            return take_ids(np.delete(ids, item.starts[1:]), staged)
         merged = np.zeros(block.core.shape, dtype=dtype)
-        for tile, lut in zip(block.tiles, item.luts, strict=True):
+        for tile, own in zip(block.tiles, np.split(ids, item.starts[1:]), strict=True):
             place = tile.core.slices_from(block.core.start)
-            merged[place] = take_ids(lut.astype(dtype, copy=False), staged[place])
+            merged[place] = take_ids(own, staged[place])
         return merged
 
 
@@ -179,7 +184,7 @@ def apply_lut(
         outlines,
         digests,
         digests if outlines is None else _view_digests(stage, outlines),
-        published,
+        None if published is None else ArrayWriter.of(published),
     )
     batches = pool.batches(range(stage.grid.n_blocks), at_most=blocks_at_once(stage.grid))
     step = "writing merged labels"
@@ -193,19 +198,22 @@ def _view_digests(stage: Stage, outlines: Outlines) -> np.ndarray[Any, Any]:
     return np.concatenate([stage.strip_digests().ravel(), outlines.third_digests])
 
 
-def _read_records(path: UPath, blocks: list[TileBlock]) -> list[np.uint64 | None]:
-    """Read the records of blocks; where some are damaged, none is known."""
-    places = tuple(np.array([block.index for block in blocks]).T)
+def _place_of_record(block: TileBlock) -> Region:
+    return Region(block.index, tuple(i + 1 for i in block.index))
+
+
+def _read_record(records: ArrayWriter, block: TileBlock) -> np.uint64 | None:
+    """Read the record of a block; one that is damaged is not known."""
     try:
-        return list(np.asarray(open_array(path).vindex[places]))
+        return np.uint64(records.read(_place_of_record(block)).item())
     except (RuntimeError, ValueError):  # what codecs raise
-        return [None] * len(blocks)
+        return None
 
 
-def _made_from(digests: np.ndarray[Any, Any], luts: tuple[np.ndarray[Any, Any], ...]) -> bytes:
+def _made_from(digests: np.ndarray[Any, Any], ids: np.ndarray[Any, Any]) -> bytes:
     """Digest what a block's merged labels are made from."""
     content = np.ascontiguousarray(digests).tobytes()
-    return _digest(content + b"".join(lut.astype(np.int64).tobytes() for lut in luts))
+    return _digest(content + ids.astype(np.int64).tobytes())
 
 
 def _digest(content: bytes) -> bytes:

@@ -164,19 +164,24 @@ class _StripReading:
     def __init__(self, stage: Stage, own: Collection[tuple[int, ...]]) -> None:
         """Read the strips of a stage, for the tile blocks at `own`."""
         self._stage = stage
-        # Most strips of blocks that are compared with one another are asked for.
+        self._is_of_one = prod(stage.grid.block_shape) == 1
+        # Most strips are asked for of blocks of many tiles, and of those that are compared with
+        # one another; without a halo they are thin, and opening files takes longest.
+        self._is_read_whole = not self._is_of_one or not any(stage.grid.halo)
         self._own = own if len(own) > 1 else ()
         self._kept: dict[tuple[tuple[int, ...], int, Side], Array] = {}
 
     def __call__(self, tiles: Array, axis: int, side: Side) -> Array:
         """Return the strips of tiles on an axis and side, stacked."""
-        places, block_of = np.unique(
-            tiles // self._stage.grid.block_shape, axis=0, return_inverse=True
-        )
+        if self._is_of_one:
+            strips = [self._of_block(place, axis, side) for place in map(tuple, tiles.tolist())]
+            return np.stack(strips)
+        grid = self._stage.grid
+        places, block_of = np.unique(tiles // grid.block_shape, axis=0, return_inverse=True)
         groups = [np.flatnonzero(block_of.ravel() == i) for i in range(len(places))]
         parts = [
-            self._of_block(tuple(place), tiles[group], axis, side)
-            for place, group in zip(places.tolist(), groups, strict=True)
+            strips_of_tiles(grid, self._of_block(place, axis, side), tiles[group], axis)
+            for place, group in zip(map(tuple, places.tolist()), groups, strict=True)
         ]
         if len(parts) == 1:
             return parts[0]
@@ -185,16 +190,14 @@ class _StripReading:
             stacked[group] = part
         return stacked
 
-    def _of_block(self, place: tuple[int, ...], tiles: Array, axis: int, side: Side) -> Array:
-        grid = self._stage.grid
+    def _of_block(self, place: tuple[int, ...], axis: int, side: Side) -> Array:
+        """Return the strips of a block's tiles on an axis and side, side by side."""
         if (place, axis, side) not in self._kept:
-            block = grid.block(place)
-            # A neighbour of one tile is asked for one of its strips, of many for most.
-            is_alone = len(block.numbers) == 1 and place not in self._own
-            places = [(axis, side)] if is_alone else None
-            strips = self._stage.strips(block, places)
+            is_whole = self._is_read_whole or place in self._own
+            block = self._stage.grid.block(place)
+            strips = self._stage.strips(block, None if is_whole else [(axis, side)])
             self._kept.update({(place, *of): strip for of, strip in strips.items()})
-        return strips_of_tiles(grid, self._kept[place, axis, side], tiles, axis)
+        return self._kept[place, axis, side]
 
 
 def pair_tiles(stage: Stage, *, pool: Pool, allow_missing: bool = False) -> PairedTiles:
@@ -230,10 +233,10 @@ def pair_tiles(stage: Stage, *, pool: Pool, allow_missing: bool = False) -> Pair
 
 
 def _blocks_paired_at_once(grid: TileGrid) -> int:
-    """Return how many blocks are paired together: an eighth of them, or fewer."""
+    """Return how many blocks are paired together: a quarter of them, or fewer."""
     strips = [prod(slot_shape(grid, axis)) for axis in strip_axes(grid)]
     n_bytes = 2 * np.dtype(np.uint16).itemsize * sum(strips) * prod(grid.block_shape)
-    return max(1, min(MOST_BATCHED, grid.n_blocks // 8, _BYTES_BATCHED // max(1, n_bytes)))
+    return max(1, min(MOST_BATCHED, grid.n_blocks // 4, _BYTES_BATCHED // max(1, n_bytes)))
 
 
 def _file_of_batch(place: UPath, first: int) -> UPath:

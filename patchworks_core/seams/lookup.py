@@ -87,6 +87,28 @@ class LookupTable:
         ids[0] = 0
         return ids.astype(self.dtype)
 
+    def of_tiles(self, numbers: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], ...]:
+        """Return the merged id of each local id of several tiles.
+
+        Parameters
+        ----------
+        numbers : ndarray of int
+            The tiles, in row-major order.
+
+        Returns
+        -------
+        values : ndarray of `dtype`
+            What `of_tile` gives of each, one after the other.
+        starts : ndarray of int64
+            Where that of each tile begins: its background.
+        """
+        before = self.offsets[numbers]
+        counts = self.offsets[numbers + 1] - before + 1
+        starts = np.cumsum(counts) - counts
+        values = self.of_staged(np.arange(counts.sum()) + np.repeat(before - starts, counts))
+        values[starts] = 0
+        return values.astype(self.dtype), starts
+
     def of_staged(self, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Return the merged ids of staged ids (offset of the tile + local id); 0 stays 0."""
         at = np.searchsorted(self.joined, ids)

@@ -90,6 +90,8 @@ class Stage:
         self.grid: TileGrid = plan.grid
         self._fingerprint = plan.fingerprint
         self.generation = read_generation(self.path)
+        self.blocks_folder = self.path / BLOCKS / self.generation
+        """Where the files of the tile blocks are, and of what goes with them."""
         self._first_layout = FirstLayout.at(self.path, self.grid)
         self._listing = BlockListing(self.blocks_folder)
         self._damage: dict[str, str] = {}
@@ -97,11 +99,6 @@ class Stage:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.path, self.plan.to_json(), self.generation, is_durable())
-
-    @property
-    def blocks_folder(self) -> UPath:
-        """Where the files of the tile blocks are, and of what goes with them."""
-        return self.path / BLOCKS / self.generation
 
     @classmethod
     def create(cls, location: Location, plan: Plan) -> Stage:

@@ -189,7 +189,8 @@ class Staging:
             others = {name: other.copy() for name, other in others.items()}
         checksum = checksum_of_pixels([inside, *others.values()])
         labels = check_labels(self.function(inside, **others), shape=shape, where=where)
-        core = tile.core.relative_to(tile.read.start)
+        is_whole = tile.core == tile.read
+        core = None if is_whole else tile.core.relative_to(tile.read.start)
         return number_labels(labels.reshape(own.shape), core, where=where), checksum
 
 

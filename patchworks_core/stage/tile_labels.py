@@ -22,6 +22,8 @@ Array = npt.NDArray[Any]
 MAX_LABELS = np.iinfo(np.int32).max
 """Labels one tile may hold: local ids are int32."""
 
+_MAX_UINT16 = np.iinfo(np.uint16).max
+
 _DENSE_LOOKUP_FACTOR = 4
 """Ids up to this many times the pixel count are renumbered by a table, larger ones by sorting."""
 
@@ -113,15 +115,17 @@ def _example(labels: np.ndarray[Any, Any]) -> str:
     return f" with values such as {float(bad.flat[0])!r}" if bad.size else ""
 
 
-def number_labels(labels: np.ndarray[Any, Any], core: Region, *, where: str) -> NumberedLabels:
+def number_labels(
+    labels: np.ndarray[Any, Any], core: Region | None, *, where: str
+) -> NumberedLabels:
     """Give labels dense numbers, those of the core first.
 
     Parameters
     ----------
     labels : ndarray of int
         Labels >= 0 over all the tile read.
-    core : Region
-        The core, counted from the first pixel of `labels`.
+    core : Region or None
+        The core, counted from the first pixel of `labels`; None where that is all of them.
     where : str
         Image and tile, for the error.
 
@@ -140,15 +144,14 @@ def number_labels(labels: np.ndarray[Any, Any], core: Region, *, where: str) -> 
     if largest == 0:
         return without_labels(labels.shape)
     compact, runs, n_ids = _compact(labels, largest)
-    is_whole = core.shape == labels.shape
-    inside = compact if is_whole else compact[core.slices]
-    core_runs = runs if is_whole else LabelRuns.of(inside)
+    inside = compact if core is None else compact[core.slices]
+    core_runs = runs if core is None else LabelRuns.of(inside)
     areas = count_ids(inside, n_ids) if core_runs is None else core_runs.counts(n_ids)
     areas[0] = 0
     is_in_core = areas > 0
     n_core = n_seen = int(np.count_nonzero(is_in_core))
     beyond = np.zeros(0, dtype=np.int64)
-    if not is_whole:
+    if core is not None:
         is_there = np.zeros(n_ids, dtype=bool)
         is_there[compact.reshape(-1) if runs is None else runs.ids] = True
         is_there[0] = False
@@ -156,7 +159,7 @@ def number_labels(labels: np.ndarray[Any, Any], core: Region, *, where: str) -> 
         n_seen += len(beyond)
     if n_seen > MAX_LABELS:
         raise TileOutputError(f"{where}: {n_seen} labels in one tile; use smaller tiles")
-    dtype = np.uint16 if n_seen <= np.iinfo(np.uint16).max else np.int32
+    dtype = np.uint16 if n_seen <= _MAX_UINT16 else np.int32
     if n_core == n_ids - 1:  # they have those numbers already
         return NumberedLabels(compact.astype(dtype), n_core, n_seen, areas[1:], core_runs)
     lookup = np.zeros(n_ids, dtype=dtype)
@@ -208,8 +211,7 @@ def number_ids(labels: Array) -> tuple[Array, Array]:
     >>> number_ids(np.array([7, 0, 9, 7]))
     (array([0, 7, 9]), array([1, 0, 2, 1], dtype=uint16))
     """
-    whole = Region((0,) * labels.ndim, labels.shape)
-    numbered = number_labels(labels, whole, where="label image")
+    numbered = number_labels(labels, None, where="label image")
     ids = np.zeros(numbered.n_seen + 1, dtype=np.int64)
     ids[numbered.pixels.reshape(-1)] = labels.reshape(-1)
     return ids, numbered.pixels

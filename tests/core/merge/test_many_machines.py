@@ -17,7 +17,7 @@ import pytest
 from patchworks_core import make_local_cluster
 from patchworks_core.errors import ClusterError, StageError
 from patchworks_core.files.packed import open_packed
-from patchworks_core.files.storage import as_path
+from patchworks_core.files.storage import as_path, open_array
 from patchworks_core.images.image import open_image
 from patchworks_core.machine.executors import ThreadPool
 from patchworks_core.machine.faults import NO_RETRY
@@ -74,7 +74,7 @@ def columns(edges: EdgeTable) -> list[np.ndarray]:
 
 
 def open_labels(target: LabelImage) -> Any:
-    return apply.open_array(target.path / "0")
+    return open_array(target.path / "0")
 
 
 @pytest.fixture(scope="module")

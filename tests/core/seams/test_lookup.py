@@ -49,6 +49,19 @@ def build(counts, pairs, **options) -> LookupTable:
     return build_lut(table, np.array(counts, dtype=np.int64), **options)
 
 
+@given(merges(), st.booleans(), st.data())
+@settings(max_examples=150)
+def test_of_several_tiles_it_gives_what_it_gives_of_each(case, sequential, data):
+    counts, _, pairs, areas = case
+    lut = build(counts, pairs, areas=np.array(areas, np.int64), min_size=4, sequential=sequential)
+    numbers = data.draw(st.lists(st.sampled_from(range(len(counts))), min_size=1, unique=True))
+    values, starts = lut.of_tiles(np.array(sorted(numbers)))
+    expected = [lut.of_tile(number) for number in sorted(numbers)]
+    assert values.dtype == expected[0].dtype
+    for own, other in zip(np.split(values, starts[1:]), expected, strict=True):
+        np.testing.assert_array_equal(own, other)
+
+
 @given(merges())
 @settings(max_examples=150)
 def test_objects_are_numbered_by_first_appearance(case):
