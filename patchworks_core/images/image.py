@@ -31,7 +31,7 @@ from patchworks_core.images.readers.opened import (
     complete,
 )
 from patchworks_core.images.readers.sources import open_source, source_url
-from patchworks_core.images.readers.zarr_decoding import read_chunk
+from patchworks_core.images.readers.zarr_decoding import read_chunks
 from patchworks_core.images.units import MICROMETERS, PixelSize, pixel_sizes, sizes_in_words
 from patchworks_core.tiles.grid import AXES
 from patchworks_core.tiles.regions import Region
@@ -221,7 +221,7 @@ class Image:
     def _decoded(self, index: tuple[slice | int, ...], region: Region) -> npt.NDArray[Any]:
         """Return pixels in file axis order; what a codec cannot decode is an error of the image."""
         try:
-            pixels = read_chunk(self.pixels, index)
+            pixels = read_chunks(self.pixels, index)
             return np.asarray(self.pixels[index]) if pixels is None else pixels
         except ImageError as error:
             if self.where in str(error):

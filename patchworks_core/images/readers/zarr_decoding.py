@@ -3,7 +3,7 @@
 A few bytes can be decoded to very many, and a link in place of a chunk can lead to what has no
 end. Zarr reads a chunk whole and decodes it whole, whatever comes out. Here an array gets codecs
 that stop: what is stored and what comes out may be some times as large as the pixels, and no more.
-What is one whole chunk on this disk is read past Zarr (`read_chunk`).
+Whole chunks on this disk are read past Zarr (`read_chunks`).
 
 An array whose codecs another package runs (``codec_pipeline.path`` of Zarr's configuration) is
 left as it is.
@@ -42,9 +42,13 @@ from zarr.storage import LocalStore, StorePath
 from patchworks_core.errors import ImageError
 from patchworks_core.files.locations import check_regular_file
 from patchworks_core.images.readers.chunk_cache import KeepingPipeline, with_pipeline
+from patchworks_core.tiles.regions import Region
 
 _SPARE_BYTES = 1 << 20
 """Headers, check sums, and an index of chunks that are stored together."""
+
+_SMALL_CHUNK = 1 << 20
+"""Bytes up to which handing chunks to other threads takes longer than to decode them."""
 
 _WAY_OUT = "it is damaged or was made to fill the memory; copy it again from where it was written"
 
@@ -227,8 +231,8 @@ def _bounded_step(codec: Any, most: int, itemsize: int) -> Any:
     return _BoundedStep(codec, BoundedCodec(numcodecs.get_codec({"id": name, **options}), most))
 
 
-def read_chunk(array: Any, index: tuple[slice | int, ...]) -> npt.NDArray[Any] | None:
-    """Read what is one chunk of an array on this disk, in the calling thread.
+def read_chunks(array: Any, index: tuple[slice | int, ...]) -> npt.NDArray[Any] | None:
+    """Read whole chunks of an array on this disk, in the calling thread.
 
     Zarr gives each chunk to its event loop and from there to another thread, which takes as long
     again as decoding where several threads read.
@@ -242,8 +246,9 @@ def read_chunk(array: Any, index: tuple[slice | int, ...]) -> npt.NDArray[Any] |
     Returns
     -------
     ndarray or None
-        The caller's own, in the byte order of the array. None where Zarr is to read it: more or
-        less than a chunk, other codecs, a chunk that is not stored or not as long as it should be.
+        The caller's own, in the byte order of the array. None where Zarr is to read it: parts of
+        chunks, other codecs, a chunk that is not as long as it should be; and large chunks, of
+        which it decodes several side by side.
 
     Raises
     ------
@@ -253,52 +258,68 @@ def read_chunk(array: Any, index: tuple[slice | int, ...]) -> npt.NDArray[Any] |
     pipeline = array._async_array.codec_pipeline if isinstance(array, zarr.Array) else None
     if not isinstance(pipeline, _BoundedPipeline) or not isinstance(array.store, LocalStore):
         return None
-    place = _place_of_chunk(index, array.shape, array.chunks)
+    region = _region_of_chunks(index, array.shape, array.chunks)
     steps = _steps_of(array, pipeline)
-    if place is None or steps is None:
+    if region is None or steps is None:
         return None
     codec, dtype = steps
-    path = os.path.join(array.store.root, array.path, array.metadata.encode_chunk_key(place))
-    _check_stored(path, pipeline.most)
-    pixels = np.empty(array.chunks, dtype)
+    is_one = region.size <= prod(array.chunks)
+    if not is_one and prod(array.chunks) * dtype.itemsize > _SMALL_CHUNK:
+        return None
+    pixels = np.empty(region.shape, dtype)
+    for chunk in region.pieces(array.chunks):
+        place = tuple(a // n for a, n in zip(chunk.start, array.chunks, strict=True))
+        path = os.path.join(array.store.root, array.path, array.metadata.encode_chunk_key(place))
+        _check_stored(path, pipeline.most)
+        part = pixels[chunk.slices_from(region.start)]
+        if not _read_into(part, path, array, codec):
+            return None
+    return pixels
+
+
+def _region_of_chunks(
+    index: tuple[slice | int, ...], shape: tuple[int, ...], chunks: tuple[int, ...]
+) -> Region | None:
+    """Return the region that an index is, None where it is not whole chunks."""
+    parts = [slice(part, part + 1) if isinstance(part, int) else part for part in index]
+    for part, n, size in zip(parts, shape, chunks, strict=True):
+        if part.start % size or (part.stop % size and part.stop != n):
+            return None
+    return Region(tuple(part.start for part in parts), tuple(part.stop for part in parts))
+
+
+def _read_into(
+    part: npt.NDArray[Any], path: str, array: zarr.Array[Any], codec: BoundedCodec | None
+) -> bool:
+    """Read a chunk into the pixels it has in an array; False where it is not as long as it should be."""
     try:
         with open(path, "rb") as file:
             stored = file.read()
-    except FileNotFoundError:
-        return None
-    if codec is not None:
-        name = str(codec.codec.codec_id)
-        if name not in ("zstd", "blosc") or _n_decoded(name, stored[:20]) != pixels.nbytes:
-            return None
-        codec.decode(stored, pixels)
-    elif len(stored) == pixels.nbytes:
-        pixels.reshape(-1).view(np.uint8)[:] = np.frombuffer(stored, np.uint8)
+    except FileNotFoundError:  # nobody wrote it
+        part[...] = 0 if array.fill_value is None else array.fill_value
+        return True
+    is_in_place = part.shape == array.chunks and part.flags.c_contiguous
+    chunk = part if is_in_place else np.empty(array.chunks, part.dtype)
+    if codec is None:
+        if len(stored) != chunk.nbytes:
+            return False
+        chunk.reshape(-1).view(np.uint8)[:] = np.frombuffer(stored, np.uint8)
     else:
-        return None
-    if all(n % size == 0 for n, size in zip(array.shape, array.chunks, strict=True)):
-        return pixels
-    inside = (slice(0, n - i * s) for n, i, s in zip(array.shape, place, array.chunks, strict=True))
-    return pixels[tuple(inside)]
-
-
-def _place_of_chunk(
-    index: tuple[slice | int, ...], shape: tuple[int, ...], chunks: tuple[int, ...]
-) -> tuple[int, ...] | None:
-    """Return which chunk pixels are, None where they are not one whole chunk."""
-    place = []
-    for part, n, size in zip(index, shape, chunks, strict=True):
-        if isinstance(part, int):
-            part = slice(part, part + 1)
-        if part.start % size or part.stop != min(part.start + size, n):
-            return None
-        place.append(part.start // size)
-    return tuple(place)
+        if _n_decoded(str(codec.codec.codec_id), stored[:20]) != chunk.nbytes:
+            return False
+        codec.decode(stored, chunk)
+    if not is_in_place:
+        part[...] = chunk[tuple(map(slice, part.shape))]
+    return True
 
 
 def _steps_of(
     array: zarr.Array[Any], pipeline: BatchedCodecPipeline
 ) -> tuple[BoundedCodec | None, np.dtype[Any]] | None:
-    """Return the codec of an array of at most one, and the type it decodes to; None of others."""
+    """Return the codec of an array, if any, and the type it decodes to.
+
+    None where there are several, or one that does not decode into an array that is there.
+    """
     last, metadata = pipeline.array_bytes_codec, array.metadata
     codecs: tuple[Any, ...]
     if isinstance(last, BytesCodec):
@@ -314,4 +335,7 @@ def _steps_of(
     if not is_by_row or len(codecs) > 1:
         return None
     codec = codecs[0] if codecs else None
-    return (codec, dtype) if codec is None or isinstance(codec, BoundedCodec) else None
+    if codec is None:
+        return None, dtype
+    is_in_place = isinstance(codec, BoundedCodec) and codec.codec.codec_id in ("zstd", "blosc")
+    return (codec, dtype) if is_in_place else None

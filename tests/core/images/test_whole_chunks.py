@@ -1,4 +1,4 @@
-"""What is one chunk of a Zarr array on this disk is read past Zarr, as Zarr reads it."""
+"""Whole chunks of a Zarr array on this disk are read past Zarr, as Zarr reads them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, Transpos
 
 from patchworks_core.errors import ImageError
 from patchworks_core.images.image import Image, open_image
-from patchworks_core.images.readers.zarr_decoding import read_chunk
+from patchworks_core.images.readers import zarr_decoding
+from patchworks_core.images.readers.zarr_decoding import read_chunks
 from patchworks_core.tiles.regions import Region
 
 SHAPE, CHUNK = (70, 100), (16, 20)
@@ -70,9 +71,7 @@ def chunks() -> list[Region]:
 def test_a_whole_chunk_is_read_without_zarr(name, tmp_path):
     image = written(tmp_path / "image.zarr", BY_ITSELF[name])
     for region in chunks():
-        own = read_chunk(image.pixels, region.slices)
-        is_stored = pixels()[region.slices].any()
-        assert (own is None) != is_stored
+        assert read_chunks(image.pixels, region.slices) is not None
         found = image.read(region)
         np.testing.assert_array_equal(found, pixels()[region.slices])
         assert found.dtype == "u2"
@@ -86,8 +85,37 @@ def test_a_whole_chunk_is_read_without_zarr(name, tmp_path):
 def test_others_are_left_to_zarr(name, tmp_path):
     image = written(tmp_path / "image.zarr", BY_ZARR[name])
     for region in chunks():
-        assert read_chunk(image.pixels, region.slices) is None
+        assert read_chunks(image.pixels, region.slices) is None
         np.testing.assert_array_equal(image.read(region), pixels()[region.slices])
+
+
+@pytest.mark.parametrize("name", BY_ITSELF)
+@pytest.mark.parametrize(
+    "region", [Region((0, 0), SHAPE), Region((16, 20), (48, 80)), Region((48, 60), SHAPE)]
+)
+def test_whole_chunks_are_read_without_zarr(name, region, tmp_path):
+    image = written(tmp_path / "image.zarr", BY_ITSELF[name])
+    assert read_chunks(image.pixels, region.slices) is not None
+    np.testing.assert_array_equal(image.read(region), pixels()[region.slices])
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("fill_value", [0, 300, None])
+def test_a_chunk_that_nobody_wrote_is_the_fill_value(zarr_format, fill_value, tmp_path):
+    array = zarr.create_array(
+        str(tmp_path / "image.zarr"),
+        shape=SHAPE,
+        chunks=CHUNK,
+        dtype="u2",
+        zarr_format=zarr_format,
+        fill_value=fill_value,
+    )
+    array[:16] = pixels()[:16]
+    image = open_image(str(tmp_path / "image.zarr"))
+    region = Region((0, 0), (32, 40))
+    assert read_chunks(image.pixels, region.slices) is not None
+    np.testing.assert_array_equal(image.read(region), array[region.slices])
+    assert (image.read(region)[16:] == (fill_value or 0)).all()
 
 
 @pytest.mark.parametrize(
@@ -96,15 +124,17 @@ def test_others_are_left_to_zarr(name, tmp_path):
 )
 def test_what_is_no_whole_chunk_is_left_to_zarr(region, tmp_path):
     image = written(tmp_path / "image.zarr", BY_ITSELF["zstd"])
-    assert read_chunk(image.pixels, region.slices) is None
+    assert read_chunks(image.pixels, region.slices) is None
     np.testing.assert_array_equal(image.read(region), pixels()[region.slices])
 
 
-def test_several_chunks_are_left_to_zarr_which_decodes_them_side_by_side(tmp_path):
+def test_large_chunks_are_left_to_zarr_which_decodes_them_side_by_side(tmp_path, monkeypatch):
     image = written(tmp_path / "image.zarr", BY_ITSELF["zstd"])
-    region = Region((0, 0), (32, 20))
-    assert read_chunk(image.pixels, region.slices) is None
-    np.testing.assert_array_equal(image.read(region), pixels()[region.slices])
+    monkeypatch.setattr(zarr_decoding, "_SMALL_CHUNK", 100)
+    one, two = Region((0, 0), CHUNK), Region((0, 0), (32, 20))
+    assert read_chunks(image.pixels, one.slices) is not None
+    assert read_chunks(image.pixels, two.slices) is None
+    np.testing.assert_array_equal(image.read(two), pixels()[two.slices])
 
 
 def test_a_chunk_that_is_written_again_is_read_again(tmp_path):
@@ -129,7 +159,7 @@ def test_a_chunk_that_is_not_as_it_should_be_is_an_error(name, damage, tmp_path)
         path.write_bytes(other_path.read_bytes())
     else:
         path.write_bytes(stored[:-3] if damage == "cut" else b"")
-    for region in (Region((0, 0), CHUNK), Region((0, 0), (16, 19))):  # ours, and that of Zarr
+    for region in (Region((0, 0), CHUNK), Region((0, 0), SHAPE), Region((0, 0), (16, 19))):
         with pytest.raises(ImageError, match=r"image\.zarr"):
             image.read(region)
 
