@@ -291,7 +291,7 @@ def _region_of_chunks(
 def _read_into(
     part: npt.NDArray[Any], path: str, array: zarr.Array[Any], codec: BoundedCodec | None
 ) -> bool:
-    """Read a chunk into the pixels it has in an array; False where it is not as long as it should be."""
+    """Read a chunk into its pixels of an array; False where its length is not as it should be."""
     try:
         with open(path, "rb") as file:
             stored = file.read()
