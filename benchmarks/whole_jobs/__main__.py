@@ -26,7 +26,13 @@ from benchmarks.whole_jobs.limits import limits, wrong_pixels
 from benchmarks.whole_jobs.measured import Measured, measure
 from benchmarks.whole_jobs.report import Cell, Row, write_report
 from benchmarks.whole_jobs.tools import TOOLS
-from benchmarks.whole_jobs.workloads import BY_NAME, Workload, write_image, write_truth
+from benchmarks.whole_jobs.workloads import (
+    BY_NAME,
+    WORKLOADS,
+    Workload,
+    write_image,
+    write_truth,
+)
 from patchworks_core.images.image import open_image
 from patchworks_core.ome_zarr.convert import convert_image
 
@@ -56,7 +62,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--workloads", nargs="+", choices=BY_NAME, default=list(BY_NAME))
+    parser.add_argument(
+        "--workloads", nargs="+", choices=BY_NAME, default=[w.name for w in WORKLOADS]
+    )
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
