@@ -60,12 +60,15 @@ def records(path: Path) -> list[tuple[str, float, float]]:
 
 
 @pytest.mark.timeout(900)
-def test_tiles_run_in_slurm_jobs_one_on_each_gpu_and_a_cancelled_job_costs_nothing(tmp_path, slurm):
+def test_tiles_run_in_jobs_one_on_each_gpu_and_one_that_waited_takes_that_of_a_cancelled_job(
+    tmp_path, slurm
+):
     image = write_tiff(tmp_path / "tissue.ome.tif", tissue())
     record = tmp_path / "record"
     environment = {**slurm, RECORD: str(record), "SBATCH_OUTPUT": str(tmp_path / "slurm-%j.out")}
     environment.pop("PATCHWORKS_HOME", None)
-    script = recipe(tmp_path / "home", f"run {image} {OPTIONS}")
+    options = OPTIONS.replace("32", "20")  # tiles enough to go on until the other job is there
+    script = recipe(tmp_path / "home", f"run {image} {options}")
     start = time.monotonic()
     with (tmp_path / "log").open("wb") as log:
         run = subprocess.Popen(
@@ -85,7 +88,10 @@ def test_tiles_run_in_slurm_jobs_one_on_each_gpu_and_a_cancelled_job_costs_nothi
     jobs = {job for job, *_ in rows}
     print(f"\n{len(rows)} tiles in {len(jobs)} jobs in {time.monotonic() - start:.0f} s")
     assert "none" not in jobs, "tiles ran outside of jobs"
-    assert len(jobs) >= N_GPUS, "what the cancelled job was at, another one did"
+    began = {job: min(start for name, start, _ in rows if name == job) for job in jobs}
+    late = [job for job in jobs if began[job] > cancelled_at]
+    assert len(jobs) == N_GPUS + len(late), "more jobs than there are GPUs"
+    assert late, "no job that waited took the GPU of the cancelled one"
     after = [start for job, start, _ in rows if job == cancelled and start > cancelled_at + 10]
     assert not after, "the cancelled job went on"
     for job in jobs:
@@ -93,7 +99,7 @@ def test_tiles_run_in_slurm_jobs_one_on_each_gpu_and_a_cancelled_job_costs_nothi
         assert all(a[1] <= b[0] for a, b in pairwise(times)), "two at once"
 
     environment[RECORD] = str(tmp_path / "quiet")
-    quiet = [sys.executable, "-m", "patchworks_pipeline", "run", str(image), *OPTIONS.split()]
+    quiet = [sys.executable, "-m", "patchworks_pipeline", "run", str(image), *options.split()]
     subprocess.run([*quiet, "--home", str(tmp_path / "home_without")], env=environment, check=True)
     assert labels_of(tmp_path / "home") == labels_of(tmp_path / "home_without")
 
