@@ -55,6 +55,9 @@ _WAY_OUT = "it is damaged or was made to fill the memory; copy it again from whe
 _BY_STREAM = ("gzip", "bz2", "lzma")
 """Codecs of which Python reads as far as it is asked to."""
 
+_IN_PLACE = (numcodecs.Zstd, numcodecs.Blosc)
+"""Codecs that decode into an array that is there; what is made of them may give another."""
+
 
 def most_bytes(n_pixels: int, itemsize: int) -> int:
     """Return how many bytes a chunk may have, stored or decoded, whatever its codecs do."""
@@ -87,7 +90,7 @@ class BoundedCodec(Numcodec):  # type: ignore[misc]
             with self._opened(name, io.BytesIO(buf)) as file:
                 return self._checked(file.read(self.most + 1))
         if name == "zlib":
-            return self._checked(zlib.decompressobj().decompress(buf, self.most + 1))
+            return self._inflated(buf)
         n_bytes = _n_decoded(name, bytes(memoryview(buf)[:20]))
         if n_bytes is None and name == "zstd":
             return imagecodecs.zstd_decode(buf, out=self.most)
@@ -105,6 +108,14 @@ class BoundedCodec(Numcodec):  # type: ignore[misc]
             return bz2.BZ2File(stored)
         options = self.codec.get_config()
         return lzma.LZMAFile(stored, format=options["format"], filters=options["filters"])
+
+    def _inflated(self, stored: Any) -> bytes:
+        """Decode zlib, which looks at its check sum where the stream ends."""
+        decoder = zlib.decompressobj()
+        content = self._checked(decoder.decompress(stored, self.most + 1))
+        if not decoder.eof:
+            raise ImageError(f"a chunk of this array, in zlib, is cut short; {_WAY_OUT}")
+        return content
 
     def _checked(self, content: bytes) -> bytes:
         if len(content) > self.most:
@@ -256,7 +267,8 @@ def read_chunks(array: Any, index: tuple[slice | int, ...]) -> npt.NDArray[Any] 
         If what is stored may not be decoded (`BoundedCodec`).
     """
     pipeline = array._async_array.codec_pipeline if isinstance(array, zarr.Array) else None
-    if not isinstance(pipeline, _BoundedPipeline) or not isinstance(array.store, LocalStore):
+    # What is made of a store may read other bytes than lie there, such as those of encrypted files.
+    if not isinstance(pipeline, _BoundedPipeline) or type(array.store) is not LocalStore:
         return None
     region = _region_of_chunks(index, array.shape, array.chunks)
     steps = _steps_of(array, pipeline)
@@ -322,7 +334,7 @@ def _steps_of(
     """
     last, metadata = pipeline.array_bytes_codec, array.metadata
     codecs: tuple[Any, ...]
-    if isinstance(last, BytesCodec):
+    if type(last) is BytesCodec:
         codecs = tuple(getattr(step, "bounded", step) for step in pipeline.bytes_bytes_codecs)
         is_big = last.endian is not None and last.endian.value == "big"
         dtype = array.dtype.newbyteorder(">" if is_big else "<")
@@ -337,5 +349,5 @@ def _steps_of(
     codec = codecs[0] if codecs else None
     if codec is None:
         return None, dtype
-    is_in_place = isinstance(codec, BoundedCodec) and codec.codec.codec_id in ("zstd", "blosc")
+    is_in_place = isinstance(codec, BoundedCodec) and type(codec.codec) in _IN_PLACE
     return (codec, dtype) if is_in_place else None

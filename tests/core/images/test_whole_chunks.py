@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import zarr
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, TransposeCodec, ZstdCodec
+from zarr.core.buffer import default_buffer_prototype
+from zarr.storage import LocalStore
 
 from patchworks_core.errors import ImageError
 from patchworks_core.images.image import Image, open_image
@@ -43,6 +45,40 @@ BY_ZARR: dict[str, dict] = {
     },
     "v2_columns": {"zarr_format": 2, "order": "F", "compressors": numcodecs.Zstd(1)},
 }
+
+
+def inverted(content):
+    """Return bytes of which every bit is the other."""
+    inverse = bytes(byte ^ 255 for byte in content.to_bytes())
+    return default_buffer_prototype().buffer.from_bytes(inverse)
+
+
+class InvertedStore(LocalStore):
+    """Keeps chunks otherwise than it gives them, as one that encrypts files."""
+
+    async def get(self, key, prototype=None, byte_range=None):
+        content = await super().get(key, prototype, byte_range)
+        return content if content is None or key.endswith(".json") else inverted(content)
+
+    async def set(self, key, value):
+        await super().set(key, value if key.endswith(".json") else inverted(value))
+
+
+class NewArrayCodec(numcodecs.Zstd):
+    """Decodes into no array but its own."""
+
+    def decode(self, buf, out=None):
+        return super().decode(buf)
+
+
+class InvertedCodec(BytesCodec):
+    """Decodes numbers otherwise than they are stored."""
+
+    async def _decode_single(self, chunk_bytes, chunk_spec):
+        return await super()._decode_single(inverted(chunk_bytes), chunk_spec)
+
+    async def _encode_single(self, chunk_array, chunk_spec):
+        return inverted(await super()._encode_single(chunk_array, chunk_spec))
 
 
 def pixels() -> np.ndarray:
@@ -97,6 +133,25 @@ def test_whole_chunks_are_read_without_zarr(name, region, tmp_path):
     image = written(tmp_path / "image.zarr", BY_ITSELF[name])
     assert read_chunks(image.pixels, region.slices) is not None
     np.testing.assert_array_equal(image.read(region), pixels()[region.slices])
+
+
+@pytest.mark.parametrize(
+    ("store", "options"),
+    [
+        (InvertedStore, {"compressors": None}),
+        (LocalStore, {"compressors": None, "serializer": InvertedCodec()}),
+        (LocalStore, {"compressors": NewArrayCodec(1), "zarr_format": 2}),
+    ],
+)
+def test_what_is_made_of_stores_and_codecs_is_left_to_zarr(store, options, tmp_path):
+    array = zarr.create_array(
+        store(tmp_path / "image.zarr"), shape=SHAPE, chunks=CHUNK, dtype="u2", **options
+    )
+    array[...] = pixels()
+    image = open_image(array, axes="yx")
+    for region in (Region((0, 0), CHUNK), Region((0, 0), SHAPE)):
+        assert read_chunks(image.pixels, region.slices) is None
+        np.testing.assert_array_equal(image.read(region), pixels()[region.slices])
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])
