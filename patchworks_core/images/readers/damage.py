@@ -13,7 +13,7 @@ from patchworks_core.errors import ImageError
 from patchworks_core.files.locations import CREDENTIALS, is_of_object_store
 from patchworks_core.machine.faults import kind_of
 
-_CODECS = {"imagecodecs", "numcodecs", "zlib"}
+_CODECS = {"_lzma", "imagecodecs", "numcodecs", "zlib"}
 """Modules whose errors say that compressed bytes are not what they should be."""
 
 _OF_CONTENT = (

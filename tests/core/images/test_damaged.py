@@ -258,6 +258,22 @@ def test_a_chunk_that_is_a_bomb_is_refused_and_others_are_read(tmp_path, name):
         read_all(tmp_path / "a.zarr")
 
 
+@pytest.mark.parametrize("name", ["zlib", "gzip", "bz2", "lzma"])
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_chunk_of_a_stream_that_is_damaged_is_an_error(tmp_path, name, damage):
+    codec = numcodecs.get_codec({"id": name})
+    array = array_of(tmp_path / "a.zarr", zarr_format=2, compressors=codec)
+    stored = codec.encode(array[...])
+    if damage == "cut":  # by its check sum
+        damaged = stored[:-1]
+    else:
+        middle = len(stored) // 2
+        damaged = stored[:middle] + bytes([stored[middle] ^ 1]) + stored[middle + 1 :]
+    put_for_chunk(array, damaged)
+    with pytest.raises(ImageError, match=r"a\.zarr'"):
+        read_all(tmp_path / "a.zarr")
+
+
 @pytest.mark.parametrize("name", V3_CODECS)
 def test_a_bomb_in_zarr_3_is_refused_and_others_are_read(tmp_path, name):
     array = array_of(tmp_path / "a.zarr", compressors=V3_CODECS[name])
