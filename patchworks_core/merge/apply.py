@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 from upath import UPath
 
 from patchworks_core.files.array_writer import ArrayWriter
-from patchworks_core.files.storage import ZarrFormat, create_array
+from patchworks_core.files.storage import ZarrFormat, create_array, open_array
 from patchworks_core.machine.pools import Pool
 from patchworks_core.merge.batches import blocks_at_once
 from patchworks_core.seams.lookup import LookupTable
@@ -78,10 +79,8 @@ class _ApplyTask:
         A worker may have died when it had written some of them, and these are what they will be.
         """
         blocks = [self.stage.grid.block_of_number(number) for number in numbers]
-        records = [_read_record(self.records, block) for block in blocks]
-        published = records
-        if self.published is not None:
-            published = [_read_record(self.published, block) for block in blocks]
+        records = _read_records(self.records, blocks)
+        published = records if self.published is None else _read_records(self.published, blocks)
         rewritten = []
         for number, block, record, before in zip(numbers, blocks, records, published, strict=True):
             item = self._outdated(block, record)
@@ -200,6 +199,16 @@ def _view_digests(stage: Stage, outlines: Outlines) -> np.ndarray[Any, Any]:
 
 def _place_of_record(block: TileBlock) -> Region:
     return Region(block.index, tuple(i + 1 for i in block.index))
+
+
+def _read_records(records: ArrayWriter, blocks: Sequence[TileBlock]) -> list[np.uint64 | None]:
+    """Read the records of blocks; one that is damaged is not known."""
+    if records.level is None:
+        # Zarr asks a store for all at once; one by one, it looks at the metadata each time.
+        places = tuple(np.array([block.index for block in blocks]).T)
+        with suppress(RuntimeError, ValueError):  # what codecs raise
+            return list(np.asarray(open_array(records.path).vindex[places]))
+    return [_read_record(records, block) for block in blocks]
 
 
 def _read_record(records: ArrayWriter, block: TileBlock) -> np.uint64 | None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from patchworks_core.files.array_writer import ArrayWriter
 from patchworks_core.files.label_arrays import create_label_array
@@ -15,6 +16,36 @@ from patchworks_core.machine.pools import Pool
 from patchworks_core.machine.workers import Workers
 from patchworks_core.merge.apply import apply_lut, create_apply_records
 from tests.core.staging import TOUCHING, blobs, lut_of, merged_of, stage_into
+
+
+@pytest.fixture
+def requests(monkeypatch) -> list[str]:
+    """What is asked of stores in memory, which are as remote as any."""
+    asked: list[str] = []
+    read = MemoryFileSystem.cat_file
+
+    def counted(store, path, *arguments, **options):
+        asked.append(path)
+        return read(store, path, *arguments, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", counted)
+    return asked
+
+
+def test_records_in_an_object_store_are_asked_for_together(tmp_path, requests):
+    stage = stage_into(tmp_path / "stage", blobs((32, 32)), max_blocks=64)
+    store = as_path(f"memory://{uuid.uuid4().hex}")
+    labels, records = store / "labels", store / "applied"
+    create_label_array(labels, stage.grid, np.dtype(np.int32))
+    create_apply_records(records, stage.grid)
+    with Pool.open(Workers(1)) as pool:
+        for n_written in (stage.grid.n_blocks, 0):
+            requests.clear()
+            applied = apply_lut(stage, lut_of(stage), labels=labels, records=records, pool=pool)
+            assert len(list(applied)) == n_written
+    chunks = [path for path in requests if "/applied/c/" in path]
+    assert len(chunks) == stage.grid.n_blocks
+    assert len(requests) - len(chunks) < stage.grid.n_blocks
 
 
 def test_a_damaged_record_keeps_no_other_from_being_taken_back_before_pixels_are_written(
