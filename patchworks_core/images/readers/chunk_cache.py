@@ -117,10 +117,10 @@ class KeepingPipeline(BatchedCodecPipeline):
 
     async def read(
         self, batch_info: Iterable[_ChunkRead], out: NDBuffer, drop_axes: tuple[int, ...] = ()
-    ) -> None:
-        """Read chunks, or parts of them, into an array."""
-        others, parts = [], []
-        for chunk in batch_info:
+    ) -> Any:
+        """Read chunks, or parts of them, into an array; return which are stored."""
+        others, parts = {}, {}
+        for number, chunk in enumerate(batch_info):
             stored, *_, is_whole = chunk
             name = _name_of(stored)
             if (
@@ -128,28 +128,36 @@ class KeepingPipeline(BatchedCodecPipeline):
                 or self.supports_partial_decode
                 or (is_whole and CHUNKS.find(self.array, name) is None)
             ):
-                others.append(chunk)
+                others[number] = chunk
             else:
-                parts.append((chunk, name, out, drop_axes))
-        await super().read(others, out, drop_axes)
-        await concurrent_map(parts, self._read_part, config.get("async.concurrency"))
+                parts[number] = (chunk, name, out, drop_axes)
+        read: Any = super().read
+        of_others = await read(others.values(), out, drop_axes)
+        of_parts = await concurrent_map(
+            parts.values(), self._read_part, config.get("async.concurrency")
+        )
+        if of_others is None:  # of Zarr 3.1, which does not ask
+            return None
+        status = dict(zip([*others, *parts], [*of_others, *of_parts], strict=True))
+        return tuple(status[number] for number in sorted(status))
 
     async def _read_part(
         self, chunk: _ChunkRead, name: str, out: NDBuffer, drop_axes: tuple[int, ...]
-    ) -> None:
-        """Read a part of a chunk, which is kept by that name."""
+    ) -> dict[str, str]:
+        """Read a part of a chunk, which is kept by that name; return whether it is stored."""
         stored, spec, inside, place, _ = chunk
         pixels = CHUNKS.find(self.array, name)
         if pixels is None:
             content = await stored.get(spec.prototype)
             if content is None:  # nobody wrote it
                 out[place] = fill_value_or_default(spec)
-                return
+                return {"status": "missing"}
             (pixels,) = await self.decode([(content, spec)])
             assert pixels is not None
             CHUNKS.keep(self.array, name, pixels)
         part = pixels[inside]
         out[place] = part.squeeze(axis=drop_axes) if drop_axes else part
+        return {"status": "present"}
 
 
 def _name_of(stored: Any) -> str | None:

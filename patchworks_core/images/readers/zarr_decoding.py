@@ -186,12 +186,12 @@ class _BoundedPipeline(KeepingPipeline):
 
     most: int = 0
 
-    async def read(self, batch_info: Iterable[Any], out: Any, drop_axes: Any = ()) -> None:
+    async def read(self, batch_info: Iterable[Any], out: Any, drop_axes: Any = ()) -> Any:
         chunks = list(batch_info)
         for getter, *_ in chunks:
             if isinstance(getter, StorePath) and isinstance(getter.store, LocalStore):
                 _check_stored(os.path.join(getter.store.root, getter.path), self.most)
-        await super().read(chunks, out, drop_axes)
+        return await super().read(chunks, out, drop_axes)
 
 
 def _check_stored(path: str, most: int) -> None:
@@ -303,11 +303,13 @@ def _region_of_chunks(
 def _read_into(
     part: npt.NDArray[Any], path: str, array: zarr.Array[Any], codec: BoundedCodec | None
 ) -> bool:
-    """Read a chunk into its pixels of an array; False where its length is not as it should be."""
+    """Read a chunk into its pixels of an array; False where Zarr is to say what is wrong."""
     try:
         with open(path, "rb") as file:
             stored = file.read()
     except FileNotFoundError:  # nobody wrote it
+        if not _fills_gaps(array):
+            return False
         part[...] = 0 if array.fill_value is None else array.fill_value
         return True
     is_in_place = part.shape == array.chunks and part.flags.c_contiguous
@@ -325,6 +327,12 @@ def _read_into(
     return True
 
 
+def _fills_gaps(array: zarr.Array[Any]) -> bool:
+    """Tell whether a chunk that is not stored is one of fill values; later Zarr can be told not."""
+    options = getattr(array._async_array, "config", None)
+    return bool(getattr(options, "read_missing_chunks", True))
+
+
 def _steps_of(
     array: zarr.Array[Any], pipeline: BatchedCodecPipeline
 ) -> tuple[BoundedCodec | None, np.dtype[Any]] | None:
@@ -336,7 +344,8 @@ def _steps_of(
     codecs: tuple[Any, ...]
     if type(last) is BytesCodec:
         codecs = tuple(getattr(step, "bounded", step) for step in pipeline.bytes_bytes_codecs)
-        is_big = last.endian is not None and last.endian.value == "big"
+        endian: Any = last.endian  # of Zarr 3.1 a member of an enumeration, later its value
+        is_big = getattr(endian, "value", endian) == "big"
         dtype = array.dtype.newbyteorder(">" if is_big else "<")
     elif isinstance(metadata, ArrayV2Metadata) and isinstance(last, V2Codec):
         codecs = (*(last.filters or ()), *([last.compressor] if last.compressor else ()))

@@ -173,6 +173,30 @@ def test_a_chunk_that_nobody_wrote_is_the_fill_value(zarr_format, fill_value, tm
     assert (image.read(region)[16:] == (fill_value or 0)).all()
 
 
+@pytest.mark.skipif(
+    "read_missing_chunks" not in zarr.config.get("array"), reason="no option of Zarr 3.1"
+)
+@pytest.mark.parametrize("region", [Region((16, 40), (32, 60)), Region((10, 30), (20, 50))])
+def test_a_chunk_that_is_not_there_is_an_error_where_zarr_is_told_so(region, tmp_path):
+    image = written(tmp_path / "image.zarr", BY_ITSELF["zstd"])
+    assert not image.read(Region((16, 40), (32, 60))).any()
+    told = zarr.open_array(tmp_path / "image.zarr", config={"read_missing_chunks": False})
+    image = open_image(told, axes="yx")
+    np.testing.assert_array_equal(image.read(Region((0, 0), (9, 9))), pixels()[:9, :9])
+    with pytest.raises(ImageError, match="chunk.s. not found"):
+        image.read(region)
+
+
+@pytest.mark.parametrize("endian", ["big", "little"])
+def test_the_byte_order_may_be_a_word_as_in_later_zarr(endian, tmp_path):
+    codec = BytesCodec(endian=endian)
+    image = written(tmp_path / "image.zarr", {"compressors": None, "serializer": codec})
+    object.__setattr__(image.pixels._async_array.codec_pipeline.array_bytes_codec, "endian", endian)
+    np.testing.assert_array_equal(
+        read_chunks(image.pixels, (slice(0, 70), slice(0, 100))), pixels()
+    )
+
+
 @pytest.mark.parametrize(
     "region",
     [Region((0, 0), (16, 19)), Region((0, 1), (16, 20)), Region((8, 0), (24, 20))],
