@@ -1,6 +1,7 @@
 """How far the images of a home are, and what it refused: read from what lies on disk."""
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,6 @@ from rich.table import Column, Table
 from patchworks_core.errors import PlanError, StageError
 from patchworks_core.stage.plan import Plan
 from patchworks_pipeline.assets.merging import N_TILES_MISSING
-from patchworks_pipeline.cli.advice import command_on
 from patchworks_pipeline.cli.homes import segmentations_of
 from patchworks_pipeline.cli.records import words_of_holes
 from patchworks_pipeline.cli.runs import location
@@ -160,12 +160,13 @@ def state_of(
             shown = [failure for failure in failures if not of_home or failure.is_unreadable]
             state.complaints += by_reason(folder.title, shown)
             if of_home and row["failed"]:
-                again = f"'{command_on(folder, 'status')}' says which"
+                again = f"'{shlex.join(['patchworks', 'status', folder.key])}' says which"
                 state.failed.append(f"{folder.title}: {commonest(failures)}; {again}")
         state.images.append({"image": key, **({"segmentation": name} if name else {}), **row})
         state.titles.append(folder.title)
     state.complaints += state.unplanned
-    state.is_sound = not (faults.found or state.unplanned)
+    state.complaints += (gone := _why_all_are_gone(instance, store, keys))
+    state.is_sound = not (faults.found or state.unplanned or gone)
     state.left_over = left_over(instance, store, keys, names) if names else []
     if of_home:
         refused = _refused()
@@ -217,6 +218,20 @@ def mistakes_of_home() -> dict[str, str]:
         except IMAGE_FAULTS as error:
             mistakes.setdefault(name, words_of(error))
     return mistakes
+
+
+def _why_all_are_gone(
+    instance: dg.DagsterInstance, store: LabelStore, keys: Sequence[str]
+) -> list[str]:
+    """Say that no image has its folder, though one had: then the disk of the store is not there."""
+    if not keys or any(store.folder(key).path.exists() for key in keys):
+        return []
+    if not set(keys) & instance.get_materialized_partitions(Lineage().shared.key("image")):
+        return []
+    return [
+        f"no folder of {len(keys)} images is in the store, {store.path()}: mount its disk, or "
+        f"correct store.root in {SETTINGS}"
+    ]
 
 
 def status_of(folder: ImageFolder) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def _submit(
             overwrite=overwrite,
         )
     if script is None:
-        merge = command_on(folder, "run", *(["--overwrite"] if overwrite else []))
+        merge = command_on(folder, "merge", *(["--overwrite"] if overwrite else []))
         say(f"{folder.title}: no tile is missing; merge it with '{merge}'")
         return
     say(

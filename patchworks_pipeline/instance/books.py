@@ -1,8 +1,12 @@
 """What it means where the database of a home fails: its disk is full, read-only, or damaged."""
 
 import errno
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import yaml
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from patchworks_core.errors import StorageError
@@ -14,6 +18,9 @@ from patchworks_pipeline.image_faults import with_way_out
 BYTES_TO_WRITE = 1_000_000
 """Where less is free, the files that SQLite needs beside a database may find no room."""
 
+_SERVERS = ("psycopg2", "psycopg", "dagster_postgres")
+"""Packages whose errors are of PostgreSQL."""
+
 _MAYBE_FULL = ("disk I/O error", "unable to open database file")
 """What SQLite says where those files cannot be made, among others."""
 
@@ -23,6 +30,8 @@ def fault_of_books(error: BaseException, home: Path) -> StorageError | None:
     cause = _operational(error)
     if cause is None:
         return None
+    if (server := fault_of_server(cause, home)) is not None:
+        return server
     words, folder = words_of_database(cause), home / "dagster"
     free = free_bytes(as_path(folder))
     is_short = free is not None and free < BYTES_TO_WRITE
@@ -37,6 +46,41 @@ def fault_of_books(error: BaseException, home: Path) -> StorageError | None:
         "of each image enters it in a new one",
         errno.EIO,
     )
+
+
+def fault_of_server(error: BaseException, home: Path) -> StorageError | None:
+    """Return what to say where the database is a server, such as PostgreSQL; else None."""
+    origin = error.orig if isinstance(error, OperationalError) else error
+    is_of_server = type(origin).__module__.partition(".")[0] in _SERVERS
+    if not is_of_server:
+        return None
+    cause = _operational(error) or error
+    return StorageError(
+        f"the PostgreSQL that {str(home / 'dagster' / 'dagster.yaml')!r} names failed: "
+        f"{words_of_database(cause)}; start it, or correct its address there or in the "
+        "environment, and call again: what was finished is kept",
+        errno.EIO,
+    )
+
+
+def unset_variables(home: Path) -> list[str]:
+    """Return the variables that the settings of an instance take and the environment lacks."""
+    try:
+        settings = yaml.safe_load((home / "dagster" / "dagster.yaml").read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return []  # said by whoever reads them
+    return [name for name in _variables_in(settings) if name not in os.environ]
+
+
+def _variables_in(settings: Any) -> Iterator[str]:
+    if isinstance(settings, dict):
+        if list(settings) == ["env"]:
+            yield str(settings["env"])
+        for value in settings.values():
+            yield from _variables_in(value)
+    elif isinstance(settings, list):
+        for value in settings:
+            yield from _variables_in(value)
 
 
 def words_of_database(error: BaseException) -> str:

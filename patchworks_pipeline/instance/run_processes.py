@@ -27,7 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from yaml import YAMLError
 
 from patchworks_core.errors import PlanError
-from patchworks_pipeline.instance.books import fault_of_books
+from patchworks_pipeline.instance.books import fault_of_books, fault_of_server, unset_variables
 from patchworks_pipeline.instance.heartbeats import Heartbeats
 from patchworks_pipeline.instance.home import opening
 from patchworks_pipeline.partitions import IMAGE
@@ -65,6 +65,9 @@ EVENTS_OF_BEGINNING = 20
 SECONDS_OF_CLOCKS = 2
 """By which the clock of a log and that of a process may differ."""
 
+_OF_BOOKS = (dg.DagsterError, ParameterCheckError, SQLAlchemyError, YAMLError)
+"""What Dagster raises where its settings or tables are not what they should be."""
+
 _LINUX = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -91,9 +94,18 @@ def open_instance(
         with opening(home):
             opened = dg.DagsterInstance.get()
             end_dead_runs(opened, say=say)
-    except (dg.DagsterError, ParameterCheckError, SQLAlchemyError, YAMLError) as error:
-        if (fault := fault_of_books(error, home)) is not None:
+    except Exception as error:
+        fault = fault_of_books(error, home) or fault_of_server(error, home)
+        if fault is not None:
             raise fault from error
+        if not isinstance(error, _OF_BOOKS):
+            raise
+        if unset := unset_variables(home):
+            raise PlanError(
+                f"{home / 'dagster' / 'dagster.yaml'} takes {', '.join(unset)} from the "
+                "environment, where it is not set; export it in this shell, as docs/deploy.md has "
+                "it, and call again"
+            ) from error
         raise PlanError(
             f"the Dagster instance at {home / 'dagster'} cannot be opened: {error}; restore it, or "
             "move that folder away: the store keeps what is staged and merged, and 'patchworks "

@@ -107,8 +107,8 @@ def check_landing(layout: LandingLayout) -> None:
     """Raise ImageError where a landing folder of this machine does not exist."""
     if not is_remote(layout.landing) and not as_path(layout.landing).is_dir():
         raise ImageError(
-            f"the landing folder {layout.landing!r} does not exist; mount its disk, or correct "
-            "source.landing in patchworks.yaml"
+            f"the landing folder {layout.landing!r} does not exist; mount its disk, make it, or "
+            "correct source.landing in patchworks.yaml"
         )
 
 

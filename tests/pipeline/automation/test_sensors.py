@@ -286,7 +286,7 @@ def test_a_landing_folder_that_is_not_mounted_is_told_of_once(daemon, clock, lan
     assert told == []  # it may be mounted in a moment
     daemon.tick(landing_sensor)
     (cause,) = told
-    assert f"the landing folder '{landing}' does not exist; mount its disk, or correct" in cause
+    assert f"the landing folder '{landing}' does not exist; mount its disk, make it, or" in cause
     landing.mkdir()
     write_tiff(landing / "a.tif", tissue())
     assert [request.partition_key for request in land(daemon, clock)] == ["a"]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 from typer.main import get_command
 
+import patchworks_pipeline
 from patchworks_pipeline.automation.in_process import _error_of
 from patchworks_pipeline.cli.advice import OF_A_HOME, as_typed, home_of_call, options_of
 from patchworks_pipeline.cli.image_runs import ImageRun
@@ -26,6 +28,17 @@ def test_the_commands_of_a_home_are_those_that_take_one():
     commands = get_command(app).commands.items()
     takes_home = {name for name, command in commands if "home" in {p.name for p in command.params}}
     assert takes_home == set(OF_A_HOME)
+
+
+def test_what_is_advised_of_a_segmentation_takes_its_name():
+    commands = get_command(app).commands
+    advised = set()
+    for path in Path(patchworks_pipeline.__file__).parent.rglob("*.py"):
+        advised |= set(re.findall(r'command_on\(\s*\w+,\s*["\'](\w+)', path.read_text()))
+    assert {"retry", "merge", "mend"} <= advised
+    for name in advised:
+        options = {option for p in commands[name].params for option in p.opts}
+        assert "--only" in options, name
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,8 @@ def test_tasks_in_any_order_and_some_of_them_twice_give_the_labels_of_a_run(home
     assert labels_of(home) == labels_of(tmp_path / "other")
     code, words = call_command_line("submit", image, "--home", home)
     assert (code, "no tile is missing" in words) == (0, True)
+    (command,) = re.findall("merge it with 'patchworks (.*?)'", " ".join(words.split()))
+    assert call_command_line(*shlex.split(command))[0] == 0, command
 
 
 def test_a_tile_that_fails_is_written_in_jobs_again_when_its_cause_is_mended(
