@@ -65,8 +65,9 @@ class TilesInMemory:
             checked = check_labels(
                 function(pixels.reshape(shape).copy(), tile), shape=shape, where=name
             )
-            core = tile.core.relative_to(tile.read.start)
-            labels[tile.index] = number_labels(checked.reshape(pixels.shape), core, where=name)
+            labels[tile.index] = number_labels(
+                checked.reshape(pixels.shape), tile.core_inside, where=name
+            )
 
         def strips(tiles: np.ndarray[Any, Any], axis: int, side: Side) -> np.ndarray[Any, Any]:
             indexes = map(tuple, tiles.tolist())

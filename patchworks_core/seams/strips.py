@@ -220,8 +220,6 @@ def strips_of_tiles(
     """Return the strips of several tiles of one block from those of the block, stacked."""
     first = [place.start for place in grid.tile_slices(grid.block_index_of(indexes[0]))]
     slot = slot_shape(grid, axis)
-    if strips.shape == slot and len(indexes) == 1:
-        return strips[np.newaxis]
     counts = [n // s for n, s in zip(strips.shape, slot, strict=True)]
     by_tile = strips.reshape([n for pair in zip(counts, slot, strict=True) for n in pair])
     by_tile = by_tile.transpose([*range(0, 2 * len(slot), 2), *range(1, 2 * len(slot), 2)])

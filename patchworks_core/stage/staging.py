@@ -189,9 +189,8 @@ class Staging:
             others = {name: other.copy() for name, other in others.items()}
         checksum = checksum_of_pixels([inside, *others.values()])
         labels = check_labels(self.function(inside, **others), shape=shape, where=where)
-        is_whole = tile.core == tile.read
-        core = None if is_whole else tile.core.relative_to(tile.read.start)
-        return number_labels(labels.reshape(own.shape), core, where=where), checksum
+        numbered = number_labels(labels.reshape(own.shape), tile.core_inside, where=where)
+        return numbered, checksum
 
 
 def other_channels_of(segmentation: Segmentation, image: Image) -> dict[str, Image]:

@@ -65,6 +65,11 @@ class Tile:
     read: Region
     """Pixels this tile reads: `core` plus the halo, clipped to the image."""
 
+    @property
+    def core_inside(self) -> Region | None:
+        """The core, counted from the first pixel that is read; None where that is all of them."""
+        return None if self.core == self.read else self.core.relative_to(self.read.start)
+
 
 @dataclass(frozen=True, slots=True)
 class Face:

@@ -28,9 +28,8 @@ _MAYBE_FULL = ("disk I/O error", "unable to open database file")
 def fault_of_books(error: BaseException, home: Path) -> StorageError | None:
     """Return what to say where an error came from the database of a home; None where it did not."""
     cause = _operational(error)
-    if cause is None:
-        return None
-    if (server := fault_of_server(cause, home)) is not None:
+    server = fault_of_server(cause or error, home)
+    if server is not None or cause is None:
         return server
     words, folder = words_of_database(cause), home / "dagster"
     free = free_bytes(as_path(folder))
@@ -51,13 +50,11 @@ def fault_of_books(error: BaseException, home: Path) -> StorageError | None:
 def fault_of_server(error: BaseException, home: Path) -> StorageError | None:
     """Return what to say where the database is a server, such as PostgreSQL; else None."""
     origin = error.orig if isinstance(error, OperationalError) else error
-    is_of_server = type(origin).__module__.partition(".")[0] in _SERVERS
-    if not is_of_server:
+    if type(origin).__module__.partition(".")[0] not in _SERVERS:
         return None
-    cause = _operational(error) or error
     return StorageError(
         f"the PostgreSQL that {str(home / 'dagster' / 'dagster.yaml')!r} names failed: "
-        f"{words_of_database(cause)}; start it, or correct its address there or in the "
+        f"{words_of_database(error)}; start it, or correct its address there or in the "
         "environment, and call again: what was finished is kept",
         errno.EIO,
     )

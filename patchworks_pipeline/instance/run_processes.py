@@ -27,7 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from yaml import YAMLError
 
 from patchworks_core.errors import PlanError
-from patchworks_pipeline.instance.books import fault_of_books, fault_of_server, unset_variables
+from patchworks_pipeline.instance.books import fault_of_books, unset_variables
 from patchworks_pipeline.instance.heartbeats import Heartbeats
 from patchworks_pipeline.instance.home import opening
 from patchworks_pipeline.partitions import IMAGE
@@ -95,8 +95,7 @@ def open_instance(
             opened = dg.DagsterInstance.get()
             end_dead_runs(opened, say=say)
     except Exception as error:
-        fault = fault_of_books(error, home) or fault_of_server(error, home)
-        if fault is not None:
+        if (fault := fault_of_books(error, home)) is not None:
             raise fault from error
         if not isinstance(error, _OF_BOOKS):
             raise
