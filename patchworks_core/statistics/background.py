@@ -23,6 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -96,6 +97,16 @@ def has_bright_background(statistics: ImageStatistics) -> bool:
     >>> [has_bright_background(measure(open_image(i), whole)) for i in (slide, 255 - slide)]
     [True, False]
     """
+    answer = _ANSWERS.get(statistics)
+    if answer is None:  # every tile asks
+        answer = _ANSWERS[statistics] = _has_bright_background(statistics)
+    return answer
+
+
+_ANSWERS: WeakKeyDictionary[ImageStatistics, bool] = WeakKeyDictionary()
+
+
+def _has_bright_background(statistics: ImageStatistics) -> bool:
     values, counts = statistics.bins.values, statistics.counts
     if statistics.dtype == "bool" or statistics.minimum == statistics.maximum:
         return False

@@ -200,6 +200,16 @@ class ImageStatistics:
         """
         if method not in METHODS:
             raise ImageError(f"a threshold method is one of {sorted(METHODS)}, got {method!r}")
+        if method not in self._thresholds:
+            self._thresholds[method] = self._threshold(method)
+        return self._thresholds[method]
+
+    @cached_property
+    def _thresholds(self) -> dict[str, float]:
+        """Those that were asked for; every tile asks again."""
+        return {}
+
+    def _threshold(self, method: str) -> float:
         occupied = np.flatnonzero(self.counts)
         span = slice(occupied[0], occupied[-1] + 1)
         if occupied.size == 1:  # one value, or values that share a bin

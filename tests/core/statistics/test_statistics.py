@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import replace
 from itertools import pairwise
 
@@ -16,6 +17,8 @@ from patchworks_core.errors import ImageError
 from patchworks_core.images.image import open_image
 from patchworks_core.machine.pools import Pool
 from patchworks_core.machine.workers import Workers
+from patchworks_core.statistics import statistics
+from patchworks_core.statistics.background import has_bright_background
 from patchworks_core.statistics.bins import Bins, count_values
 from patchworks_core.statistics.measuring import measure
 from patchworks_core.statistics.statistics import ImageStatistics, tile_statistics
@@ -240,3 +243,20 @@ def test_statistics_survive_json(dtype):
 def test_a_foreign_record_is_an_error():
     with pytest.raises(ImageError, match=r"not the record of image statistics: \['a'\]"):
         ImageStatistics.from_dict({"a": 1})
+
+
+def test_what_every_tile_asks_is_worked_out_once(monkeypatch):
+    measured = whole(bimodal())
+    asked = []
+    otsu = statistics.METHODS["otsu"]
+    monkeypatch.setitem(
+        statistics.METHODS, "otsu", lambda *histogram: asked.append(1) or otsu(*histogram)
+    )
+    levels = {measured.threshold() for _ in range(3)}
+    assert len(levels) == len(asked) == 1
+    for _ in range(3):
+        has_bright_background(measured)
+    occupied = pickle.loads(pickle.dumps(measured))  # as a worker process gets it
+    assert {occupied.threshold()} == levels
+    assert len(asked) == 1
+    assert measured.threshold("li") not in levels
