@@ -19,8 +19,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from patchworks_core.seams.edge_table import Edges, EdgeTable
 from patchworks_core.seams.lookup import LookupTable, distinct, offsets_of, standing_of
@@ -197,6 +195,9 @@ def _roots(links: _Links, tiles: Ints) -> Ints:
 
 def _candidates(links: _Links, n: int) -> Ints:
     """Return the smallest label of the connected component of each of `n` labels."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     graph = coo_array((np.ones(len(links), dtype=np.int8), (links.low, links.high)), shape=(n, n))
     _, component = connected_components(graph, directed=False)
     _, smallest = np.unique(component, return_index=True)

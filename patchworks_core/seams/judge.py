@@ -239,9 +239,7 @@ def _is_poor(grid: TileGrid, axis: str, faces: SeamFaces, ordinary: Array) -> bo
 
 def _exceeds(k: int, n: int, expected: float, n_tests: int) -> bool:
     """Tell whether k of n is more than the expected share gives by chance."""
-    from scipy.stats import binom
-
-    return n >= MIN_OBJECTS and bool(binom.sf(k - 1, n, expected) * n_tests < SIGNIFICANCE)
+    return n >= MIN_OBJECTS and bool(_upper_tail(k, n, expected) * n_tests < SIGNIFICANCE)
 
 
 def _find_faults(grid: TileGrid, faces: SeamFaces) -> tuple[list[SeamFault], Array]:
@@ -310,14 +308,23 @@ def _chance(n: Array, k: Array, n_all: Array, k_all: Array) -> tuple[Array, Arra
     n_all, k_all : ndarray, shape (axes,)
         Those of the image; what remains without the row is what it is held against.
     """
-    from scipy.stats import binom
-
     rest = (k_all - k) / np.maximum(n_all - n, 1)
     total, matched = n.sum(axis=1), k.sum(axis=1)
     expected = np.maximum(EXPECTED, (n * rest).sum(axis=1) / np.maximum(total, 1))
     chance = np.where(
         (total >= MIN_OBJECTS) & (matched >= EXCESS * expected * total),
-        binom.sf(matched - 1, total, expected),
+        _upper_tail(matched, total, expected),
         1.0,
     )
     return chance, expected
+
+
+def _upper_tail(k: Any, n: Any, share: Any) -> Any:
+    """Return how likely `k` or more of `n` are, of a binomial distribution.
+
+    That is ``scipy.stats.binom.sf(k - 1, n, share)``, to the last bit and without an import of
+    a second.
+    """
+    from scipy.special import betainc
+
+    return np.where(k > 0, betainc(np.maximum(k, 1), n - np.maximum(k, 1) + 1, share), 1.0)

@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from patchworks_core.seams.strips import feathered_axes
 from patchworks_core.tiles.grid import Tile, TileGrid
@@ -263,6 +262,8 @@ class _Entrant:
 
 def _entrants(core: Region, place: Array, views: Sequence[View], pen: Pen) -> Iterator[_Entrant]:
     """Yield the objects near disputed pixels, in ascending order."""
+    from scipy import ndimage
+
     margin = pen.margin(GAP)
     disputed = np.argwhere(place >= 0)
     whole = Region(
@@ -332,6 +333,8 @@ def _at(ramp: Sequence[Array], read: Region, region: Region) -> Array:
 
 def _signed_distance(view: View, entrant: _Entrant, region: Region, pen: Pen) -> Array | float:
     """Return how far inside (above 0) or outside an object the pixels of a region are in a view."""
+    from scipy import ndimage
+
     reachable = common_region(_widened(region, pen.margin(pen.reach)), view.region)
     assert reachable is not None
     inside = common_region(reachable, entrant.extent) or region  # beyond, nothing is of the object

@@ -108,9 +108,15 @@ def test_resources_take_config_where_the_run_asks_for_it():
     assert LabelStore(root="memory://store").folder("a").path.path.endswith("store/a")
 
 
-@pytest.mark.slow
-def test_importing_the_definitions_writes_nothing(tmp_path):
-    script = "import os, patchworks_pipeline.definitions; print(os.listdir('.'))"
+HEAVY = {"dask", "matplotlib", "ome_zarr_models", "pandas", "scipy", "skimage", "torch"}
+"""What every process of a run would wait for, and most do not need."""
+
+
+def test_importing_the_definitions_writes_nothing_and_loads_nothing_heavy(tmp_path):
+    script = (
+        "import os, sys, patchworks_pipeline.definitions\n"
+        f"print(os.listdir('.'), {HEAVY} & set(sys.modules))"
+    )
     environment = {"PATCHWORKS_HOME": str(tmp_path / "nowhere"), "PATH": ""}
     printed = subprocess.run(
         [sys.executable, "-c", script],
@@ -120,5 +126,5 @@ def test_importing_the_definitions_writes_nothing(tmp_path):
         text=True,
         check=True,
     ).stdout
-    assert printed.strip() == "[]"
+    assert printed.strip() == "[] set()"
     assert not (tmp_path / "nowhere").exists()

@@ -7,11 +7,12 @@ from dataclasses import fields
 import numpy as np
 import pytest
 from scipy import ndimage
+from scipy.stats import binom
 
 from patchworks_core.pilot.in_memory import TilesInMemory
 from patchworks_core.seams.edge_table import EdgeTable
 from patchworks_core.seams.faces import SeamFaces, judge_sizes, tile_key
-from patchworks_core.seams.judge import SeamReport, judge_seams
+from patchworks_core.seams.judge import SeamReport, _upper_tail, judge_seams
 from patchworks_core.seams.rules import MergeOptions
 from patchworks_core.tiles.grid import plan_grid
 from tests.core.oracles import InParts, merge_in_memory
@@ -266,3 +267,12 @@ def test_objects_across_seams_are_large_only_against_those_inside_tiles():
     assert (fused.n_large, fused.n_large_inside) == (1, 0)
     few = judge_sizes(np.array([10.0, 900.0]), np.array([1, 4]))
     assert few.limit is None
+
+
+def test_how_likely_disagreement_is_by_chance_is_that_of_a_binomial_distribution():
+    rng = np.random.default_rng(0)
+    n = rng.integers(1, 5000, 2000)
+    k = np.minimum(n, rng.integers(0, 5000, 2000))
+    share = rng.random(2000) * 0.9 + 1e-3
+    np.testing.assert_array_equal(_upper_tail(k, n, share), binom.sf(k - 1, n, share))
+    assert _upper_tail(0, 5, 0.1) == 1
