@@ -47,6 +47,7 @@ PACKAGES = {
 ENVIRONMENT = {
     "peer": "peer",
     "peer merge": "peer",
+    "peer counted merge": "peer",
     "cc3d": "ccl",
     "tilewise": "ccl",
     "ngio": "ngio",
@@ -170,7 +171,7 @@ def is_for(tool: str, workload: Workload) -> bool:
     if tool == "ngio" and workload.name in ("W3", "W4"):
         return False
     is_components = workload.kind == "nuclei"
-    return is_components or tool not in ("cc3d", "tilewise", "merge", "peer merge")
+    return is_components or not (tool in ("cc3d", "tilewise") or tool.endswith("merge"))
 
 
 def array_in(out: Path) -> Path:

@@ -53,7 +53,8 @@ MEANING = {
     "tilewise": "`tilewise-ccl`, which labels components only",
     "ngio": "`ngio` 1.1.3, with a halo of 8 where the others have none, stitched by IoU",
     "merge": "this project, `merge_tile_labels`, of labels that are there",
-    "peer merge": "the peer's `merge_tile_labels`, of the same",
+    "peer merge": "the peer's `merge_tile_labels`, of a copy of the same",
+    "peer counted merge": "the same, told how many labels each tile has (`label_counts`)",
 }
 
 
@@ -104,7 +105,7 @@ def _line(row: Row, tools: list[str]) -> str:
 def _ratios(row: Row, tools: list[str]) -> str:
     cells = []
     for tool in tools:
-        against = "merge" if tool == "peer merge" else "patchworks"
+        against = "merge" if tool in ("peer merge", "peer counted merge") else "patchworks"
         if tool in row.cells and against in row.cells and not row.cells[tool].error:
             cells.append(f"{row.cells[tool].seconds / row.cells[against].seconds:.2f}")
         else:

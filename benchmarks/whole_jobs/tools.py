@@ -10,11 +10,13 @@ it does a job of two small tiles before.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -201,18 +203,33 @@ def our_merge(job: Job) -> Any:
     return run
 
 
-def peer_merge(job: Job) -> Any:
-    """Merge the same labels by the peer."""
+def peer_merge(job: Job, label_counts: list[int] | None = None) -> Any:
+    """Merge the same labels by the peer, which numbers them anew in place: it is given a copy."""
     import dask
     import patchworks
+
+    own = f"{job.out}.tiles"
+    shutil.copytree(job.tiles, own)
 
     def run() -> None:
         with dask.config.set(num_workers=job.workers):
             patchworks.merge_tile_labels(
-                job.tiles, input_component="labels", write_to=job.out, n_workers=job.workers
+                own,
+                input_component="labels",
+                write_to=job.out,
+                n_workers=job.workers,
+                label_counts=label_counts,
             )
 
     return run
+
+
+def peer_counted_merge(job: Job) -> Any:
+    """Merge the same labels by the peer, which is told how many each tile has."""
+    tiles = zarr.open_array(f"{job.tiles}/labels", mode="r")
+    sizes = zip(tiles.shape, tiles.chunks, strict=True)
+    places = product(*([slice(i, i + n) for i in range(0, size, n)] for size, n in sizes))
+    return peer_merge(job, [int(np.max(tiles[place])) for place in places])
 
 
 TOOLS = {
@@ -224,6 +241,7 @@ TOOLS = {
     "ngio": ngio,
     "merge": our_merge,
     "peer merge": peer_merge,
+    "peer counted merge": peer_counted_merge,
 }
 
 
