@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -24,6 +26,13 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 """Real images with ground truth; beside the checkout, never in it."""
+
+
+@pytest.fixture(autouse=True)
+def _own_environment() -> Iterator[None]:
+    """Undo what commands that are called in this process set for those they start."""
+    with patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture(scope="session")
