@@ -40,7 +40,7 @@ from patchworks_core.seams.rules import MergeOptions
 from patchworks_core.stage.plan import make_plan
 from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.staging import Staging, stage_blocks
-from patchworks_core.tiles.grid import enough_blocks
+from patchworks_core.tiles.block_counts import enough_blocks
 
 T = TypeVar("T")
 

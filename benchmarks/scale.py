@@ -35,7 +35,8 @@ from patchworks_core.stage.block_files import StagedTile
 from patchworks_core.stage.plan import Plan, make_plan
 from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.tile_labels import number_labels
-from patchworks_core.tiles.grid import Tile, enough_blocks
+from patchworks_core.tiles.block_counts import enough_blocks
+from patchworks_core.tiles.grid import Tile
 
 TILE = 16
 

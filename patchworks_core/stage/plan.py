@@ -23,7 +23,8 @@ from patchworks_core.images.image import Image
 from patchworks_core.plugins.function_versions import version_before
 from patchworks_core.plugins.segmentation import Segmentation, recorded_before, short_name
 from patchworks_core.statistics.statistics import ImageStatistics
-from patchworks_core.tiles.grid import TileGrid, enough_blocks, plan_grid
+from patchworks_core.tiles.block_counts import enough_blocks
+from patchworks_core.tiles.grid import TileGrid, plan_grid
 
 RECORD_VERSION = 1
 """Of the layout of ``plan.json``."""

@@ -33,14 +33,8 @@ from patchworks_core.tiles.regions import Region
 SPATIAL_AXES = "zyx"
 """Axes that are tiled, given a halo, and merged across."""
 
-_PIXELS_OF_A_BLOCK = 1 << 20
-
-_PIXELS_OF_A_LARGE_BLOCK = 1 << 26
-
-_LEAST_BLOCKS = 64
-
-_MANY_BLOCKS = 1 << 16
-"""Above which blocks become larger before there are more of them."""
+LEAST_BLOCKS = 64
+"""Tiles are not grouped to fewer, so that there is work for many workers."""
 
 _MOST_PIXELS = 1 << 22
 """Of a block that is larger than it would be, to hold whole chunks."""
@@ -417,24 +411,6 @@ def plan_grid(
     return TileGrid(grid.axes, grid.shape, grid.tile_shape, grid.halo, block)
 
 
-def enough_blocks(shape: Sequence[int]) -> int:
-    """Return into how many blocks tiles are grouped: each of a megapixel or more, and 64 of few.
-
-    What a block costs beside its pixels is then little, and there is work for many workers. Each
-    has a file, so of the largest images blocks are larger, up to 64 megapixels.
-
-    Examples
-    --------
-    >>> enough_blocks((2048, 2048)), enough_blocks((1024, 4096, 4096))
-    (64, 16384)
-    >>> enough_blocks((1_000_000, 1_000_000)), enough_blocks((100_000, 100_000, 100_000))
-    (65536, 14901161)
-    """
-    n_pixels = prod(shape)
-    n = min(n_pixels // _PIXELS_OF_A_BLOCK, _MANY_BLOCKS)
-    return max(_LEAST_BLOCKS, n, n_pixels // _PIXELS_OF_A_LARGE_BLOCK)
-
-
 def _per_axis(name: str, value: Sequence[int] | int, axes: str, *, missing: int) -> list[int]:
     """Expand a scalar or a short sequence to one value per axis."""
     if isinstance(value, bool):
@@ -476,7 +452,7 @@ def _whole_chunks(grid: TileGrid, block: tuple[int, ...], chunks: Sequence[int])
         while _is_in_a_chunk(grid, block, chunks, axis):
             larger = (*block[:axis], 2 * block[axis], *block[axis + 1 :])
             n_pixels = prod(n * t for n, t in zip(larger, grid.tile_shape, strict=True))
-            if prod(_block_counts(grid, larger)) < _LEAST_BLOCKS or n_pixels > _MOST_PIXELS:
+            if prod(_block_counts(grid, larger)) < LEAST_BLOCKS or n_pixels > _MOST_PIXELS:
                 break
             block = larger
     return block

@@ -16,6 +16,7 @@ from patchworks_core.pilot.trials import recommend_overlap
 from patchworks_core.plugins.segmentation import Segmentation, segmentation_of
 from patchworks_core.seams.rules import MergeOptions, MergeRule, Outline
 from patchworks_core.stage.plan import FROM_IMAGE, Plan, as_recorded, in_blocks_of, make_plan
+from patchworks_core.tiles.block_counts import blocks_of_small_tiles
 from patchworks_pipeline.instance.home import SETTINGS, home_folder
 from patchworks_pipeline.landing.candidates import LandingLayout, find_candidates
 from patchworks_pipeline.landing.opening import ALL, Opening
@@ -240,8 +241,9 @@ class SegmentationDefaults(Deployed):
     max_tile_partitions: int = setting(
         1000,
         ge=1,
-        description="Tile partitions of one image; more tiles are grouped in blocks. An image that "
-        "was planned keeps its blocks while nobody sets this.",
+        description="Tile partitions of one image; more tiles are grouped in blocks. While nobody "
+        "sets this, so are more than 64 tiles of half a megapixel or less, to a megapixel at most, "
+        "and an image that was planned keeps its blocks.",
     )
 
     def read_section(self) -> Section:
@@ -352,11 +354,15 @@ class SegmentationDefaults(Deployed):
             Where an earlier plan of it may be.
         """
         function = self.function_of(acquisition)
-        plan = make_plan(image, function, **self.tiling_of(acquisition))
+        tiling = self.tiling_of(acquisition)
+        is_limited = "max_tile_partitions" in self.model_fields_set
+        plan = make_plan(image, function, **tiling)
+        if not is_limited and plan.grid.n_blocks > (fewer := blocks_of_small_tiles(plan.grid)):
+            plan = make_plan(image, function, **{**tiling, "max_blocks": fewer})
         try:
             if folder.has("plan.json"):
                 recorded = folder.plan()
-                if "max_tile_partitions" not in self.model_fields_set:
+                if not is_limited:
                     plan = in_blocks_of(plan, recorded)
                 return as_recorded(plan, function, recorded, folder.measured_before)
         except PlanError:  # damaged: it is planned anew

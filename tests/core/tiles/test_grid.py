@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchworks_core.errors import PlanError
-from patchworks_core.tiles.grid import SPATIAL_AXES, Face, TileGrid, enough_blocks, plan_grid
+from patchworks_core.tiles.block_counts import enough_blocks
+from patchworks_core.tiles.grid import SPATIAL_AXES, Face, TileGrid, plan_grid
 
 
 @st.composite

@@ -136,7 +136,7 @@ def test_an_image_that_was_planned_in_more_blocks_keeps_them_unless_someone_says
     def planned(**limit: int) -> Plan:
         return SegmentationDefaults(**limit).plan_of(acquisition, image, folder)
 
-    before = planned(max_tile_partitions=64)
+    before = planned(max_tile_partitions=1000)
     folder.write_plan(before)
     smaller = type(before)(
         image=before.image,
@@ -146,7 +146,26 @@ def test_an_image_that_was_planned_in_more_blocks_keeps_them_unless_someone_says
     )
     folder.write_plan(smaller)  # as another default would have cut it
     assert planned().fingerprint == smaller.fingerprint
-    assert planned(max_tile_partitions=64).fingerprint == before.fingerprint
+    assert planned(max_tile_partitions=1000).fingerprint == before.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("tile", "limit", "n_blocks"),
+    [
+        pytest.param(32, {}, 64, id="more than 64 are grouped"),
+        pytest.param(64, {}, 64, id="64 are not"),
+        pytest.param(32, {"max_tile_partitions": 1000}, 256, id="nor are any where it is said"),
+        pytest.param(32, {"max_tile_partitions": 30}, 16, id="and fewer where that is said"),
+    ],
+)
+def test_small_tiles_share_a_partition_while_nobody_says_how_many_there_are(
+    pipeline, tmp_path, tile, limit, n_blocks
+):
+    image = write_tiff(tmp_path / "c.tif", np.zeros((512, 512), "uint8"))
+    folder = pipeline.register(image, "c", tile_shape=(tile,), axes="yx")
+    acquisition, opened = folder.acquisition(), folder.acquisition().open()
+    plan = SegmentationDefaults(**limit).plan_of(acquisition, opened, folder)
+    assert plan.grid.n_blocks == n_blocks
 
 
 # The budget
