@@ -66,6 +66,9 @@ class _Call:
 class ThreadPool(Executor):
     """Threads of this process, which do not keep it from ending."""
 
+    runs_here = True
+    """Tasks run in this interpreter."""
+
     def __init__(self, count: int) -> None:
         self._count = count
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
@@ -164,6 +167,8 @@ class ProcessPool(ThreadPool):
     limits : WorkerLimits
         Of each call.
     """
+
+    runs_here = False
 
     def __init__(
         self,

@@ -163,6 +163,14 @@ class Pool:
         """Tasks that run at once; at first, where workers come and go."""
         return max(1, self.window // WINDOW_PER_WORKER)
 
+    def for_small_steps(self) -> Pool:
+        """Return the pool for tasks that are much Python on few pixels.
+
+        Threads of one process run them one at a time: two would wait for the interpreter's lock
+        most of the time, and hand it over thousands of times.
+        """
+        return replace(self, window=1) if getattr(self.executor, "runs_here", False) else self
+
     def outcomes(
         self,
         task: Callable[[Item], Result],

@@ -21,7 +21,7 @@ from upath import UPath
 from patchworks_core.errors import StageError
 from patchworks_core.files.faults import storing
 from patchworks_core.files.packed import open_packed, pack
-from patchworks_core.files.storage import write_bytes
+from patchworks_core.files.storage import is_local, write_bytes
 from patchworks_core.files.tables import DamagedError
 from patchworks_core.machine.pools import Pool
 from patchworks_core.merge.batches import MOST_BATCHED
@@ -219,6 +219,8 @@ def pair_tiles(stage: Stage, *, pool: Pool, allow_missing: bool = False) -> Pair
     else:
         stage.settled_counts()
     grid = stage.grid
+    if is_local(stage.path):  # threads would read a store side by side
+        pool = pool.for_small_steps()
     groups = pool.batches(range(grid.n_blocks), at_most=_blocks_paired_at_once(grid))
     batches = pool.batches(groups, at_most=1)
     place = stage.file_for_task(_NAME)

@@ -18,6 +18,7 @@ from math import prod
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from patchworks_core.tiles.grid import Tile, TileBlock, TileGrid
 from patchworks_core.tiles.regions import Region
@@ -94,7 +95,12 @@ def smallest_strip(grid: TileGrid, step: Sequence[int]) -> int:
 
 
 def cut_strip(
-    grid: TileGrid, tile: Tile, labels: np.ndarray[Any, Any], axis: int, side: Side
+    grid: TileGrid,
+    tile: Tile,
+    labels: np.ndarray[Any, Any],
+    axis: int,
+    side: Side,
+    dtype: npt.DTypeLike | None = None,
 ) -> np.ndarray[Any, Any]:
     """Cut one strip out of the labels a tile saw.
 
@@ -108,13 +114,15 @@ def cut_strip(
         Axis of the face.
     side : LOW or HIGH
         Which of the two faces on that axis.
+    dtype : dtype, optional
+        Of the strip; None is that of `labels`.
 
     Returns
     -------
-    ndarray, type of `labels`
+    ndarray
         Shape `slot_shape`; 0 beyond what the tile read, and everywhere at the image's border.
     """
-    slot = np.zeros(slot_shape(grid, axis), dtype=labels.dtype)
+    slot = np.zeros(slot_shape(grid, axis), dtype=labels.dtype if dtype is None else dtype)
     last = grid.grid_shape[axis] - 1
     if tile.index[axis] == (0 if side == LOW else last):
         return slot

@@ -242,7 +242,8 @@ def _strips_of(
     if not filled:
         return _background(shape)
     if len(tiles) == 1:
-        return cut_strip(grid, tiles[0].tile, tiles[0].labels.pixels, axis, side)
+        only = tiles[0].labels
+        return cut_strip(grid, tiles[0].tile, only.pixels, axis, side, only.dtype)
     if not any(grid.halo):
         return cut_planes(grid, block, labels, axis, side)
     strips = np.zeros(shape, dtype=np.result_type(*(s.labels.pixels.dtype for s in filled)))

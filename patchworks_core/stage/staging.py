@@ -155,7 +155,13 @@ class Staging:
         # A function may write into its input, and the next tile shares pixels.
         is_shared = len(block.tiles) > 1 or self.measures
         labels, checksum = self._labels(
-            tile, own, others, where=f"tile {tile.index}", is_shared=is_shared
+            tile,
+            own,
+            others,
+            where=f"tile {tile.index}",
+            is_shared=is_shared,
+            # One that is a block by itself is written before the function is called again.
+            keeps=len(block.tiles) > 1,
         )
         return StagedTile(tile, labels, self._measure(tile, labels, own), checksum)
 
@@ -175,6 +181,7 @@ class Staging:
         *,
         where: str,
         is_shared: bool,
+        keeps: bool = True,
     ) -> tuple[NumberedLabels, int]:
         """Run the function once on what a tile reads; it sees the spatial axes only.
 
@@ -189,7 +196,9 @@ class Staging:
             others = {name: other.copy() for name, other in others.items()}
         checksum = checksum_of_pixels([inside, *others.values()])
         labels = check_labels(self.function(inside, **others), shape=shape, where=where)
-        numbered = number_labels(labels.reshape(own.shape), tile.core_inside, where=where)
+        numbered = number_labels(
+            labels.reshape(own.shape), tile.core_inside, where=where, keeps=keeps
+        )
         return numbered, checksum
 
 

@@ -33,7 +33,7 @@ class NumberedLabels:
     """The labels of one tile over all it read, local ids dense."""
 
     pixels: np.ndarray[Any, Any]
-    """Local ids over what the tile reads, uint16 where they fit and int32 otherwise; 0 is
+    """Local ids over what the tile reads, of `dtype` or as the function returned them; 0 is
     background."""
 
     n_core: int
@@ -47,6 +47,11 @@ class NumberedLabels:
 
     core_runs: LabelRuns | None = None
     """Of the core; None where they gain nothing."""
+
+    @property
+    def dtype(self) -> type[np.integer[Any]]:
+        """What local ids are kept in: uint16 where they fit and int32 otherwise."""
+        return np.uint16 if self.n_seen <= _MAX_UINT16 else np.int32
 
 
 def check_labels(labels: object, *, shape: tuple[int, ...], where: str) -> np.ndarray[Any, Any]:
@@ -116,7 +121,7 @@ def _example(labels: np.ndarray[Any, Any]) -> str:
 
 
 def number_labels(
-    labels: np.ndarray[Any, Any], core: Region | None, *, where: str
+    labels: np.ndarray[Any, Any], core: Region | None, *, where: str, keeps: bool = True
 ) -> NumberedLabels:
     """Give labels dense numbers, those of the core first.
 
@@ -128,6 +133,9 @@ def number_labels(
         The core, counted from the first pixel of `labels`; None where that is all of them.
     where : str
         Image and tile, for the error.
+    keeps : bool
+        False returns `labels` themselves where they have the right numbers already, for a caller
+        that is done with them before anything else is.
 
     Raises
     ------
@@ -161,7 +169,8 @@ def number_labels(
         raise TileOutputError(f"{where}: {n_seen} labels in one tile; use smaller tiles")
     dtype = np.uint16 if n_seen <= _MAX_UINT16 else np.int32
     if n_core == n_ids - 1:  # they have those numbers already
-        return NumberedLabels(compact.astype(dtype), n_core, n_seen, areas[1:], core_runs)
+        kept = compact.astype(dtype) if keeps or core_runs is None else compact
+        return NumberedLabels(kept, n_core, n_seen, areas[1:], core_runs)
     lookup = np.zeros(n_ids, dtype=dtype)
     lookup[is_in_core] = np.arange(1, n_core + 1, dtype=dtype)
     lookup[beyond] = np.arange(n_core + 1, n_seen + 1, dtype=dtype)

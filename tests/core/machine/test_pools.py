@@ -255,3 +255,9 @@ def test_items_are_cut_so_that_nobody_waits_and_tasks_are_not_too_many(n_items, 
     batches = Pool(None, window=2 * n_workers).batches(range(n_items), at_most=16)
     assert [len(batch) for batch in batches] == sizes
     assert [item for batch in batches for item in batch] == list(range(n_items))
+
+
+def test_small_steps_run_one_at_a_time_in_threads_and_side_by_side_in_processes():
+    for kind, window in (("threads", 1), ("processes", 4)):
+        with Pool.open(Workers(2, kind)) as pool:
+            assert (pool.window, pool.for_small_steps().window) == (4, window)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import dask.array as da
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from patchworks_core.errors import TileOutputError
+from patchworks_core.seams.strips import HIGH, LOW, cut_strip
 from patchworks_core.stage.tile_labels import check_labels, number_labels
+from patchworks_core.tiles.grid import plan_grid
 from patchworks_core.tiles.regions import Region
 from tests.core.oracles import assert_same_partition
 
@@ -133,3 +137,24 @@ def test_an_array_without_pixels_has_no_objects():
     empty = check_labels(np.zeros((0, 4), int), shape=(0, 4), where=WHERE)
     numbered = number_labels(empty, Region((0, 0), (0, 4)), where=WHERE)
     assert (numbered.n_core, numbered.n_seen, numbered.pixels.shape) == (0, 0, (0, 4))
+
+
+@pytest.mark.parametrize("halo", [0, 8])
+def test_labels_that_are_not_kept_are_not_copied_and_strips_of_them_are_the_same(halo):
+    edge = 256
+    tiles = {"tile_shape": edge - 2 * halo, "overlap": halo}
+    grid = plan_grid("yx", (3 * (edge - 2 * halo),) * 2, **tiles)
+    tile = grid.tile((1, 1))
+    labels = np.repeat(np.arange(1, edge // 16 + 1, dtype="i4"), 16)[:, None] * np.ones(edge, "i4")
+    kept, lent = (
+        number_labels(labels, tile.core_inside, where=WHERE, keeps=keeps) for keeps in (True, False)
+    )
+    assert kept.pixels.dtype == lent.dtype == np.uint16
+    assert (lent.pixels is labels) == (halo == 0 or kept.n_core == kept.n_seen)
+    assert not np.shares_memory(kept.pixels, labels)
+    for axis, side in product((0, 1), (LOW, HIGH)):
+        strips = [
+            cut_strip(grid, tile, each.pixels, axis, side, each.dtype) for each in (kept, lent)
+        ]
+        assert strips[0].dtype == strips[1].dtype
+        np.testing.assert_array_equal(*strips)
