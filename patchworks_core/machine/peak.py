@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 from types import TracebackType
 
-_CLEAR_REFS = Path("/proc/self/clear_refs")
-_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = "/proc/self/clear_refs"
+_STATUS = "/proc/self/status"
 
-_RESET_PEAK = "5"
+_RESET_PEAK = b"5"
 """Written to ``clear_refs``, sets the peak back to what is resident now; see proc(5)."""
 
 SECONDS_BETWEEN_LOOKS = 0.01
@@ -30,8 +29,10 @@ class PeakMemory:
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> PeakMemory:
-        self._start = self._peak = _resident()
-        if not _reset_kernel_peak():
+        if _reset_kernel_peak():
+            self._start = _kernel_peak()  # which is what is resident now
+        else:
+            self._start = self._peak = _resident()
             self._stop = threading.Event()
             self._thread = threading.Thread(target=self._look, daemon=True)
             self._thread.start()
@@ -65,7 +66,8 @@ def _resident() -> int:
 def _reset_kernel_peak() -> bool:
     """Set the kernel's peak to what is resident now; False where it keeps none."""
     try:
-        _CLEAR_REFS.write_text(_RESET_PEAK)
+        with open(_CLEAR_REFS, "wb", buffering=0) as file:
+            file.write(_RESET_PEAK)
     except OSError:
         return False
     return True
@@ -73,7 +75,6 @@ def _reset_kernel_peak() -> bool:
 
 def _kernel_peak() -> int:
     """Return the peak of resident memory since it was reset, bytes."""
-    for line in _STATUS.read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return 0
+    with open(_STATUS, "rb", buffering=0) as file:
+        _, _, peak = file.read().partition(b"VmHWM:")
+    return int(peak.split(None, 1)[0]) * 1024 if peak else 0

@@ -169,8 +169,9 @@ class Stage:
 
     def forget(self, block: TileBlock) -> None:
         """Take back the commit record of a block, before it is staged again."""
-        with storing(self.path, self._block_path(block.key)):
-            self._block_path(block.key).unlink(missing_ok=True)
+        path = self._block_path(block.key)
+        with storing(self.path, path):
+            path.unlink(missing_ok=True)
             if self._first_layout is not None:
                 self._first_layout.forget(block)
 
