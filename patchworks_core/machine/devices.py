@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -131,7 +132,8 @@ def _device(nvml: Any, index: int) -> Device:
 def visible(devices: Sequence[Device], setting: str | None) -> tuple[Device, ...]:
     """Return the devices that a value of ``CUDA_VISIBLE_DEVICES`` leaves visible.
 
-    An entry that names no device hides itself and all after it, as CUDA has it.
+    What the first entry is, a number or a UUID, all are. One that is not, or that names no device,
+    hides itself and all after it; one that is named twice hides all.
 
     Examples
     --------
@@ -140,24 +142,46 @@ def visible(devices: Sequence[Device], setting: str | None) -> tuple[Device, ...
     [1, 0]
     >>> [device.index for device in visible(pair, "GPU-bb,7,0")]
     [1]
+    >>> visible(pair, "0,0")
+    ()
+
+    Notes
+    -----
+    CUDA reads a number as C does, up to what is none (``0x1`` is 0), and a UUID by its first
+    digits, large or small, with ``GPU-`` before them and no blank before that.
 
     References
     ----------
-    CUDA C++ Programming Guide, "CUDA Environment Variables".
+    CUDA C++ Programming Guide, "CUDA Environment Variables"; the rest as a driver 580 was seen to
+    read it.
     """
     if setting is None:
         return tuple(devices)
     chosen: list[Device] = []
+    are_numbers = _NUMBER.match(setting) is not None
     for entry in setting.split(","):
-        name = entry.strip()
-        if name.isdigit():
-            matching = [device for device in devices if device.index == int(name)]
-        else:
-            matching = [device for device in devices if name and device.uuid.startswith(name)]
+        matching = _named(devices, entry, is_number=are_numbers)
         if len(matching) != 1:
             break
+        if matching[0] in chosen:
+            return ()
         chosen.append(matching[0])
     return tuple(chosen)
+
+
+_NUMBER = re.compile(r"\s*([+-]?[0-9]+)")
+
+_UUID = re.compile(r"GPU-[0-9A-Fa-f-]+")
+
+
+def _named(devices: Sequence[Device], entry: str, *, is_number: bool) -> list[Device]:
+    """Return the devices that one entry of ``CUDA_VISIBLE_DEVICES`` may mean."""
+    if is_number:
+        number = _NUMBER.match(entry)
+        return [d for d in devices if number is not None and d.index == int(number[1])]
+    if not _UUID.fullmatch(entry.rstrip()):
+        return []
+    return [d for d in devices if d.uuid.lower().startswith(entry.rstrip().lower())]
 
 
 def slots_on(devices: Sequence[Device], per_device: int) -> tuple[str, ...]:
