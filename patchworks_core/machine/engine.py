@@ -41,8 +41,16 @@ from patchworks_core.errors import (
     WorkerMemoryError,
 )
 from patchworks_core.machine.error_texts import message_of, own_line, traceback_of
-from patchworks_core.machine.faults import NO_RETRY, FaultKind, RetryPolicy, free_memory, kind_of
+from patchworks_core.machine.faults import (
+    NO_RETRY,
+    FaultKind,
+    RetryPolicy,
+    free_memory,
+    kind_of,
+    spoils_process,
+)
 from patchworks_core.machine.interrupts import is_interruption
+from patchworks_core.machine.worker_processes import end_after_call
 
 OUR_ERRORS: dict[str, type[Exception]] = {
     error.__name__: error
@@ -310,6 +318,8 @@ def _run(task: Callable[[Item], Result], item: Item) -> _Answer[Result]:
     # as `sys.exit` or a panic of Rust code: it would end a worker of Dask, and nobody would answer.
     except BaseException as error:
         answer: _Answer[Result] = _failed(error, time.perf_counter() - start)
+        if spoils_process(error):
+            end_after_call()
     else:
         answer = _Answer(value, None, time.perf_counter() - start)
     if os.getpid() != process:

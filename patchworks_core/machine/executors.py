@@ -22,6 +22,7 @@ from patchworks_core.machine.devices import VISIBLE_DEVICES
 from patchworks_core.machine.limits import AUTO_LIMITS, Deadline, WorkerLimits
 from patchworks_core.machine.sending import in_file
 from patchworks_core.machine.worker_processes import (
+    SHARES_DEVICE,
     NotBegunError,
     WorkerProcess,
     answered,
@@ -206,6 +207,7 @@ class ProcessPool(ThreadPool):
             call.settle(error=error)
             self._forget_the_dead(number)
         else:
+            self._forget_the_dead(number)
             call.settle(value)
 
     def _answer(self, number: int, content: bytes) -> Any:
@@ -226,7 +228,11 @@ class ProcessPool(ThreadPool):
 
     def _environ(self, number: int) -> dict[str, str]:
         """Return what the worker of a thread has in its environment."""
-        return one_thread() | ({VISIBLE_DEVICES: self._slots[number]} if self._slots else {})
+        if not self._slots:
+            return one_thread()
+        slot = self._slots[number]
+        shares = {SHARES_DEVICE: "1"} if self._slots[: self._count].count(slot) > 1 else {}
+        return one_thread() | {VISIBLE_DEVICES: slot} | shares
 
     def abandon(self) -> None:
         """Give up what is running, and end the workers."""

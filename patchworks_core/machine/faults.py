@@ -4,7 +4,8 @@
   tile waits, then is tried again with fewer neighbours in flight.
 - *killed*: the worker died, by a signal or for memory. On Dask it cannot be seen which of the tiles
   in flight did it, so each is tried again alone; a worker process of ours has one tile, which is
-  tried once more, alone, as it may have been killed for what others took.
+  tried once more, alone, as it may have been killed for what others took. A process that lost its
+  GPU, by an address that is none or an assertion in a kernel, cannot use it again: it is ended too.
 - *storage*: what came of the tile could not be kept. That is so for all tiles, so staging stops.
 - *stuck*: the tile took longer than it may. Another try would take as long.
 - *refused*: the input or what the function returned breaks a rule. Another try would give the same.
@@ -18,6 +19,7 @@ import gc
 import sys
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,8 +58,40 @@ _TRANSIENT_NAMES = {"OutOfMemoryError", "ResourceExhaustedError"}
 _KILLED_NAMES = {"KilledWorker"}
 """Class of Dask."""
 
-_OUT_OF_MEMORY_TEXT = ("cuda out of memory", "cuda error: out of memory", "cublas_status_alloc")
-"""How older PyTorch says it in a RuntimeError."""
+_NO_BACKEND_TEXT = "unable to initialize backend 'cuda'"
+"""How JAX says that others hold the memory of the GPU; asked again, it is silent and on the CPU."""
+
+_OUT_OF_MEMORY_TEXT = (
+    *("cuda out of memory", "cuda error: out of memory", "cublas_status_alloc"),
+    *("cuda_error_out_of_memory", "device(s) is/are busy or unavailable", _NO_BACKEND_TEXT),
+)
+"""How PyTorch and Numba say it, in errors that have no class for it."""
+
+_LOST_DEVICE_TEXT = (
+    *("device-side assert triggered", "illegal memory access", "illegal instruction"),
+    *("misaligned address", "unspecified launch failure", "launch timed out"),
+    *("hardware stack error", "invalid program counter", "uncorrectable ecc error"),
+)
+"""What CUDA says of a context that is of no use any more; PyTorch, CuPy and JAX pass it on."""
+
+
+def _loses_device(error: BaseException) -> bool:
+    """Tell whether the GPU is lost to this process, for good."""
+    text = str(error).lower()
+    return "cuda" in text and any(words in text for words in _LOST_DEVICE_TEXT)
+
+
+def spoils_process(error: BaseException) -> bool:
+    """Tell whether this process is of no use on its GPU any more after an error.
+
+    Examples
+    --------
+    >>> spoils_process(RuntimeError("CUDA error: device-side assert triggered"))
+    True
+    >>> spoils_process(RuntimeError("CUDA error: out of memory"))
+    False
+    """
+    return _loses_device(error) or _NO_BACKEND_TEXT in str(error).lower()
 
 
 def kind_of(error: BaseException) -> FaultKind:
@@ -81,20 +115,30 @@ def kind_of(error: BaseException) -> FaultKind:
         return "transient"
     if isinstance(error, StorageError):
         return "storage"
+    if _loses_device(error):
+        return "killed"
     text = str(error).lower()
-    if isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY_TEXT):
+    if any(words in text for words in _OUT_OF_MEMORY_TEXT):
         return "transient"
     return "other"
 
 
 def free_memory() -> None:
-    """Give back what frameworks in this process hold in reserve, before a tile is tried again."""
+    """Give back what this process does not need, before a tile is tried again."""
     gc.collect()
+    free_reserve()
+
+
+def free_reserve() -> None:
+    """Give back the GPU memory that frameworks in this process hold in reserve; some 2 ms."""
     torch, cupy = sys.modules.get("torch"), sys.modules.get("cupy")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-    if cupy is not None:
-        cupy.get_default_memory_pool().free_all_blocks()
+    # Of a GPU that is lost, or not there, frameworks say so here once more.
+    with suppress(Exception):
+        if torch is not None and torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+    with suppress(Exception):
+        if cupy is not None:
+            cupy.get_default_memory_pool().free_all_blocks()
 
 
 @dataclass(frozen=True, slots=True)

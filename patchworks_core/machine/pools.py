@@ -369,7 +369,8 @@ class Compute:
             return
         if self._is_on_gpu:
             with make_local_cluster(True, self.max_workers, gpus=self.gpus) as local:
-                yield Pool.of_cluster(local, RETRY, self._limits_of_process)
+                # Beneath the Dask worker, as only a process can be ended that lost its GPU.
+                yield Pool.of_cluster(local, RETRY, self.limits)
             return
         certain = block_bytes(grid, dtype, function_bytes_per_pixel=0)
         limit = self.max_workers

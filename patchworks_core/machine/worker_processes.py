@@ -26,6 +26,7 @@ import cloudpickle
 import psutil
 
 from patchworks_core.errors import TileTimeoutError, WorkerLostError, WorkerMemoryError
+from patchworks_core.machine.faults import free_reserve
 from patchworks_core.machine.limits import Deadline, over_memory, over_time
 from patchworks_core.machine.parents import end_with_parent
 
@@ -39,6 +40,10 @@ SECONDS_TO_START = 600.0
 
 STARTS = 5
 """Workers that may be killed, one after the other, before they begin with one call."""
+
+SHARES_DEVICE = "PATCHWORKS_SHARES_DEVICE"
+"""Set in the environment of a worker whose GPU others use too: what it holds in reserve between two
+calls would be missing to them."""
 
 BEGUN = b""
 """Sent when what was received is whole and is about to run: from now on its time counts."""
@@ -146,7 +151,9 @@ class WorkerProcess:
                 raise NotBegunError(_how_it_ended(code)) from None
             raise WorkerLostError(_how_it_ended(code)) from None
         deadline.add(time.monotonic() - start)
-        is_value, value = pickle.loads(answer)
+        is_value, value, is_last = pickle.loads(answer)
+        if is_last:
+            self.end()
         if not is_value:
             raise value
         return value
@@ -212,6 +219,16 @@ def _how_it_ended(code: int | None) -> str:
     return f"its worker process was ended by {name}: {why}"
 
 
+_is_last = False
+"""Whether this worker process can do nothing more after the call that it is at."""
+
+
+def end_after_call() -> None:
+    """Let another worker take the next call, where this process is one: it lost its GPU."""
+    global _is_last
+    _is_last = True
+
+
 def serve(connection: Connection, parent: int) -> None:
     """Take calls and answer them, until the process that sends them is gone."""
     end_with_parent(parent)
@@ -229,17 +246,23 @@ def serve(connection: Connection, parent: int) -> None:
             with suppress(OSError, ValueError, AttributeError):
                 stream.flush()  # the process is killed in the end
         connection.send_bytes(answer)
+        if SHARES_DEVICE in os.environ:
+            free_reserve()
 
 
 def _answer(call: bytes, connection: Connection) -> bytes:
-    """Run a pickled call; return, pickled, whether it gave a value, and that or its error."""
+    """Run a pickled call; return what came of it, pickled.
+
+    That is whether it gave a value, the value or the error, and whether it was the last call that
+    this process can do.
+    """
     try:
         function, arguments, keywords = pickle.loads(call)
         connection.send_bytes(BEGUN)
         value = function(*arguments, **keywords)
-        return bytes(cloudpickle.dumps((True, value)))
+        return bytes(cloudpickle.dumps((True, value, _is_last)))
     except BaseException as error:
         try:
-            return bytes(cloudpickle.dumps((False, error)))
+            return bytes(cloudpickle.dumps((False, error, _is_last)))
         except Exception:
-            return pickle.dumps((False, RuntimeError(f"{type(error).__name__}: {error}")))
+            return pickle.dumps((False, RuntimeError(f"{type(error).__name__}: {error}"), _is_last))

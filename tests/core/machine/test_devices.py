@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -113,6 +114,24 @@ def test_each_worker_process_is_bound_to_one_slot():
     assert len(seen) == len(processes), "a process saw two devices"
     assert {device for _, device in seen} <= set(slots)
     assert len(processes) == len({device for _, device in seen}), "two processes on one slot"
+
+
+def reserves_given_back(item: int) -> int:
+    """Return how often this process gave back what its PyTorch, which is none, holds in reserve."""
+    if "torch" not in sys.modules:
+        given_back: list[int] = []
+        cuda = SimpleNamespace(
+            is_initialized=lambda: True, empty_cache=lambda: given_back.append(1)
+        )
+        sys.modules["torch"] = SimpleNamespace(cuda=cuda, given_back=given_back)
+    return len(sys.modules["torch"].given_back)
+
+
+@pytest.mark.parametrize(("slots", "gives_back"), [("aa", True), ("ab", False)])
+def test_a_worker_that_shares_its_gpu_holds_nothing_in_reserve(slots, gives_back):
+    with Workers(2, "processes", tuple(f"GPU-{letter}0" for letter in slots)).open() as executor:
+        outcomes = list(map_tiles(reserves_given_back, range(8), executor=executor, window=4))
+    assert (max(outcome.value for outcome in outcomes) > 0) == gives_back
 
 
 def test_threads_cannot_be_bound_to_gpus():

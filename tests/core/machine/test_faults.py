@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from patchworks_core.errors import TileOutputError
 from patchworks_core.machine.engine import map_tiles
-from patchworks_core.machine.faults import RetryPolicy, kind_of
+from patchworks_core.machine.faults import RetryPolicy, free_memory, kind_of
 from patchworks_core.machine.workers import Workers
 
 QUICK = RetryPolicy(seconds=0.01)
@@ -35,11 +37,81 @@ class OutOfMemoryError(RuntimeError):
         (BrokenProcessPool(), "killed"),
         (TileOutputError("shape"), "refused"),
         (IndexError("3"), "other"),
+        # As PyTorch 2.11, CuPy 14, Numba and JAX 0.11 said on a real GPU.
+        (RuntimeError("CUDA error: device-side assert triggered\nSearch for `cuda"), "killed"),
+        (RuntimeError("CUDA error: an illegal memory access was encountered\n"), "killed"),
+        (RuntimeError("cudaErrorIllegalAddress: an illegal memory access was"), "killed"),
+        (RuntimeError("CUDA_ERROR_LAUNCH_FAILED: unspecified launch failure"), "killed"),
+        (RuntimeError("cudaErrorMisalignedAddress: misaligned address"), "killed"),
+        (RuntimeError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAll"), "transient"),
+        (
+            RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable"),
+            "transient",
+        ),
+        (Exception("CUDA_ERROR_OUT_OF_MEMORY: The API call failed because it was"), "transient"),
+        (Exception("[<CUresult.CUDA_ERROR_OUT_OF_MEMORY: 2>] Call to cuMemAlloc"), "transient"),
+        (RuntimeError("Unable to initialize backend 'cuda': INTERNAL: no support"), "transient"),
+        (RuntimeError("CUDA_ERROR_INVALID_VALUE: invalid argument"), "other"),
+        (RuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected"), "other"),
+        (RuntimeError("misaligned address of a table"), "other"),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "other"),
     ],
 )
 def test_faults_are_told_apart(error, kind):
     assert kind_of(error) == kind
+
+
+def test_memory_that_cannot_be_given_back_is_no_fault(monkeypatch):
+    def lost():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    cuda = SimpleNamespace(is_initialized=lambda: True, empty_cache=lost)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(get_default_memory_pool=lost))
+    free_memory()
+
+
+lost_by: list[int] = []
+"""Items that this process lost its GPU by."""
+
+
+def lose_device_at_3(item: int) -> int:
+    """As a kernel with an address that is none: it fails, and all after it in the same process."""
+    if item == 3:
+        lost_by.append(item)
+    if lost_by:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+    return item
+
+
+def test_a_tile_that_loses_the_gpu_takes_no_other_tile_along():
+    with Workers(2, "processes").open() as executor:
+        outcomes = map_tiles(
+            lose_device_at_3, range(10), executor=executor, window=4, retry=RetryPolicy()
+        )
+        of = {outcome.item: outcome for outcome in outcomes}
+    assert [item for item in sorted(of) if of[item].failure is not None] == [3]
+    assert "device-side assert" in of[3].failure.message
+    assert of[3].attempts == 2
+
+
+def backend_of_process(item: int) -> tuple[int, str]:
+    """As JAX where the GPU is full: it fails once, and has the CPU in the same process then."""
+    if Path(os.environ["FULL"]).exists():
+        if lost_by:
+            return item, "cpu"
+        lost_by.append(item)
+        Path(os.environ["FULL"]).unlink()
+        raise RuntimeError("Unable to initialize backend 'cuda': INTERNAL: no supported devices")
+    return item, "cpu" if lost_by else "gpu"
+
+
+def test_a_process_that_would_go_on_without_the_gpu_is_replaced(tmp_path, monkeypatch):
+    monkeypatch.setenv("FULL", str(tmp_path / "full"))
+    (tmp_path / "full").touch()
+    with Workers(1, "processes").open() as executor:
+        outcomes = map_tiles(backend_of_process, range(3), executor=executor, window=2, retry=QUICK)
+        assert sorted(outcome.value for outcome in outcomes) == [(i, "gpu") for i in range(3)]
 
 
 class FailsAtFirst:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -208,6 +209,18 @@ def test_a_cluster_without_a_dashboard_starts_where_its_port_is_taken():
             pass  # another program has it, which is as good
         with make_local_cluster(n_workers=1, memory_bytes=10**9, dashboard_address=None) as client:
             assert client.submit(int, 3).result(30) == 3
+
+
+def test_tiles_on_a_gpu_are_in_processes_that_can_be_ended(monkeypatch):
+    """A process that lost its GPU is of no use, and a Dask worker would stay."""
+    given = {}
+    pool = SimpleNamespace()
+    monkeypatch.setattr(compute_module, "granted_devices", lambda: [Device(0, "GPU-0", "", 0, 0)])
+    monkeypatch.setattr(compute_module, "make_local_cluster", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(Pool, "of_cluster", lambda *args: given.update(limits=args[2]) or pool)
+    with Compute(use_gpu=True).open(GRID, U2) as opened:
+        assert opened is pool
+    assert given["limits"] is not None
 
 
 def test_tiles_share_memory_only_with_threads_of_this_process(monkeypatch):
