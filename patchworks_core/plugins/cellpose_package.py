@@ -157,6 +157,9 @@ def load_model(model: str, *, gpu: bool, options: Mapping[str, Any]) -> Any:
     SegmentationError
         If the weights are not of this Cellpose.
 
+    MemoryError, RuntimeError
+        If there is a GPU and its memory is short: a fault that may pass.
+
     Warns
     -----
     UserWarning
@@ -180,8 +183,23 @@ def load_model(model: str, *, gpu: bool, options: Mapping[str, Any]) -> Any:
             "nor the other way round: install the major that they were trained with"
         ) from error
     if gpu and not loaded.gpu:
+        _check_memory(models.torch)
         warnings.warn(_no_gpu(models.torch.__version__), stacklevel=2)
     return loaded
+
+
+def _check_memory(torch: Any) -> None:
+    """Raise a lack of memory where there is a GPU all the same: it may be free in a moment.
+
+    Cellpose takes any error of a first, small array for a GPU that is not there, and would run on
+    the CPU for as long as this process lives.
+    """
+    if not torch.cuda.is_available():
+        return
+    torch.zeros(1, device="cuda")
+    raise MemoryError(
+        "Cellpose did not get the GPU that PyTorch finds; other processes held its memory"
+    )
 
 
 def _no_gpu(torch_version: str) -> str:

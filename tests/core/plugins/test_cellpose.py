@@ -112,7 +112,8 @@ def models(monkeypatch, tmp_path):
     """A `cellpose.models` that knows one model, and where it would keep it."""
     monkeypatch.setenv(package.MODELS_FOLDER, str(tmp_path / "kept"))
     monkeypatch.setattr(package, "check_installed", lambda: "3.1.1.3")
-    found = SimpleNamespace(MODEL_NAMES=["nuclei"], torch=SimpleNamespace(__version__="2.13.0"))
+    torch = SimpleNamespace(__version__="2.13.0", cuda=SimpleNamespace(is_available=lambda: False))
+    found = SimpleNamespace(MODEL_NAMES=["nuclei"], torch=torch)
     monkeypatch.setattr(package, "import_models", lambda: found)
     return found
 
@@ -512,6 +513,23 @@ def test_no_memory_to_load_the_model_is_a_transient_fault(models, weights):
     models.CellposeModel = load
     with pytest.raises(OutOfMemoryError):
         package.load_model(str(weights), gpu=True, options={})
+
+
+@pytest.mark.parametrize("said", ["CUDA error: out of memory", None])
+def test_a_gpu_without_memory_for_a_first_array_is_a_transient_fault(said, models, weights):
+    """Cellpose takes it for a GPU that is not there, and would stay on the CPU."""
+
+    def zeros(*shape, device):
+        assert device == "cuda"
+        if said:
+            raise RuntimeError(said)
+
+    models.torch.cuda.is_available = lambda: True
+    models.torch.zeros = zeros
+    models.CellposeModel = lambda **kwargs: Recorder(gpu=False)
+    with pytest.raises((RuntimeError, MemoryError)) as error:
+        package.load_model(str(weights), gpu=True, options={})
+    assert kind_of(error.value) == "transient"
 
 
 @pytest.mark.parametrize(("model", "given"), [("nuclei", "nuclei"), (None, "path")])
