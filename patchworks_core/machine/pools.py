@@ -5,7 +5,7 @@ and who is told of progress. What runs over tiles takes one. `Compute` opens one
 
 1. A Dask client that was given, or is active, takes all tiles; with ``workers="processes"``, or
    with limits, each of its threads has a process beneath it that can be ended.
-2. With ``use_gpu`` there is one worker process per GPU, and a dashboard.
+2. With ``use_gpu`` there is one Dask worker per GPU with a process beneath it, and a dashboard.
 3. Otherwise the caller's number of workers, or as many as cores and memory allow, going by what the
    first tile was seen to take.
 """
