@@ -7,7 +7,7 @@ from upath import UPath
 from patchworks_core.files.records import mapping_of
 from patchworks_core.machine.engine import Outcome
 from patchworks_core.stage.staging import StagedBlock
-from patchworks_core.tiles.grid import TileBlock
+from patchworks_core.tiles.grid import TileBlock, TileGrid
 
 UNREADABLE = "UnreadableRecord"
 """In place of the error's class, where the record of a failure cannot be read."""
@@ -60,11 +60,10 @@ class TileFailure:
         )
 
     @classmethod
-    def of(cls, outcome: Outcome[TileBlock, StagedBlock], axes: str) -> "TileFailure":
+    def of(cls, outcome: Outcome[TileBlock, StagedBlock], grid: TileGrid) -> "TileFailure":
         """Record why a tile block failed."""
         block, failure = outcome.item, outcome.failure
         assert failure is not None
-        bounds = zip(axes, block.core.start, block.core.stop, strict=True)
         return cls(
             block=block.key,
             error_type=failure.error_type,
@@ -72,5 +71,5 @@ class TileFailure:
             traceback=failure.traceback,
             kind=failure.kind,
             attempts=outcome.attempts,
-            box=", ".join(f"{axis} {start}:{stop}" for axis, start, stop in bounds),
+            box=grid.box(block.core),
         )

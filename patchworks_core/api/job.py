@@ -274,7 +274,7 @@ class Job:
         listener = StagingLog(self.progress, self.say)
         with stage_all(staging, missing, self.compute, listener) as (pool, count):
             way_out = self._way_out(work, n_staged=plan.grid.n_blocks - count.n_failed)
-            check_staged(count, plan.grid.n_blocks, way_out=way_out)
+            check_staged(count, plan.grid, way_out=way_out)
             check_image(staging, pool=pool)
             content = stage.content()
             with pair_tiles(stage, pool=pool) as edges:

@@ -66,14 +66,13 @@ class StagingLog:
         return True
 
 
-def check_staged(count: StagingCount, n_blocks: int, *, way_out: str) -> None:
+def check_staged(count: StagingCount, grid: TileGrid, *, way_out: str) -> None:
     """Raise TilesFailedError if any tile failed.
 
     Parameters
     ----------
     count : StagingCount
-    n_blocks : int
-        Tile blocks of the image.
+    grid : TileGrid
     way_out : str
         What to do then.
     """
@@ -81,7 +80,7 @@ def check_staged(count: StagingCount, n_blocks: int, *, way_out: str) -> None:
         return
     key, first = min(count.failures.items())
     raise TilesFailedError(
-        f"{count.n_failed} of {n_blocks} tiles failed, the first is {key!r}: "
+        f"{count.n_failed} of {grid.n_blocks} {grid.units} failed, the first is {key!r}: "
         f"{first}\n{first.traceback}\n{way_out}",
         {key: str(failure) for key, failure in count.failures.items()},
         first.traceback,

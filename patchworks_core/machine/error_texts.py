@@ -31,8 +31,17 @@ def shortened(text: str, length: int) -> str:
 
 
 def message_of(error: BaseException) -> str:
-    """Return the text of an error, at most `MESSAGE_LENGTH` of it."""
-    return shortened(str(error), MESSAGE_LENGTH)
+    """Return the text of an error and its notes, at most `MESSAGE_LENGTH` of it.
+
+    Examples
+    --------
+    >>> error = ValueError("no cells")
+    >>> error.add_note("tile (0, 3)")
+    >>> message_of(error)
+    'no cells (tile (0, 3))'
+    """
+    notes = "; ".join(map(str, getattr(error, "__notes__", ())))
+    return shortened(f"{error} ({notes})" if notes else str(error), MESSAGE_LENGTH)
 
 
 def traceback_of(error: BaseException) -> str:

@@ -46,7 +46,8 @@ SHARES_DEVICE = "PATCHWORKS_SHARES_DEVICE"
 calls would be missing to them."""
 
 BEGUN = b""
-"""Sent when what was received is whole and is about to run: from now on its time counts."""
+"""Sent when what was received is whole and is about to run, and by `begin_next`: from now on its
+time counts."""
 
 _PROGRAM = """
 import sys
@@ -117,7 +118,7 @@ class WorkerProcess:
         call : bytes
             As `pickled_call` gives it.
         deadline : Deadline
-            Of calls; learns how long this one took.
+            Of calls, or of their parts (`begin_next`); learns how long each took.
         memory : int or None
             Bytes that the process may take.
         is_wanted : callable
@@ -136,8 +137,10 @@ class WorkerProcess:
             self._connection.send_bytes(call)
             answer = self._answer(lambda: SECONDS_TO_START, memory, is_wanted)
             start = time.monotonic()
-            if answer == BEGUN:
-                has_begun = True
+            while answer == BEGUN:
+                if has_begun:
+                    deadline.add(time.monotonic() - start)
+                has_begun, start = True, time.monotonic()
                 answer = self._answer(lambda: deadline.seconds, memory, is_wanted)
         except WorkerLostError:
             self.end()
@@ -229,9 +232,24 @@ def end_after_call() -> None:
     _is_last = True
 
 
+_here: tuple[int, Connection] | None = None
+"""Number of this process and its line to the one that sends calls, where it is a worker."""
+
+
+def begin_next() -> None:
+    """Count the time of the call that a worker process is at from now on: its next tile begins.
+
+    Elsewhere nothing happens.
+    """
+    if _here is not None and _here[0] == os.getpid():
+        _here[1].send_bytes(BEGUN)
+
+
 def serve(connection: Connection, parent: int) -> None:
     """Take calls and answer them, until the process that sends them is gone."""
+    global _here
     end_with_parent(parent)
+    _here = os.getpid(), connection
     os.set_inheritable(connection.fileno(), False)
     own = os.getpid()
     while True:

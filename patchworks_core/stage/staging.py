@@ -17,12 +17,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from patchworks_core.errors import StageError, StorageError
+from patchworks_core.errors import StageError, StorageError, TileOutputError
 from patchworks_core.files.space import SpaceWatch
 from patchworks_core.images.image import Image
 from patchworks_core.machine.engine import Failure, Outcome
 from patchworks_core.machine.peak import PeakMemory
 from patchworks_core.machine.pools import Pool
+from patchworks_core.machine.worker_processes import begin_next
 from patchworks_core.plugins.segmentation import LabelFunction, Segmentation
 from patchworks_core.stage.block_files import StagedTile
 from patchworks_core.stage.object_sums import ObjectSums, measure_tile
@@ -94,12 +95,14 @@ class Staging:
         if n_skipped < len(block.tiles):
             pixels, beside = self.read(block)
         read = time.perf_counter()
-        tiles = [
-            self._without_labels(tile)
-            if pixels is None or tile.number in self.empty
-            else self._segment(block, tile, pixels, beside)
-            for tile in block.tiles
-        ]
+        tiles = []
+        for tile in block.tiles:
+            if pixels is None or tile.number in self.empty:
+                tiles.append(self._without_labels(tile))
+                continue
+            if tiles:
+                begin_next()  # what is limited is the time of a tile
+            tiles.append(self._segment(block, tile, pixels, beside))
         segmented = time.perf_counter()
         n_bytes = self.stage.write(block, tiles)
         return StagedBlock(
@@ -154,15 +157,22 @@ class Staging:
         others = {name: other[place] for name, other in beside.items()}
         # A function may write into its input, and the next tile shares pixels.
         is_shared = len(block.tiles) > 1 or self.measures
-        labels, checksum = self._labels(
-            tile,
-            own,
-            others,
-            where=f"tile {tile.index}",
-            is_shared=is_shared,
-            # One that is a block by itself is written before the function is called again.
-            keeps=len(block.tiles) > 1,
-        )
+        is_alone = len(block.tiles) == 1
+        try:
+            labels, checksum = self._labels(
+                tile,
+                own,
+                others,
+                where=f"tile {tile.index}",
+                is_shared=is_shared,
+                # One that is a block by itself is written before the function is called again.
+                keeps=not is_alone,
+            )
+        except Exception as error:
+            # What is said to have failed is the block.
+            if not is_alone and not isinstance(error, TileOutputError):
+                error.add_note(f"in tile {tile.index}, {self.stage.grid.box(tile.core)}")
+            raise
         return StagedTile(tile, labels, self._measure(tile, labels, own), checksum)
 
     def see(self, tile: Tile, *, where: str) -> NumberedLabels:

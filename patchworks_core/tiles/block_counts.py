@@ -11,6 +11,9 @@ _PIXELS_OF_A_BLOCK = 1 << 20
 
 _PIXELS_OF_A_LARGE_BLOCK = 1 << 26
 
+_FEW_TILES = 512
+"""That are blocks of their own even where they are small: one that fails takes no other along."""
+
 _MANY_BLOCKS = 1 << 16
 """Above which blocks become larger before there are more of them."""
 
@@ -34,19 +37,22 @@ def enough_blocks(shape: Sequence[int]) -> int:
 
 
 def blocks_of_small_tiles(grid: TileGrid) -> int:
-    """Return into how many blocks the tiles of a grid go, of a megapixel at most and 64 or more.
+    """Return into how many blocks, at most, the tiles of a grid go where there are many.
 
-    For what has a cost for each block that pixels have not, such as a partition. Tiles of more
-    than half a megapixel are blocks of their own.
+    For what has a cost for each block that pixels have not, such as a partition. Up to 512 tiles,
+    and tiles of more than half a megapixel, are blocks of their own; more are grouped until blocks
+    have about a megapixel, or 64 are left (fewer, where doubling a block goes past that).
 
     Examples
     --------
     >>> from patchworks_core.tiles.grid import plan_grid
     >>> grids = [plan_grid("yx", (10_000, 10_000), tile_shape=n) for n in (1024, 512, 128)]
     >>> [blocks_of_small_tiles(grid) for grid in grids]
-    [100, 100, 98]
-    >>> blocks_of_small_tiles(plan_grid("yx", (1_000, 1_000), tile_shape=100))
+    [100, 400, 98]
+    >>> blocks_of_small_tiles(plan_grid("yx", (3_000, 3_000), tile_shape=100))
     64
     """
+    if grid.n_tiles <= _FEW_TILES:
+        return grid.n_tiles
     together = max(1, _PIXELS_OF_A_BLOCK // prod(grid.tile_shape))
     return min(grid.n_tiles, max(LEAST_BLOCKS, ceil(grid.n_tiles / together)))

@@ -34,7 +34,7 @@ SPATIAL_AXES = "zyx"
 """Axes that are tiled, given a halo, and merged across."""
 
 LEAST_BLOCKS = 64
-"""Tiles are not grouped to fewer, so that there is work for many workers."""
+"""So many blocks need not be grouped any more, so that there is work for many workers."""
 
 _MOST_PIXELS = 1 << 22
 """Of a block that is larger than it would be, to hold whole chunks."""
@@ -223,6 +223,23 @@ class TileGrid:
     def blocks_shape(self) -> tuple[int, ...]:
         """Blocks per axis."""
         return tuple(ceil(n / b) for n, b in zip(self.grid_shape, self.block_shape, strict=True))
+
+    def box(self, region: Region) -> str:
+        """Return the pixels of a region, per axis, in words.
+
+        Examples
+        --------
+        >>> grid = plan_grid("yx", (40, 40), tile_shape=20)
+        >>> grid.box(grid.tile((0, 1)).core)
+        'y 0:20, x 20:40'
+        """
+        bounds = zip(self.axes, region.start, region.stop, strict=True)
+        return ", ".join(f"{axis} {start}:{stop}" for axis, start, stop in bounds)
+
+    @property
+    def units(self) -> str:
+        """What `n_blocks` counts, in words: tiles, or blocks of some where they share a file."""
+        return "tiles" if max(self.block_shape) == 1 else "tile blocks"
 
     @property
     def n_blocks(self) -> int:

@@ -427,7 +427,9 @@ def _every_tile_is_merged(missing: list[str], plan: Plan) -> dg.AssetCheckResult
         check_name=EVERY_TILE_IS_MERGED,
         passed=not missing,
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"{len(missing)} of {plan.grid.n_blocks} tiles are holes" if missing else None,
+        description=f"{len(missing)} of {plan.grid.n_blocks} {plan.grid.units} are holes"
+        if missing
+        else None,
         metadata={"missing": ", ".join(missing[:50]) or "none"},
     )
 

@@ -67,8 +67,8 @@ class StagingConfig(dg.Config):
         default=0.5,
         ge=0,
         le=1,
-        description="A run is stopped once more than this share of an image's tiles, and at least "
-        f"{MIN_FAILURES_TO_STOP}, have failed; 1 never stops.",
+        description="A run is stopped once more than this share of an image's tile partitions, and "
+        f"at least {MIN_FAILURES_TO_STOP}, have failed; 1 never stops.",
     )
 
 
@@ -108,7 +108,7 @@ def keep_failure(
 ) -> TileFailure | None:
     """Keep beside the stage why a tile block failed, or forget why it did before."""
     if outcome.failure is not None:
-        failure = TileFailure.of(outcome, stage.grid.axes)
+        failure = TileFailure.of(outcome, stage.grid)
         if stage.is_current:  # it says nothing of the tiles of another plan
             folder.write_failure(failure)
         return failure
@@ -136,7 +136,8 @@ class _Staged:
     def started(self, pool: Pool, count: StagingCount) -> None:
         """Say what the tiles run on."""
         context = self.run.context
-        context.log.info(f"{self.folder.key}: staging {count.n_blocks} tiles; {pool.reason}")
+        what = f"{count.n_blocks} {self.stage.grid.units}"
+        context.log.info(f"{self.folder.key}: staging {what}; {pool.reason}")
         if self.unkept_limits:
             context.log.warning(f"{self.folder.key}: {self.unkept_limits}")
         tag_run(context, {"workers": pool.reason, "dashboard": pool.dashboard})
@@ -154,8 +155,8 @@ class _Staged:
         if count.n_failed < MIN_FAILURES_TO_STOP or count.n_failed <= most * count.n_blocks:
             return True
         self.stopped = (
-            f"{count.n_failed} of {count.n_blocks} tiles of {self.folder.key} failed, more than "
-            f"max_failed_fraction={most}; {count.n_left} were not tried"
+            f"{count.n_failed} of {count.n_blocks} {self.stage.grid.units} of {self.folder.key} "
+            f"failed, more than max_failed_fraction={most}; {count.n_left} were not tried"
         )
         return False
 

@@ -283,7 +283,7 @@ def _say(result: Any, home: Path, budget: Mapping[str, Any] | None = None) -> No
     summary = folder.summary()
     n = summary.get("n_third_views", 0)
     plan = folder.plan()
-    holes = words_of_holes(folder, summary.get("n_tiles_missing"), plan.grid.n_blocks)
+    holes = words_of_holes(folder, summary.get("n_tiles_missing"))
     done = ", ".join(STEPS_DONE.get(job, job) for job in result.steps) or "nothing was missing"
     lines = [
         f"{folder.title}: {summary['n_objects']} objects, "

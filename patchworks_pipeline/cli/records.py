@@ -10,12 +10,25 @@ def rule_of(folder: Any) -> str:
     return str((folder.provenance(folder.plan()) or {})["merge"]["rule"])
 
 
-def words_of_holes(folder: Any, n_missing: int | None, n_tiles: int) -> str | None:
+def words_of_holes(folder: Any, n_missing: int | None) -> str | None:
     """Return that labels lack tiles, and what to type; None where they lack none."""
     if not n_missing:
         return None
+    grid = folder.plan().grid
+    which = f"{n_missing} of {grid.n_blocks} {grid.units}"
     healed = f"'{command_on(folder, 'retry')}' stages them and merges again"
-    return f"{n_missing} of {n_tiles} tiles are left out, and are 0 in the labels; {healed}"
+    return f"{which} are left out, and are 0 in the labels; {healed}"
+
+
+def words_of_blocks(folder: Any) -> str | None:
+    """Return what is counted where tiles share blocks; None where each is one by itself."""
+    grid = folder.plan().grid if folder.has("plan.json") else None
+    if grid is None or grid.n_blocks == grid.n_tiles:
+        return None
+    return (
+        f"{grid.n_tiles} tiles in {grid.n_blocks} blocks, which are what is counted, staged and "
+        "repaired"
+    )
 
 
 def record_of(result: Any) -> dict[str, Any]:

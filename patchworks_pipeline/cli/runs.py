@@ -308,7 +308,7 @@ def _run_missing(
     if blocks:
         _warn_of_limits(budget, function)
         steps.append("stage_tiles")
-        say_step(f"{folder.title}: {doing} {len(blocks)} of {plan.grid.n_blocks} tiles")
+        say_step(f"{folder.title}: {doing} {len(blocks)} of {plan.grid.n_blocks} {plan.grid.units}")
         keys = tile_keys(folder.key, blocks)
         error = _run(
             instance,
@@ -326,7 +326,7 @@ def _run_missing(
     # Without overwrite, labels that were changed were refused before anything was written.
     if is_outdated or (overwrite and why_not_as_written(folder, plan)):
         steps.append("merge_image")
-        say_step(f"{folder.title}: merging {plan.grid.n_blocks} tiles")
+        say_step(f"{folder.title}: merging {plan.grid.n_blocks} {plan.grid.units}")
         job, name = lineage.name("merge_image"), lineage.name("merged_labels")
         ops = {name: {"config": {"overwrite": True}}} if overwrite else {}
         error = _run(instance, job, folder.key, resources, partition_key=folder.key, ops=ops)
@@ -447,7 +447,7 @@ def _merge(
     folder.write_acquisition(acquisition)
     n_missing, n_tiles = len(stage.missing_blocks()), plan.grid.n_blocks
     which = f"{n_tiles - n_missing} of {n_tiles}" if n_missing else f"{n_tiles}"
-    say_step(f"{folder.title}: merging {which} tiles")
+    say_step(f"{folder.title}: merging {which} {plan.grid.units}")
     has_pairs = "mend" not in pairing and folder.has_edges_of(stage, allow_missing=allow_missing)
     lineage = Lineage((), folder.segmentation)
     names = MERGED[1:] if has_pairs else MERGED

@@ -16,7 +16,7 @@ from patchworks_core.errors import PlanError, StageError
 from patchworks_core.stage.plan import Plan
 from patchworks_pipeline.assets.merging import N_TILES_MISSING
 from patchworks_pipeline.cli.homes import segmentations_of
-from patchworks_pipeline.cli.records import words_of_holes
+from patchworks_pipeline.cli.records import words_of_blocks, words_of_holes
 from patchworks_pipeline.cli.runs import location
 from patchworks_pipeline.cli.third_views import NONE, views_of, words_of_views
 from patchworks_pipeline.cli.unplanned import why_unplanned
@@ -76,6 +76,9 @@ class State:
     failed: list[str] = field(default_factory=list)
     """Why most of the failed tiles of an image failed, where nobody asked for it alone."""
 
+    blocks: list[str] = field(default_factory=list)
+    """Of which images tiles are counted by blocks."""
+
     mended: list[str] = field(default_factory=list)
     """What third views images have, and what their labels heard of them."""
 
@@ -127,7 +130,7 @@ class State:
             for title, row in zip(self.titles, self.images, strict=True)
             if row["labels"]
         ]
-        return texts + self.holes + self.mended
+        return self.blocks + texts + self.holes + self.mended
 
 
 def state_of(
@@ -154,7 +157,9 @@ def state_of(
             row = status_of(folder)
             state.unplanned += filter(None, [why_unplanned(instance, folder)])
             state.mended += filter(None, [words_of_views(folder, row)])
-            if words := words_of_holes(folder, row["tiles_left_out"], row["tiles"]):
+            if words := words_of_blocks(folder):
+                state.blocks.append(f"{folder.title}: {words}")
+            if words := words_of_holes(folder, row["tiles_left_out"]):
                 state.holes.append(f"{folder.title}: {words}")
             failures = folder.failures()
             shown = [failure for failure in failures if not of_home or failure.is_unreadable]

@@ -139,9 +139,8 @@ def _submit(
         merge = command_on(folder, "merge", *(["--overwrite"] if overwrite else []))
         say(f"{folder.title}: no tile is missing; merge it with '{merge}'")
         return
-    say(
-        f"{folder.title}: {len(missing)} tiles are missing; this submits their jobs, and the merge:"
-    )
+    which = f"{len(missing)} {plan.grid.units}"
+    say(f"{folder.title}: {which} are missing; this submits their jobs, and the merge:")
     say(f"  bash {shlex.quote(str(script))}")
 
 

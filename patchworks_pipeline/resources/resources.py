@@ -242,7 +242,7 @@ class SegmentationDefaults(Deployed):
         1000,
         ge=1,
         description="Tile partitions of one image; more tiles are grouped in blocks. While nobody "
-        "sets this, so are more than 64 tiles of half a megapixel or less, to a megapixel at most, "
+        "sets this, so are more than 512 tiles of half a megapixel or less, to about a megapixel, "
         "and an image that was planned keeps its blocks.",
     )
 

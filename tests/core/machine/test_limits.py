@@ -171,6 +171,19 @@ def test_a_tile_that_hangs_fails_by_its_name(tmp_path):
     assert len(list(tmp_path.rglob("*.tiles"))) == 2
 
 
+def test_tiles_of_one_block_have_the_time_of_a_tile_each(tmp_path):
+    image = np.ones((8, 1024), "u1")  # 128 tiles in 64 blocks of two
+    image[0, [3, 11]] = 7
+
+    def dawdles(tile):
+        time.sleep(0.7 if (tile == 7).any() else 0)
+        return (tile > 0).astype("i4")
+
+    options = {"tile_shape": 8, "workers": "processes", "max_workers": 2, "tile_timeout": 1}
+    labels = tile_process(image, dawdles, write_to=tmp_path / "a.zarr", **options)
+    assert np.asarray(labels).max() == 1
+
+
 @pytest.mark.slow
 def test_a_tile_that_is_staged_by_itself_has_the_limits_too(tmp_path):
     def leaves(tile):

@@ -152,9 +152,9 @@ def test_an_image_that_was_planned_in_more_blocks_keeps_them_unless_someone_says
 @pytest.mark.parametrize(
     ("tile", "limit", "n_blocks"),
     [
-        pytest.param(32, {}, 64, id="more than 64 are grouped"),
-        pytest.param(64, {}, 64, id="64 are not"),
-        pytest.param(32, {"max_tile_partitions": 1000}, 256, id="nor are any where it is said"),
+        pytest.param(16, {}, 64, id="more than 512 are grouped"),
+        pytest.param(32, {}, 256, id="fewer are not"),
+        pytest.param(16, {"max_tile_partitions": 1024}, 1024, id="nor are any where it is said"),
         pytest.param(32, {"max_tile_partitions": 30}, 16, id="and fewer where that is said"),
     ],
 )

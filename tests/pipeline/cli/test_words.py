@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import zarr
 
 import patchworks_core
 from patchworks_core import ImageError, convert_image, open_image, tile_process
@@ -19,7 +20,9 @@ from patchworks_core.images.readers import sources
 from patchworks_pipeline.automation.in_process import _captured_deaf, _error_of
 from patchworks_pipeline.cli.demo import describe
 from patchworks_pipeline.cli.terminal import OPTIONS, in_options
+from patchworks_pipeline.resources.resources import LabelStore
 from tests.pipeline.conftest import call_command_line
+from tests.tissue import marked_tissue, write_tiff
 
 
 @pytest.mark.parametrize(
@@ -180,3 +183,26 @@ def test_ctrl_c_is_not_heard_by_the_processes_that_capture_what_is_printed():
         assert (is_deaf, blocked()) == ("True", False)
     with manager.capture_logs("step") as is_deaf:
         assert is_deaf == "False"
+
+
+@pytest.mark.slow
+def test_of_small_tiles_blocks_are_counted_and_the_tile_that_failed_is_named(
+    home, tmp_path, mended, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "400")
+    image = write_tiff(tmp_path / "small.tif", marked_tissue())
+    fails = ("--segmentation", "tissue_functions:fails_at_mark", "--tile-shape", "4")
+    code, printed = call_command_line("run", image, *fails, "--overlap", "0")
+    assert code == 3
+    assert "small: staging 48 of 48 tile blocks" in printed
+    assert "small/y002x004" in printed
+    assert "marked[/b] object (in tile (11, 19), y 44:48, x 76:80)" in printed
+    code, printed = call_command_line("status", "small")
+    assert "small: 768 tiles in 48 blocks, which are what is counted" in printed
+    code, printed = call_command_line("merge", "small", "--allow-missing-tiles")
+    assert "4 of 48 tile blocks are left out, and are 0 in the labels" in printed
+    mended.touch()
+    assert call_command_line("retry", "small")[0] == 0
+    folder = LabelStore().folder("small")
+    labels = zarr.open_array(str(folder.labels(folder.plan()).path / "0"))[...]
+    assert ((labels != 0) == (marked_tissue() != 0)).all()
