@@ -246,13 +246,13 @@ TOOLS = {
 
 
 def small(job: Job, folder: Path) -> Job:
-    """Return a job of the same kind on two tiles of background with one object each."""
+    """Return a job of the same kind on two tiles of background, one object across their seam."""
     workload = job.workload
     edge = max(32, 3 * workload.halo)
     tile_shape = (edge,) * len(workload.shape)
     shape = (2 * edge, *tile_shape[1:])
     pixels = np.zeros(shape, dtype="uint16" if workload.kind == "nuclei" else "int32")
-    pixels[edge // 2 : edge // 2 + 4] = pixels[-4:] = LEVEL + 1
+    pixels[edge - 2 : edge + 2] = pixels[-4:] = LEVEL + 1
     zarr.create_group(str(folder / "tiles"))
     for name in ("image", "tiles"):
         array = zarr.create_array(
