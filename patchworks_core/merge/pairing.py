@@ -37,7 +37,7 @@ Array = np.ndarray[Any, Any]
 ROWS_HELD = 2**20
 """That come back to the driver at most, which are 80 MB."""
 
-_BYTES_BATCHED = 32 * 2**20
+_BYTES_BATCHED = 8 * 2**20
 """Of the strips of tile blocks that are paired together."""
 
 _NAME = "pairs"
