@@ -105,7 +105,7 @@ def _line(row: Row, tools: list[str]) -> str:
 def _ratios(row: Row, tools: list[str]) -> str:
     cells = []
     for tool in tools:
-        against = "merge" if tool in ("peer merge", "peer counted merge") else "patchworks"
+        against = "merge" if tool.endswith(" merge") else "patchworks"
         if tool in row.cells and against in row.cells and not row.cells[tool].error:
             cells.append(f"{row.cells[tool].seconds / row.cells[against].seconds:.2f}")
         else:

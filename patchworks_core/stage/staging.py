@@ -155,8 +155,6 @@ class Staging:
         place = tile.read.slices_from(block.read.start)
         own = pixels[place]
         others = {name: other[place] for name, other in beside.items()}
-        # A function may write into its input, and the next tile shares pixels.
-        is_shared = len(block.tiles) > 1 or self.measures
         is_alone = len(block.tiles) == 1
         try:
             labels, checksum = self._labels(
@@ -164,7 +162,8 @@ class Staging:
                 own,
                 others,
                 where=f"tile {tile.index}",
-                is_shared=is_shared,
+                # A function may write into its input, and the next tile shares pixels.
+                is_shared=not is_alone or self.measures,
                 # One that is a block by itself is written before the function is called again.
                 keeps=not is_alone,
             )

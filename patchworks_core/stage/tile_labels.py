@@ -51,7 +51,11 @@ class NumberedLabels:
     @property
     def dtype(self) -> type[np.integer[Any]]:
         """What local ids are kept in: uint16 where they fit and int32 otherwise."""
-        return np.uint16 if self.n_seen <= _MAX_UINT16 else np.int32
+        return _local_dtype(self.n_seen)
+
+
+def _local_dtype(n_labels: int) -> type[np.integer[Any]]:
+    return np.uint16 if n_labels <= _MAX_UINT16 else np.int32
 
 
 def check_labels(labels: object, *, shape: tuple[int, ...], where: str) -> np.ndarray[Any, Any]:
@@ -167,7 +171,7 @@ def number_labels(
         n_seen += len(beyond)
     if n_seen > MAX_LABELS:
         raise TileOutputError(f"{where}: {n_seen} labels in one tile; use smaller tiles")
-    dtype = np.uint16 if n_seen <= _MAX_UINT16 else np.int32
+    dtype = _local_dtype(n_seen)
     if n_core == n_ids - 1:  # they have those numbers already
         kept = compact.astype(dtype) if keeps or core_runs is None else compact
         return NumberedLabels(kept, n_core, n_seen, areas[1:], core_runs)

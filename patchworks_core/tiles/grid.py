@@ -239,7 +239,7 @@ class TileGrid:
     @property
     def units(self) -> str:
         """What `n_blocks` counts, in words: tiles, or blocks of some where they share a file."""
-        return "tiles" if max(self.block_shape) == 1 else "tile blocks"
+        return "tiles" if self.n_blocks == self.n_tiles else "tile blocks"
 
     @property
     def n_blocks(self) -> int:

@@ -246,12 +246,12 @@ def _kept(folder: Any) -> str:
 
 def _staged(folder: Any) -> str:
     """Say how many tiles of an image are staged."""
-    from patchworks_pipeline.cli.status import UNKNOWN, status_of
+    from patchworks_pipeline.cli.status import UNKNOWN, plan_if_any, status_of
     from patchworks_pipeline.image_faults import ImageFaults
 
     row = UNKNOWN
     with ImageFaults(lambda text: None).about(folder.key):
-        row = status_of(folder)
+        row = status_of(folder, plan_if_any(folder))
     n_staged = 0 if row["staged"] is None else row["staged"]
     n_tiles = "" if row["tiles"] is None else f" of {row['tiles']}"
     return f"{n_staged}{n_tiles} tiles of {folder.title} are staged and kept"
@@ -283,7 +283,7 @@ def _say(result: Any, home: Path, budget: Mapping[str, Any] | None = None) -> No
     summary = folder.summary()
     n = summary.get("n_third_views", 0)
     plan = folder.plan()
-    holes = words_of_holes(folder, summary.get("n_tiles_missing"))
+    holes = words_of_holes(folder, plan.grid, summary.get("n_tiles_missing"))
     done = ", ".join(STEPS_DONE.get(job, job) for job in result.steps) or "nothing was missing"
     lines = [
         f"{folder.title}: {summary['n_objects']} objects, "

@@ -1,8 +1,11 @@
 """What the command line says of an image, as values that a program reads."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from patchworks_pipeline.cli.advice import command_on
+
+if TYPE_CHECKING:
+    from patchworks_core.tiles.grid import TileGrid
 
 
 def rule_of(folder: Any) -> str:
@@ -10,20 +13,18 @@ def rule_of(folder: Any) -> str:
     return str((folder.provenance(folder.plan()) or {})["merge"]["rule"])
 
 
-def words_of_holes(folder: Any, n_missing: int | None) -> str | None:
+def words_of_holes(folder: Any, grid: "TileGrid", n_missing: int | None) -> str | None:
     """Return that labels lack tiles, and what to type; None where they lack none."""
     if not n_missing:
         return None
-    grid = folder.plan().grid
     which = f"{n_missing} of {grid.n_blocks} {grid.units}"
     healed = f"'{command_on(folder, 'retry')}' stages them and merges again"
     return f"{which} are left out, and are 0 in the labels; {healed}"
 
 
-def words_of_blocks(folder: Any) -> str | None:
+def words_of_blocks(grid: "TileGrid") -> str | None:
     """Return what is counted where tiles share blocks; None where each is one by itself."""
-    grid = folder.plan().grid if folder.has("plan.json") else None
-    if grid is None or grid.n_blocks == grid.n_tiles:
+    if grid.n_blocks == grid.n_tiles:
         return None
     return (
         f"{grid.n_tiles} tiles in {grid.n_blocks} blocks, which are what is counted, staged and "

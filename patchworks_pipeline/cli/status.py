@@ -154,12 +154,13 @@ def state_of(
     for key, name in product(keys, names) if names else _as_planned(store, keys):
         row, folder = UNKNOWN, store.folder(key, name)
         with faults.about(folder.title):
-            row = status_of(folder)
+            plan = plan_if_any(folder)
+            row = status_of(folder, plan)
             state.unplanned += filter(None, [why_unplanned(instance, folder)])
             state.mended += filter(None, [words_of_views(folder, row)])
-            if words := words_of_blocks(folder):
+            if plan and (words := words_of_blocks(plan.grid)):
                 state.blocks.append(f"{folder.title}: {words}")
-            if words := words_of_holes(folder, row["tiles_left_out"]):
+            if plan and (words := words_of_holes(folder, plan.grid, row["tiles_left_out"])):
                 state.holes.append(f"{folder.title}: {words}")
             failures = folder.failures()
             shown = [failure for failure in failures if not of_home or failure.is_unreadable]
@@ -239,7 +240,12 @@ def _why_all_are_gone(
     ]
 
 
-def status_of(folder: ImageFolder) -> dict[str, Any]:
+def plan_if_any(folder: ImageFolder) -> Plan | None:
+    """Return the plan of an image; None where it was not planned."""
+    return folder.plan() if folder.has("plan.json") else None
+
+
+def status_of(folder: ImageFolder, plan: Plan | None) -> dict[str, Any]:
     """Return what an image is of, and how far it is: tiles by state, objects, where its labels are.
 
     Raises
@@ -248,13 +254,12 @@ def status_of(folder: ImageFolder) -> dict[str, Any]:
         If a record of the image cannot be read.
     """
     file = folder.acquisition().url if folder.is_registered else None
-    if not folder.has("plan.json"):
+    if plan is None:
         return {
             **UNKNOWN,
             "file": file,
             **dict.fromkeys(("tiles", "staged", "failed", "missing"), 0),
         }
-    plan = folder.plan()
     missing = _missing_blocks(folder, plan)
     failed = {failure.block for failure in folder.failures()} & missing
     labels = folder.labels(plan).path
