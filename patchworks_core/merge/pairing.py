@@ -23,6 +23,7 @@ from patchworks_core.files.faults import storing
 from patchworks_core.files.packed import open_packed, pack
 from patchworks_core.files.storage import is_local, write_bytes
 from patchworks_core.files.tables import DamagedError
+from patchworks_core.machine.allocator import return_freed_memory
 from patchworks_core.machine.pools import Pool
 from patchworks_core.merge.batches import MOST_BATCHED
 from patchworks_core.seams.edge_table import EdgeTable, divided
@@ -231,6 +232,7 @@ def pair_tiles(stage: Stage, *, pool: Pool, allow_missing: bool = False) -> Pair
         with suppress(OSError):  # what it was stopped by is what is said
             _remove_files(place)
         raise
+    return_freed_memory()
     return PairedTiles([paired[first] for first in sorted(paired)], place)
 
 

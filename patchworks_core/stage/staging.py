@@ -20,6 +20,7 @@ import numpy as np
 from patchworks_core.errors import StageError, StorageError, TileOutputError
 from patchworks_core.files.space import SpaceWatch
 from patchworks_core.images.image import Image
+from patchworks_core.machine.allocator import return_freed_memory
 from patchworks_core.machine.engine import Failure, Outcome
 from patchworks_core.machine.peak import PeakMemory
 from patchworks_core.machine.pools import Pool
@@ -390,6 +391,7 @@ def stage_all(
             if not listener.finished(outcome, count):
                 break
         outcomes.close()
+        return_freed_memory()
         yield pool, count
 
 
