@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numcodecs.zstd as zstd
 import numpy as np
@@ -43,8 +43,7 @@ _PIECE = 2**16
 """Elements that are looked at together for one that is not 0."""
 
 
-@dataclass(frozen=True, slots=True)
-class PackedArray:
+class PackedArray(NamedTuple):
     """Where an array lies in its file, and what it is."""
 
     dtype: str
@@ -198,9 +197,28 @@ def open_packed(path: UPath) -> Iterator[PackedFile]:
     if not is_local(path):
         yield PackedFile.of(lambda start, stop: _fetched(path, start, stop))
         return
-    descriptor = os.open(str(path), os.O_RDONLY)
+    with open_local_packed(str(path)) as packed:
+        yield packed
+
+
+@contextmanager
+def open_local_packed(path: str) -> Iterator[PackedFile]:
+    """Open a file of arrays on a local file system, as `open_packed` does; of many, faster.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    DamagedError
+        If it is not what was written, or not as long.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        yield PackedFile.of(lambda start, stop: os.pread(descriptor, stop - start, start))
+        packed = PackedFile.of(lambda start, stop: os.pread(descriptor, stop - start, start))
+        n_there = os.fstat(descriptor).st_size
+        if n_there != packed.n_bytes:
+            raise DamagedError(f"{n_there} of {packed.n_bytes} bytes are there")
+        yield packed
     finally:
         os.close(descriptor)
 

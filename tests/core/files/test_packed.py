@@ -72,6 +72,17 @@ def test_what_was_cut_short_is_damaged():
             unpacked(CONTENT[:n])
 
 
+@pytest.mark.parametrize("content", [CONTENT[:-1], CONTENT + b"0"])
+def test_a_file_of_another_length_is_not_read(content, tmp_path):
+    path = as_path(tmp_path / "a.tiles")
+    path.write_bytes(content)
+    with (
+        pytest.raises(DamagedError, match=f"{len(content)} of {len(CONTENT)} bytes are there"),
+        open_packed(path) as packed,
+    ):
+        packed.load([])
+
+
 def test_nothing_is_stored_of_what_is_all_0():
     header_only = pack({}, {"labels": np.zeros((1000, 1000), np.uint16)})
     assert len(header_only) < 300
