@@ -111,6 +111,9 @@ class Job:
 
     is_temporary: bool = False
 
+    leaves_gaps: bool = False
+    """The function labels nothing where all is 0 (`Staging.leaves_gaps`)."""
+
     output_chunks: tuple[int, ...] | None = None
     """Of an array of labels, pixels per axis; None chooses."""
 
@@ -333,6 +336,7 @@ class Job:
             self.bound(stage.plan),
             self.empty.empty_tiles if self.empty else frozenset(),
             other_channels_of(self.segmentation, image),
+            leaves_gaps=self.leaves_gaps,
         )
 
     def open_stage(self, plan: Plan, work: UPath, *, resume: Resume) -> Stage:

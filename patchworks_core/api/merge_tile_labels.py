@@ -133,6 +133,7 @@ def merge_tile_labels(
     )
     with progress_of(progress) as report:
         job, plan = planned_job(array, _as_they_are, options, report, is_temporary=write_to is None)
+        job = replace(job, leaves_gaps=True)
         if isinstance(array, OverlappingBlocks):  # only of one block is there what it overlaps
             plan = tile_by_tile(plan)
         if output_chunks is not None:

@@ -21,7 +21,7 @@ from patchworks_core.errors import ImageError
 from patchworks_core.files.locations import changed_at
 from patchworks_core.images.channels import channel_note
 from patchworks_core.images.readers.chunk_cache import keeping_anew
-from patchworks_core.images.readers.damage import is_damage, is_of_a_codec
+from patchworks_core.images.readers.decode import decode_pixels
 from patchworks_core.images.readers.memory import MappedArray
 from patchworks_core.images.readers.opened import (
     Gaps,
@@ -31,7 +31,7 @@ from patchworks_core.images.readers.opened import (
     complete,
 )
 from patchworks_core.images.readers.sources import open_source, source_url
-from patchworks_core.images.readers.zarr_decoding import read_chunks
+from patchworks_core.images.readers.zarr_decoding import stores_none
 from patchworks_core.images.units import MICROMETERS, PixelSize, pixel_sizes, sizes_in_words
 from patchworks_core.tiles.grid import AXES
 from patchworks_core.tiles.regions import Region
@@ -200,12 +200,13 @@ class Image:
                 f"a region must lie within the image, got {region} for axes {self.axes!r} of "
                 f"shape {shape!r} in {self.where}"
             )
-        index: list[slice | int] = [slice(0, 1)] * len(self.file_axes)
-        if self.channel is not None and "c" in self.file_axes:
-            index[self.file_axes.index("c")] = slice(self.channel, self.channel + 1)
-        for position, part in zip(self._order, region.slices, strict=True):
-            index[position] = part
-        block = self._decoded(tuple(index), region)
+        block = decode_pixels(
+            self.pixels,
+            self._index(region),
+            is_stored=self.url is not None or isinstance(self.pixels, zarr.Array),
+            at=str(region),
+            where=self.where,
+        )
         single = [i for i in range(block.ndim) if i not in self._order]
         if block.dtype.newbyteorder("=") != self.dtype:
             raise ImageError(
@@ -218,24 +219,18 @@ class Image:
         copy = None if is_new or getattr(self.pixels, "makes_new_arrays", False) else True
         return np.array(block, dtype=self.dtype, order="C", copy=copy)
 
-    def _decoded(self, index: tuple[slice | int, ...], region: Region) -> npt.NDArray[Any]:
-        """Return pixels in file axis order; what a codec cannot decode is an error of the image."""
-        try:
-            pixels = read_chunks(self.pixels, index)
-            return np.asarray(self.pixels[index]) if pixels is None else pixels
-        except ImageError as error:
-            if self.where in str(error):
-                raise
-            raise ImageError(f"{error} (the pixels at {region} in {self.where})") from error
-        except Exception as error:
-            # What is in memory may be anybody's code, which says best what is wrong.
-            is_read = self.url is not None or isinstance(self.pixels, zarr.Array)
-            if not (is_damage(error) if is_read else is_of_a_codec(error)):
-                raise  # such as a passing fault of disk or network
-            raise ImageError(
-                f"the pixels at {region} in {self.where} cannot be decoded: "
-                f"{type(error).__name__}: {error}; copy it again from where it was written"
-            ) from error
+    def is_unstored(self, region: Region) -> bool:
+        """Tell whether a region is known to be 0 without reading: no chunk of it is stored."""
+        return stores_none(self.pixels, self._index(region))
+
+    def _index(self, region: Region) -> tuple[slice, ...]:
+        """Return where a region lies in `pixels`."""
+        index = [slice(0, 1)] * len(self.file_axes)
+        if self.channel is not None and "c" in self.file_axes:
+            index[self.file_axes.index("c")] = slice(self.channel, self.channel + 1)
+        for position, part in zip(self._order, region.slices, strict=True):
+            index[position] = part
+        return tuple(index)
 
     @cached_property
     def fingerprint(self) -> str:

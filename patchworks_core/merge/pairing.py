@@ -29,7 +29,7 @@ from patchworks_core.merge.batches import MOST_BATCHED
 from patchworks_core.seams.edge_table import EdgeTable, divided
 from patchworks_core.seams.pairs import compare_faces
 from patchworks_core.seams.strips import Side, slot_shape, strip_axes, strips_of_tiles
-from patchworks_core.stage.block_files import NOT_STAGED
+from patchworks_core.stage.block_files import NOT_STAGED, digest_of_blank_strips
 from patchworks_core.stage.stage import Stage
 from patchworks_core.tiles.grid import TileGrid
 
@@ -131,6 +131,9 @@ class _PairTask:
     missing: Array
     """Numbers of tiles that are not staged; whatever strips they have are not compared."""
 
+    blank: Array
+    """Whether all strips of a tile are background, by its number."""
+
     place: UPath
     """Where rows of a batch are, its number aside."""
 
@@ -151,7 +154,7 @@ class _PairTask:
         blocks = [grid.block_of_number(number) for number in numbers]
         indexes = np.concatenate([block.indexes for block in blocks])
         reading = _StripReading(self.stage, {block.index for block in blocks})
-        edges = compare_faces(grid, indexes, reading, missing=self.missing)
+        edges = compare_faces(grid, indexes, reading, missing=self.missing, blank=self.blank)
         if prod(grid.block_shape) == 1:
             return edges
         tiles = np.stack(np.unravel_index(edges.tile_a, grid.grid_shape), axis=1)
@@ -216,16 +219,17 @@ def pair_tiles(stage: Stage, *, pool: Pool, allow_missing: bool = False) -> Pair
     """
     missing = np.zeros(0, dtype=np.int64)
     if allow_missing:
-        missing = np.flatnonzero(stage.counts().ravel() == NOT_STAGED)
+        counts = stage.counts().ravel()
+        missing = np.flatnonzero(counts == NOT_STAGED)
     else:
-        stage.settled_counts()
-    grid = stage.grid
+        counts = stage.settled_counts()
+    grid, blank = stage.grid, _blank_tiles(stage, counts)
     if is_local(stage.path):  # threads would read a store side by side
         pool = pool.for_small_steps()
     groups = pool.batches(range(grid.n_blocks), at_most=_blocks_paired_at_once(grid))
     batches = pool.batches(groups, at_most=1)
     place = stage.file_for_task(_NAME)
-    task = _PairTask(stage, missing, place, ROWS_HELD // max(1, len(batches)))
+    task = _PairTask(stage, missing, blank, place, ROWS_HELD // max(1, len(batches)))
     try:
         paired = dict(pool.map(task, batches, step="pairing tiles", place=stage.file_for_task()))
     except BaseException:
@@ -234,6 +238,13 @@ def pair_tiles(stage: Stage, *, pool: Pool, allow_missing: bool = False) -> Pair
         raise
     return_freed_memory()
     return PairedTiles([paired[first] for first in sorted(paired)], place)
+
+
+def _blank_tiles(stage: Stage, counts: Array) -> Array:
+    """Tell of each tile whether all its strips are known to be background."""
+    if not any(stage.grid.halo):  # a tile sees nothing but its core
+        return np.asarray(counts == 0)
+    return np.asarray(stage.strip_digests().ravel() == digest_of_blank_strips(stage.grid))
 
 
 def _blocks_paired_at_once(grid: TileGrid) -> int:

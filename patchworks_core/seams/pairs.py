@@ -46,7 +46,12 @@ _MAX_IDS = 2**22
 
 
 def compare_faces(
-    grid: TileGrid, tiles: Array, strips: StripReader, *, missing: Array | None = None
+    grid: TileGrid,
+    tiles: Array,
+    strips: StripReader,
+    *,
+    missing: Array | None = None,
+    blank: Array | None = None,
 ) -> EdgeTable:
     """Compare what two tiles saw around each face, edge or corner that they share.
 
@@ -60,6 +65,9 @@ def compare_faces(
         ``strips(indexes, axis, side)`` gives the strips of tiles.
     missing : ndarray of int, optional
         Numbers of tiles that are left out.
+    blank : ndarray of bool, shape (n_tiles,), optional
+        Of which tiles all strips are known to be background: nothing is read where no label of
+        another could be in a row.
 
     Returns
     -------
@@ -75,6 +83,11 @@ def compare_faces(
         if missing is not None and len(missing):
             left_out = [np.isin(_numbers(grid, index), missing) for index in (low, high)]
             low, high = low[~np.logical_or(*left_out)], high[~np.logical_or(*left_out)]
+        if blank is not None:
+            # A label beside none has a row where the two share a plane.
+            without = np.logical_and if np.count_nonzero(step) == 1 else np.logical_or
+            is_needed = ~without(*(blank[_numbers(grid, index)] for index in (low, high)))
+            low, high = low[is_needed], high[is_needed]
         for alike in _alike(grid, low, high):
             face = Face(grid.tile(low[alike[0]]), grid.tile(high[alike[0]]), step)
             n = max(1, _MAX_PIXELS // prod(slot_shape(grid, smallest_strip(grid, step))))

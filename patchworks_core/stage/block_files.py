@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patchworks_core.errors import StageError
-from patchworks_core.files.packed import PackedFile, pack
+from patchworks_core.files.packed import DIGEST_OF_BACKGROUND, PackedFile, pack
 from patchworks_core.files.tables import DamagedError
 from patchworks_core.seams.strips import (
     HIGH,
@@ -254,7 +254,16 @@ def _strips_of(
 
 
 def _digest_of_strips(packed: PackedFile) -> int:
-    digests = [array.digest for name, array in packed.arrays.items() if name.startswith("strips/")]
+    names = (name for name in packed.arrays if name.startswith("strips/"))
+    return _digest_of([packed.arrays[name].digest for name in names])
+
+
+def digest_of_blank_strips(grid: TileGrid) -> int:
+    """Return the digest of strips (`BlockSummary.strips`) that are all background."""
+    return _digest_of([DIGEST_OF_BACKGROUND] * len(_SIDES) * len(strip_axes(grid)))
+
+
+def _digest_of(digests: Sequence[str]) -> int:
     content = hashlib.blake2b("".join(digests).encode(), digest_size=8)
     return int.from_bytes(content.digest(), "little")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 import google_crc32c
@@ -29,6 +30,18 @@ def checksum_of_pixels(arrays: Iterable[np.ndarray[Any, Any]]) -> int:
     True
     """
     return _checksum(arrays, _CRC32C if google_crc32c.implementation == "c" else _CRC32)
+
+
+@lru_cache(maxsize=64)
+def checksum_of_zeros(n_bytes: int) -> int:
+    """Return the checksum of pixels that are all 0, given their bytes.
+
+    Examples
+    --------
+    >>> checksum_of_zeros(8) == checksum_of_pixels([np.zeros((2, 2), dtype=np.uint16)])
+    True
+    """
+    return checksum_of_pixels([np.zeros(n_bytes, dtype=np.uint8)])
 
 
 def is_of_pixels(checksum: int, arrays: Iterable[np.ndarray[Any, Any]]) -> bool:

@@ -28,7 +28,7 @@ from patchworks_core.machine.worker_processes import begin_next
 from patchworks_core.plugins.segmentation import LabelFunction, Segmentation
 from patchworks_core.stage.block_files import StagedTile
 from patchworks_core.stage.object_sums import ObjectSums, measure_tile
-from patchworks_core.stage.pixel_checksums import checksum_of_pixels
+from patchworks_core.stage.pixel_checksums import checksum_of_pixels, checksum_of_zeros
 from patchworks_core.stage.stage import Stage
 from patchworks_core.stage.tile_labels import (
     NumberedLabels,
@@ -81,6 +81,9 @@ class Staging:
     measures: bool = False
     """Keep the object sums of each tile, for a table; their areas are kept in any case."""
 
+    leaves_gaps: bool = False
+    """The function labels nothing where all is 0: a tile that is not stored needs no reading."""
+
     def __call__(self, block: TileBlock) -> StagedBlock:
         """Stage one tile block."""
         with PeakMemory() as peak:
@@ -93,11 +96,15 @@ class Staging:
         n_skipped = sum(tile.number in self.empty for tile in block.tiles)
         pixels: np.ndarray[Any, Any] | None = None
         beside: dict[str, np.ndarray[Any, Any]] = {}
-        if n_skipped < len(block.tiles):
+        unstored = self._unstored(block)
+        if n_skipped + len(unstored) < len(block.tiles):
             pixels, beside = self.read(block)
         read = time.perf_counter()
         tiles = []
         for tile in block.tiles:
+            if tile.number in unstored:
+                tiles.append(replace(self._without_labels(tile), pixels=self._of_zeros(tile)))
+                continue
             if pixels is None or tile.number in self.empty:
                 tiles.append(self._without_labels(tile))
                 continue
@@ -124,6 +131,17 @@ class Staging:
         """Read the pixels of a block, and those of the other channels by keyword."""
         others = self.other_channels.items()
         return self.image.read(block.read), {n: other.read(block.read) for n, other in others}
+
+    def _unstored(self, block: TileBlock) -> frozenset[int]:
+        """Return the numbers of tiles that need no reading, for nothing of them is stored."""
+        if not self.leaves_gaps or self.other_channels:
+            return frozenset()
+        others = (tile for tile in block.tiles if tile.number not in self.empty)
+        return frozenset(tile.number for tile in others if self.image.is_unstored(tile.read))
+
+    def _of_zeros(self, tile: Tile) -> int:
+        """Return the checksum of a tile that reads 0 everywhere."""
+        return checksum_of_zeros(tile.read.size * self.image.dtype.itemsize)
 
     def _without_labels(self, tile: Tile) -> StagedTile:
         """Return a tile of background."""

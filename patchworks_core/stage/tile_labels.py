@@ -201,7 +201,8 @@ def _compact(labels: Array, largest: int) -> tuple[Array, LabelRuns | None, int]
 
 def without_labels(shape: tuple[int, ...]) -> NumberedLabels:
     """Return a tile of background."""
-    return NumberedLabels(np.zeros(shape, dtype=np.uint16), 0, 0, np.zeros(0, dtype=np.int64))
+    background = np.broadcast_to(np.zeros((), dtype=np.uint16), shape)  # which takes no memory
+    return NumberedLabels(background, 0, 0, np.zeros(0, dtype=np.int64))
 
 
 def number_ids(labels: Array) -> tuple[Array, Array]:

@@ -20,7 +20,8 @@ import os
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from math import prod
+from itertools import product
+from math import ceil, prod
 from typing import Any
 
 import imagecodecs
@@ -281,12 +282,56 @@ def read_chunks(array: Any, index: tuple[slice | int, ...]) -> npt.NDArray[Any] 
     pixels = np.empty(region.shape, dtype)
     for chunk in region.pieces(array.chunks):
         place = tuple(a // n for a, n in zip(chunk.start, array.chunks, strict=True))
-        path = os.path.join(array.store.root, array.path, array.metadata.encode_chunk_key(place))
+        path = _path_of(array, place)
         _check_stored(path, pipeline.most)
         part = pixels[chunk.slices_from(region.start)]
         if not _read_into(part, path, array, codec):
             return None
     return pixels
+
+
+def stores_none(array: Any, index: tuple[slice | int, ...]) -> bool:
+    """Tell whether an array on this disk stores no chunk of some pixels, which are 0 then.
+
+    Parameters
+    ----------
+    array : zarr.Array
+    index : tuple of slice or int
+        Pixels, one entry per axis.
+
+    Returns
+    -------
+    bool
+        False too where nobody knows without reading.
+    """
+    pipeline = array._async_array.codec_pipeline if isinstance(array, zarr.Array) else None
+    if not isinstance(pipeline, _BoundedPipeline) or type(array.store) is not LocalStore:
+        return False
+    if array.fill_value not in (0, None) or not _fills_gaps(array):
+        return False
+    stored = array.shards or array.chunks
+    parts = [slice(part, part + 1) if isinstance(part, int) else part for part in index]
+    places = product(
+        *(range(p.start // n, ceil(p.stop / n)) for p, n in zip(parts, stored, strict=True))
+    )
+    return not any(_is_stored(_path_of(array, place)) for place in places)
+
+
+def _path_of(array: zarr.Array[Any], place: tuple[int, ...]) -> str:
+    """Return the file of a chunk, or of chunks that are stored together."""
+    key = array.metadata.encode_chunk_key(place)
+    return os.path.join(array.store.root, array.path, key)  # type: ignore[attr-defined]
+
+
+def _is_stored(path: str) -> bool:
+    """Tell whether something is there, or may be."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        pass  # which reading says
+    return True
 
 
 def _region_of_chunks(

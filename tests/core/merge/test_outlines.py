@@ -127,7 +127,8 @@ def test_pairing_reads_of_each_neighbour_what_it_compares(tmp_path, monkeypatch,
         return strips(self, block, places)
 
     monkeypatch.setattr(Stage, "strips", counted)
-    _PairTask(stage, np.zeros(0, np.int64), stage.file_for_task("pairs"), 9999)([[0]])
+    blank = np.zeros(stage.grid.n_tiles, dtype=bool)
+    _PairTask(stage, np.zeros(0, np.int64), blank, stage.file_for_task("pairs"), 9999)([[0]])
     assert all(places is not None and len(places) == 1 for _, places in asked)
     # Both upper strips of the tile, one of each neighbour, and the lower one at the corner.
     assert len(asked) == 2 + 3

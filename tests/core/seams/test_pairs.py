@@ -30,13 +30,15 @@ def staged(draw):
     return grid, {tile.index: rng.integers(0, 4, tile.read.shape) for tile in grid.tiles()}
 
 
-def compare(grid: TileGrid, seen: dict, missing=()) -> EdgeTable:
+def compare(grid: TileGrid, seen: dict, missing=(), blank=None, asked=None) -> EdgeTable:
     def strips(tiles, axis, side):
-        indexes = map(tuple, tiles.tolist())
+        indexes = list(map(tuple, tiles.tolist()))
+        if asked is not None:
+            asked.update(indexes)
         return np.stack([cut_strip(grid, grid.tile(i), seen[i], axis, side) for i in indexes])
 
     tiles = np.array([tile.index for tile in grid.tiles()])
-    return compare_faces(grid, tiles, strips, missing=np.array(missing, dtype=int))
+    return compare_faces(grid, tiles, strips, missing=np.array(missing, dtype=int), blank=blank)
 
 
 def pixel_by_pixel(grid: TileGrid, seen: dict) -> list[tuple[int, ...]]:
@@ -133,6 +135,30 @@ def test_tiles_that_are_missing_have_no_row():
     assert 4 in whole.tile_a
     kept = (whole.tile_a != 4) & (whole.tile_b != 4)
     assert holed.to_arrow().equals(whole.select(kept).to_arrow())
+
+
+@given(staged(), st.floats(0, 1), st.integers(0, 99))
+@settings(max_examples=60)
+def test_blank_tiles_are_left_out_without_losing_a_row(case, share, seed):
+    grid, seen = case
+    blank = np.random.default_rng(seed).random(grid.n_tiles) < share
+    for tile in grid.tiles():
+        if blank[tile.number]:
+            seen[tile.index][...] = 0
+    table = compare(grid, seen, blank=blank)
+    columns = [getattr(table, field.name).tolist() for field in fields(table)]
+    assert sorted(zip(*columns, strict=True)) == pixel_by_pixel(grid, seen)
+
+
+def test_of_blank_tiles_side_by_side_nothing_is_read():
+    grid = plan_grid("yx", (12, 20), tile_shape=4, overlap=1)
+    seen = {tile.index: np.zeros(tile.read.shape, int) for tile in grid.tiles()}
+    seen[0, 0][...] = 1
+    blank = np.array([tile.index != (0, 0) for tile in grid.tiles()])
+    asked: set[tuple[int, ...]] = set()
+    table = compare(grid, seen, blank=blank, asked=asked)
+    assert len(table) == 2
+    assert asked == {(0, 0), (0, 1), (1, 0)}  # the corner shows no label of one alone
 
 
 def test_ids_beyond_what_is_packed_with_many_faces_are_compared_in_parts():
