@@ -69,7 +69,8 @@ def merge_tile_labels(
     ----------
     labeled : array, path or URL
         Label image (whole numbers >= 0) whose tiles were labelled apart; never modified. For a
-        Zarr group, `input_component` names the array in it.
+        Zarr group, `input_component` names the array in it. Of a Zarr on this disk, tiles of which
+        nothing is stored are background, and are not read.
     write_to : path or URL, optional
         Zarr group to write into, as in `tile_process`.
     tile_shape : int or tuple of int, optional
