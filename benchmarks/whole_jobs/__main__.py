@@ -4,8 +4,8 @@
 
 Each tool runs in a process, and those of the registry in an environment of their own under
 ``build/bench``. Repeats are interleaved, so that a busy minute hits all tools. Figures are medians;
-the table says ratios too, because machines differ. Writes `RESULTS.md` and a chart beside this
-folder.
+the table says ratios too, because machines differ. Writes `RESULTS.md` and a chart: beside this
+folder where everything was measured, and into ``build/bench`` where some was left out.
 """
 
 from __future__ import annotations
@@ -69,8 +69,15 @@ def main() -> None:
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        help="folder of RESULTS.md and results.png; by default, of all workloads and tools "
+        "benchmarks/, and build/bench/ of some",
+    )
     args = parser.parse_args()
+    is_whole = {*args.workloads} >= {w.name for w in WORKLOADS} and {*args.tools} == {*TOOLS}
+    results = args.results or (ROOT / "benchmarks" if is_whole else BUILD)
     pythons = {tool: python_of(tool) for tool in args.tools}
     rows = []
     with tempfile.TemporaryDirectory(prefix="patchworks-bench-") as scratch:
@@ -79,7 +86,7 @@ def main() -> None:
                 BY_NAME[name], pythons, args.repeats, args.workers, Path(scratch)
             )
             rows.append(row)
-            write_report(rows, args.results, repeats=args.repeats, workers=args.workers)
+            write_report(rows, results, repeats=args.repeats, workers=args.workers)
             print(json.dumps({name: {tool: str(cell) for tool, cell in row.cells.items()}}))
 
 

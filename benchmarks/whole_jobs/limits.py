@@ -14,11 +14,14 @@ from benchmarks.whole_jobs.workloads import FUNCTIONS, Workload
 
 
 def limits(workload: Workload, image: Path, truth: Path, scratch: Path, workers: int) -> dict:
-    """Return seconds: of a copy in memory, of reading and writing the labels, of the function."""
+    """Return seconds: of copying and of coding the labels, of reading, of the function."""
     labels = zarr.open_array(str(truth), mode="r")[...]
+    copy = labels.copy()  # new memory is given page by page, which takes far longer
     start = time.perf_counter()
-    labels.copy()
+    np.copyto(copy, labels)
     copied = time.perf_counter()
+    del copy
+    began_writing = time.perf_counter()
     boxes = _boxes(workload.shape, workload.chunks)
     written = zarr.create_array(
         str(scratch), shape=labels.shape, chunks=workload.chunks, dtype="int32", overwrite=True
@@ -42,7 +45,7 @@ def limits(workload: Workload, image: Path, truth: Path, scratch: Path, workers:
         )
     return {
         "copy": copied - start,
-        "write labels": coded - copied,
+        "write labels": coded - began_writing,
         "read image": decoded - coded,
         "function": time.perf_counter() - began,
     }

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
@@ -64,12 +66,7 @@ def write_report(rows: list[Row], folder: Path, *, repeats: int, workers: int) -
     lines = [
         "# Whole jobs beside other tools",
         "",
-        f"Written by `make bench`: medians of {repeats} interleaved runs (least and most in "
-        f"parentheses), {workers} workers each; {platform.machine()}, {os.cpu_count()} cores, "
-        f"Python {platform.python_version()}, NumPy {version('numpy')}, Zarr {version('zarr')}, "
-        f"Dask {version('dask')}. Seconds are of the job without imports; CPU is of the whole "
-        "process; memory is the peak of the process tree. The partition of voxels is compared with "
-        "that of the whole image: nothing said means no pixel is wrong.",
+        _introduction(repeats, workers),
         "",
         *(f"- **{tool}**: {MEANING[tool]}" for tool in tools),
         "",
@@ -77,7 +74,8 @@ def write_report(rows: list[Row], folder: Path, *, repeats: int, workers: int) -
         "|---" * (len(tools) + 1) + "|",
         *(_line(row, tools) for row in rows),
         "",
-        "Seconds over those of `patchworks` in the same run; above 1 we are faster:",
+        "Seconds over those of this project in the same run, above 1 where it is faster: of the "
+        "two merges of the peer over those of `merge`, of all else over those of `patchworks`:",
         "",
         "| workload | " + " | ".join(tools[1:]) + " |",
         "|---" * len(tools) + "|",
@@ -85,7 +83,8 @@ def write_report(rows: list[Row], folder: Path, *, repeats: int, workers: int) -
         "",
         "Where the seconds of `patchworks` go, beside what the machine takes: copying the labels "
         "in memory, coding and writing them, reading the image, and the function alone; and how "
-        "many times the last three together the job takes:",
+        "many times the last three together the job takes. Phases are of the run nearest the "
+        "median:",
         "",
         "| workload | phases | limits | times |",
         "|---|---|---|---|",
@@ -95,6 +94,28 @@ def write_report(rows: list[Row], folder: Path, *, repeats: int, workers: int) -
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "RESULTS.md").write_text("\n".join(lines) + "\n")
     _draw(rows, tools, folder / "results.png")
+
+
+def _introduction(repeats: int, workers: int) -> str:
+    versions = {name: version(name) for name in ("numpy", "zarr", "dask")}
+    return (
+        f"Written by `python -m benchmarks.whole_jobs --repeats {repeats}` (`make bench` repeats 3 "
+        f"times) on {date.today()}, of commit {_commit()}: medians of interleaved runs (least and "
+        f"most in parentheses), {workers} workers each; {platform.machine()}, {os.cpu_count()} "
+        f"cores, Python {platform.python_version()}, NumPy {versions['numpy']}, Zarr "
+        f"{versions['zarr']}, Dask {versions['dask']}. Seconds are of the job without imports; CPU "
+        "is of the whole process; memory is the peak of the process tree, the highest of all runs. "
+        "The partition of voxels is compared with that of the whole image: nothing said means no "
+        "pixel is wrong, of all but `dask`, which merges nothing and is not compared. A tool "
+        "without a figure was not run: it does another thing, or takes too long."
+    )
+
+
+def _commit() -> str:
+    """Return the commit that is measured, and whether anything differs from it."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    answer = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
+    return answer.stdout.strip() or "unknown"
 
 
 def _line(row: Row, tools: list[str]) -> str:

@@ -387,7 +387,7 @@ class Job:
         if n_missing < n_blocks:
             log.warning(
                 "%d of %d tile blocks are staged at %s by an earlier call and are taken up; "
-                "resume=False begins anew",
+                "resume=False of tile_process, or removing that folder, begins anew",
                 n_blocks - n_missing,
                 n_blocks,
                 stage.path,

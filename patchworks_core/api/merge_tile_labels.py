@@ -14,11 +14,11 @@ from upath import UPath
 from patchworks_core.api.options import TileOptions, planned_job
 from patchworks_core.api.tile_process import labels_of
 from patchworks_core.calls.spellings import also_spelled
-from patchworks_core.errors import PlanError
+from patchworks_core.errors import ImageError, PlanError
 from patchworks_core.files.label_arrays import check_chunks
 from patchworks_core.files.storage import Location, as_path, open_array
 from patchworks_core.images.calibration import LengthUnit
-from patchworks_core.images.image import open_all_channels
+from patchworks_core.images.image import Image, open_all_channels
 from patchworks_core.images.readers.memory import OverlappingBlocks, is_dask_array
 from patchworks_core.machine.progress import Progress, progress_of
 from patchworks_core.plugins.segmentation import declare
@@ -134,6 +134,7 @@ def merge_tile_labels(
     )
     with progress_of(progress) as report:
         job, plan = planned_job(array, _as_they_are, options, report, is_temporary=write_to is None)
+        _check_dtype(job.image)
         job = replace(job, leaves_gaps=True)
         if isinstance(array, OverlappingBlocks):  # only of one block is there what it overlaps
             plan = tile_by_tile(plan)
@@ -143,6 +144,17 @@ def merge_tile_labels(
     if not return_count:
         return labels
     return labels, (int(labels.max()) if sequential_labels else None)
+
+
+def _check_dtype(labeled: Image) -> None:
+    """Raise ImageError where an image cannot be one of labels, before any tile is read."""
+    if labeled.dtype.kind not in "iu":
+        way_out = "convert it, for example with .astype('int32')"
+        if labeled.dtype == bool:
+            way_out = "label the objects of a mask first, for example with scipy.ndimage.label"
+        raise ImageError(
+            f"labels are whole numbers >= 0, got {labeled.dtype} in {labeled.where}; {way_out}"
+        )
 
 
 def _overlapping(

@@ -245,16 +245,20 @@ def _kept(folder: Any) -> str:
 
 
 def _staged(folder: Any) -> str:
-    """Say how many tiles of an image are staged."""
-    from patchworks_pipeline.cli.status import UNKNOWN, plan_if_any, status_of
+    """Say how many tiles of an image, or blocks of them, are staged."""
+    from patchworks_pipeline.cli.status import plan_if_any, status_of
     from patchworks_pipeline.image_faults import ImageFaults
 
-    row = UNKNOWN
+    words = f"what is staged of {folder.title} is kept"
     with ImageFaults(lambda text: None).about(folder.key):
-        row = status_of(folder, plan_if_any(folder))
-    n_staged = 0 if row["staged"] is None else row["staged"]
-    n_tiles = "" if row["tiles"] is None else f" of {row['tiles']}"
-    return f"{n_staged}{n_tiles} tiles of {folder.title} are staged and kept"
+        plan = plan_if_any(folder)
+        if plan is None:
+            words = f"no tile of {folder.title} was planned yet"
+        else:
+            n_staged, n_blocks = status_of(folder, plan)["staged"], plan.grid.n_blocks
+            what = "tiles" if n_blocks == plan.grid.n_tiles else "tile blocks"
+            words = f"{n_staged} of {n_blocks} {what} of {folder.title} are staged and kept"
+    return words
 
 
 def _say(result: Any, home: Path, budget: Mapping[str, Any] | None = None) -> None:

@@ -99,6 +99,8 @@ def plan_of(acquisition: Acquisition, budget: ComputeBudget, folder: ImageFolder
     image = segmentation.open(acquisition)
     for note in image.notes:
         say(in_options(note), on=errors)
+    if (gaps := image.gaps) is not None and gaps.is_suspicious:
+        say(f"warning: {gaps.text}", on=errors)
     plan = segmentation.plan_of(acquisition, image, folder)
     if (warning := warning_of_halo(plan.grid)) is not None:
         say(f"warning: {in_options(warning)}", on=errors)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import zarr
 
 from patchworks_core.errors import ImageError
 from patchworks_core.images.readers.damage import is_damage, is_of_a_codec
@@ -44,12 +46,35 @@ def decode_pixels(
     except ImageError as error:
         if where in str(error):
             raise
-        raise ImageError(f"{error} (the pixels at {at} in {where})") from error
+        chunk = damaged_chunk(pixels, index)
+        raise ImageError(f"{error} (the pixels at {at} in {where}{chunk})") from error
     except Exception as error:
         # Anybody's code says best what is wrong.
         if not (is_damage(error) if is_stored else is_of_a_codec(error)):
             raise  # such as a passing fault of disk or network
+        chunk = damaged_chunk(pixels, index)
         raise ImageError(
-            f"the pixels at {at} in {where} cannot be decoded: {type(error).__name__}: {error}; "
-            "copy it again from where it was written"
+            f"the pixels at {at} in {where}{chunk} cannot be decoded: {type(error).__name__}: "
+            f"{error}; copy it again from where it was written"
         ) from error
+
+
+def damaged_chunk(pixels: Any, index: tuple[slice, ...]) -> str:
+    """Name the first stored chunk of a Zarr array that cannot be decoded, for an error.
+
+    Reads chunk by chunk; empty where each can be.
+    """
+    if not isinstance(pixels, zarr.Array):
+        return ""
+    starts = (
+        range(part.start - part.start % n, part.stop, n)
+        for part, n in zip(index, pixels.chunks, strict=True)
+    )
+    for start in product(*starts):
+        try:
+            pixels[tuple(slice(a, a + n) for a, n in zip(start, pixels.chunks, strict=True))]
+        except Exception:
+            stored = pixels.shards or pixels.chunks
+            place = tuple(a // n for a, n in zip(start, stored, strict=True))
+            return f", chunk {pixels.metadata.encode_chunk_key(place)!r}"
+    return ""

@@ -28,10 +28,11 @@ def gaps_in(is_stored: npt.NDArray[np.bool_], what: str, value: Any) -> Gaps | N
     if n_missing == 0:
         return None
     n_within = _n_within(is_stored)
+    shown = value.item() if isinstance(value, np.generic) else value
     among = f", {n_within} of them among stored ones" if n_within else ""
     return Gaps(
         f"{n_missing} of {is_stored.size} {what} are not stored{among}; they are read as "
-        f"{value!r}: a writer leaves out empty chunks, and so does a broken copy",
+        f"{shown!r}: a writer leaves out empty chunks, and so does a broken copy",
         is_suspicious=n_missing == is_stored.size or n_within > 0,
     )
 

@@ -49,7 +49,7 @@ def interrupted(tmp_path: Path) -> Path:
 def test_a_call_takes_up_what_was_interrupted_and_says_so(interrupted, caplog):
     assert run(declared, interrupted) == 1
     assert "5 of 6 tile blocks are staged at" in caplog.text
-    assert "resume=False begins anew" in caplog.text
+    assert "resume=False of tile_process, or removing that folder, begins anew" in caplog.text
 
 
 def test_a_call_begins_anew_where_it_is_asked_to(interrupted):

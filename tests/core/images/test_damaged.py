@@ -274,6 +274,25 @@ def test_a_chunk_of_a_stream_that_is_damaged_is_an_error(tmp_path, name, damage)
         read_all(tmp_path / "a.zarr")
 
 
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({}, "c/1/2"),
+        ({"zarr_format": 2}, "1.2"),
+        ({"shards": (16, 16), "chunks": (4, 4)}, "c/1/1"),
+        ({"compressors": numcodecs.GZip(), "zarr_format": 2}, "1.2"),
+    ],
+    ids=str,
+)
+def test_a_damaged_chunk_is_named_whatever_was_read(options, name, tmp_path):
+    options = {"chunks": (8, 8), **options}
+    array = zarr.create_array(str(tmp_path / "a.zarr"), data=PIXELS[0] + 1, **options)
+    path = Path(array.store.root) / name
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ImageError, match=rf"a\.zarr', chunk '{name}'"):
+        read_all(tmp_path / "a.zarr")
+
+
 @pytest.mark.parametrize("name", V3_CODECS)
 def test_a_bomb_in_zarr_3_is_refused_and_others_are_read(tmp_path, name):
     array = array_of(tmp_path / "a.zarr", compressors=V3_CODECS[name])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import zarr
 
-from patchworks_core import StageError, merge_tile_labels, tile_process
+from patchworks_core import ImageError, StageError, merge_tile_labels, tile_process
 from patchworks_core.api import job as jobs
 from patchworks_core.images.image import Image, open_image
 from patchworks_core.images.readers import zarr_decoding
@@ -127,6 +127,18 @@ def test_tiles_of_a_fill_value_are_labels(tmp_path):
     )
     with pytest.warns(UserWarning, match="4 of 4 chunks .* not stored"):
         assert np.asarray(merge_tile_labels(array)).min() == 1
+
+
+@pytest.mark.parametrize("dtype", ["f4", "b1", "c8"])
+def test_what_cannot_be_labels_is_refused_before_any_tile(dtype, tmp_path, regions_read):
+    array = zarr.create_array(
+        str(tmp_path / "tiles.zarr"), shape=(8, 8), chunks=(4, 4), dtype=dtype
+    )
+    with pytest.raises(ImageError, match="whole numbers|integers or floats"):
+        merge_tile_labels(array)
+    with pytest.raises(ImageError, match="whole numbers|integers or floats"):
+        merge_tile_labels(tmp_path / "tiles.zarr")
+    assert not regions_read
 
 
 def test_what_is_kept_of_a_tile_does_not_tell_that_it_was_not_read(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ import patchworks_pipeline
 from patchworks_pipeline.automation.in_process import _error_of
 from patchworks_pipeline.cli.advice import OF_A_HOME, as_typed, home_of_call, options_of
 from patchworks_pipeline.cli.image_runs import ImageRun
-from patchworks_pipeline.cli.main import _say, app
+from patchworks_pipeline.cli.main import _say, _staged, app
 from patchworks_pipeline.cli.records import record_of
 from patchworks_pipeline.cli.runs import merge_again
 from patchworks_pipeline.cli.status import state_of
@@ -77,6 +77,23 @@ def test_limits_of_a_call_are_options_again():
         "--worker-memory=8GB",
     ]
     assert options_of({"tile_timeout": 0.5}) == ["--tile-timeout=0.5"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "tile_shape", "words"),
+    [
+        ((64, 64), 16, "0 of 16 tiles of tissue are staged and kept"),
+        ((64, 96), 2, "0 of 48 tile blocks of tissue are staged and kept"),
+    ],
+)
+def test_what_is_kept_is_counted_as_it_is_staged(shape, tile_shape, words, pipeline, tmp_path):
+    image = write_tiff(tmp_path / "tissue.tif", tissue(shape))
+    folder = pipeline.register(image, tile_shape=(tile_shape,), overlap=(0,))
+    assert _staged(folder) == "no tile of tissue was planned yet"
+    pipeline.plan(folder)
+    assert _staged(folder) == words
+    (folder.path / "plan.json").write_text("{")
+    assert _staged(folder) == "what is staged of tissue is kept"
 
 
 def test_a_run_that_was_stopped_says_so_and_what_is_staged(pipeline, home, tmp_path, capsys):

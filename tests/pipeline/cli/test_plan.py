@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import zarr
 
 from tests.pipeline.conftest import call_command_line as patchworks
 from tests.tissue import tissue, write_tiff
@@ -51,3 +52,15 @@ def test_a_halo_that_is_large_for_its_tiles_is_said(home, image):
 def test_a_price_without_a_cost_is_refused(home, image):
     code, words = patchworks("plan", image, "--core-hour", "2")
     assert (code, "add --cost" in words) == (2, True)
+
+
+def test_a_hole_among_stored_chunks_is_said(home, tmp_path):
+    array = zarr.create_array(str(tmp_path / "tissue.zarr"), data=tissue((64, 64)), chunks=(16, 16))
+    code, words = patchworks("plan", str(tmp_path / "tissue.zarr"), *TILED)
+    assert code == 0, words
+    assert "are not stored" not in words
+    (tmp_path / "tissue.zarr" / array.metadata.encode_chunk_key((1, 1))).unlink()
+    code, words = patchworks("plan", str(tmp_path / "tissue.zarr"), *TILED)
+    assert code == 0, words
+    assert "warning: 1 of 16 chunks of" in words
+    assert "are not stored, 1 of them among stored ones; they are read as 0" in words
