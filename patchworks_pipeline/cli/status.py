@@ -156,7 +156,8 @@ def state_of(
         with faults.about(folder.title):
             plan = plan_if_any(folder)
             row = status_of(folder, plan)
-            state.unplanned += filter(None, [why_unplanned(instance, folder)])
+            if plan is None or row["missing"]:
+                state.unplanned += filter(None, [why_unplanned(instance, folder)])
             state.mended += filter(None, [words_of_views(folder, row)])
             if plan and (words := words_of_blocks(plan.grid)):
                 state.blocks.append(f"{folder.title}: {words}")

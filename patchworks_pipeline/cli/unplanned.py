@@ -1,4 +1,4 @@
-"""Why an image has no plan: what the last run that was to plan it failed of, as the books say."""
+"""Why an image has no plan, or that of before: what the run failed of that was to plan it."""
 
 import dagster as dg
 
@@ -11,15 +11,16 @@ from patchworks_pipeline.records import ImageFolder
 
 
 def why_unplanned(instance: dg.DagsterInstance, folder: ImageFolder) -> str | None:
-    """Say why an image could not be planned, and what to type; None where nobody tried, or it is.
+    """Say why an image could not be planned, and what to type; None where nobody tried, or it was.
+
+    Of one that has a plan, that is told where the last of all runs was to plan it anew.
 
     Parameters
     ----------
     instance : DagsterInstance
     folder : ImageFolder
     """
-    if folder.has("plan.json"):
-        return None
+    has_plan = folder.has("plan.json")
     lineage = Lineage((), folder.segmentation)
     steps = {lineage.shared.name("image"), *map(lineage.name, PLANNED)}
     jobs = dict.fromkeys((lineage.shared.name("plan_image"), lineage.name("plan_image"), ASSET_JOB))
@@ -30,13 +31,15 @@ def why_unplanned(instance: dg.DagsterInstance, folder: ImageFolder) -> str | No
             dg.RunsFilter(job_name=job, tags={PARTITION: folder.key}), limit=1
         )
     ]
-    for record in sorted(records, key=lambda record: record.storage_id, reverse=True):
+    records.sort(key=lambda record: record.storage_id, reverse=True)
+    for record in records[: 1 if has_plan else None]:
         run = record.dagster_run
         failed = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
         for event in filter(None, (entry.dagster_event for entry in failed)):
             if event.step_key in steps:
                 again = f"'{command_on(folder, 'retry')}' plans it when that is mended"
-                return f"{folder.title} could not be planned: {_words_of(event)}; {again}"
+                what = "could not be planned anew: " if has_plan else "could not be planned: "
+                return f"{folder.title} {what}{_words_of(event)}; {again}"
     return None
 
 

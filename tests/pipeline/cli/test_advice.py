@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import zarr
 from rich.console import Console
 from typer.main import get_command
 
@@ -171,3 +172,24 @@ def test_the_status_of_a_home_says_why_most_tiles_failed_and_what_was_refused(
     assert alone.endswith(": ValueError: alone")
     assert alike.startswith(f"tissue: {n - 1} tiles (y")
     assert ", ...): TileOutputError: " in alike
+
+
+def test_an_image_that_can_no_longer_be_planned_says_why(pipeline, tmp_path):
+    array = zarr.create_array(str(tmp_path / "a.zarr"), data=tissue((64, 64)), chunks=(16, 16))
+    folder = pipeline.register(tmp_path / "a.zarr", key="a")
+    assert pipeline.plan(folder).success
+    state = state_of(pipeline.instance, ["a"], [""], of_home=False)
+    assert (state.unplanned, state.is_sound) == ([], True)
+    chunk = tmp_path / "a.zarr" / array.metadata.encode_chunk_key((1, 2))
+    whole = chunk.read_bytes()
+    chunk.write_bytes(whole[:-9])
+    assert not pipeline.plan(folder).success
+    state = state_of(pipeline.instance, ["a"], [""], of_home=False)
+    (words,) = state.unplanned
+    assert not state.is_sound
+    assert words.startswith("a could not be planned anew: the pixels at")
+    assert "a.zarr', chunk 'c/1/2' cannot be decoded" in words
+    chunk.write_bytes(whole)
+    assert pipeline.plan(folder).success
+    state = state_of(pipeline.instance, ["a"], [""], of_home=False)
+    assert (state.unplanned, state.is_sound) == ([], True)
