@@ -16,6 +16,7 @@ from scipy import ndimage
 from upath import UPath
 
 from patchworks_core import (
+    ImageError,
     PlanError,
     StageError,
     TilesFailedError,
@@ -460,8 +461,10 @@ def test_labels_whose_tiles_cannot_be_known_are_refused():
 
 
 def test_labels_to_merge_must_be_labels():
-    with pytest.raises(TilesFailedError, match="labels are whole numbers"):
+    with pytest.raises(ImageError, match="labels are whole numbers"):
         merge_tile_labels(np.full((4, 4), 1.5), tile_shape=2)
+    with pytest.raises(ImageError, match="got bool .* label the objects of a mask first"):
+        merge_tile_labels(np.ones((4, 4), dtype=bool), tile_shape=2)
     with pytest.raises(TilesFailedError, match="labels are >= 0"):
         merge_tile_labels(np.full((4, 4), -1), tile_shape=2)
 
