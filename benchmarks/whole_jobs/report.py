@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -111,8 +112,9 @@ def _introduction(repeats: int, workers: int) -> str:
     )
 
 
+@cache
 def _commit() -> str:
-    """Return the commit that is measured, and whether anything differs from it."""
+    """Return the commit that is measured, and whether anything differed from it at first."""
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     answer = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
     return answer.stdout.strip() or "unknown"
@@ -180,5 +182,5 @@ def _draw(rows: list[Row], tools: list[str], path: Path) -> None:
     axes.set_xticks(
         [n + 0.4 - width / 2 for n in range(len(rows))], [row.workload.name for row in rows]
     )
-    axes.legend(fontsize=8, ncols=2)
+    figure.legend(loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=120)
