@@ -19,9 +19,9 @@ def limits(workload: Workload, image: Path, truth: Path, scratch: Path, workers:
     copy = labels.copy()  # new memory is given page by page, which takes far longer
     start = time.perf_counter()
     np.copyto(copy, labels)
-    copied = time.perf_counter()
+    copied = time.perf_counter() - start
     del copy
-    began_writing = time.perf_counter()
+    start = time.perf_counter()
     boxes = _boxes(workload.shape, workload.chunks)
     written = zarr.create_array(
         str(scratch), shape=labels.shape, chunks=workload.chunks, dtype="int32", overwrite=True
@@ -44,8 +44,8 @@ def limits(workload: Workload, image: Path, truth: Path, scratch: Path, workers:
             pool.map(lambda box: function(whole[box]), _boxes(workload.shape, workload.tile_shape))
         )
     return {
-        "copy": copied - start,
-        "write labels": coded - began_writing,
+        "copy": copied,
+        "write labels": coded - start,
         "read image": decoded - coded,
         "function": time.perf_counter() - began,
     }

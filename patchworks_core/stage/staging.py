@@ -96,17 +96,14 @@ class Staging:
         n_skipped = sum(tile.number in self.empty for tile in block.tiles)
         pixels: np.ndarray[Any, Any] | None = None
         beside: dict[str, np.ndarray[Any, Any]] = {}
-        unstored = self._unstored(block)
-        if n_skipped + len(unstored) < len(block.tiles):
+        unread = self._unread(block)
+        if len(unread) < len(block.tiles):
             pixels, beside = self.read(block)
         read = time.perf_counter()
         tiles = []
         for tile in block.tiles:
-            if tile.number in unstored:
-                tiles.append(replace(self._without_labels(tile), pixels=self._of_zeros(tile)))
-                continue
-            if pixels is None or tile.number in self.empty:
-                tiles.append(self._without_labels(tile))
+            if pixels is None or tile.number in unread:
+                tiles.append(self._without_labels(tile, unread[tile.number]))
                 continue
             if tiles:
                 begin_next()  # what is limited is the time of a tile
@@ -132,21 +129,23 @@ class Staging:
         others = self.other_channels.items()
         return self.image.read(block.read), {n: other.read(block.read) for n, other in others}
 
-    def _unstored(self, block: TileBlock) -> frozenset[int]:
-        """Return the numbers of tiles that need no reading, for nothing of them is stored."""
-        if not self.leaves_gaps or self.other_channels:
-            return frozenset()
-        others = (tile for tile in block.tiles if tile.number not in self.empty)
-        return frozenset(tile.number for tile in others if self.image.is_unstored(tile.read))
+    def _unread(self, block: TileBlock) -> dict[int, int]:
+        """Return the numbers of tiles that need no reading, and the checksum of what each reads.
 
-    def _of_zeros(self, tile: Tile) -> int:
-        """Return the checksum of a tile that reads 0 everywhere."""
-        return checksum_of_zeros(tile.read.size * self.image.dtype.itemsize)
+        It is 0, which nobody took, of a tile without signal.
+        """
+        unread = {tile.number: 0 for tile in block.tiles if tile.number in self.empty}
+        if self.leaves_gaps and not self.other_channels:
+            for tile in block.tiles:
+                if tile.number not in unread and self.image.is_unstored(tile.read):
+                    n_bytes = tile.read.size * self.image.dtype.itemsize
+                    unread[tile.number] = checksum_of_zeros(n_bytes)
+        return unread
 
-    def _without_labels(self, tile: Tile) -> StagedTile:
-        """Return a tile of background."""
+    def _without_labels(self, tile: Tile, checksum: int) -> StagedTile:
+        """Return a tile of background, given the checksum of what it reads."""
         labels = without_labels(tile.read.shape)
-        return StagedTile(tile, labels, self._measure(tile, labels, labels.pixels))
+        return StagedTile(tile, labels, self._measure(tile, labels, labels.pixels), checksum)
 
     def _measure(
         self, tile: Tile, labels: NumberedLabels, pixels: np.ndarray[Any, Any]

@@ -255,9 +255,8 @@ def _staged(folder: Any) -> str:
         if plan is None:
             words = f"no tile of {folder.title} was planned yet"
         else:
-            n_staged, n_blocks = status_of(folder, plan)["staged"], plan.grid.n_blocks
-            what = "tiles" if n_blocks == plan.grid.n_tiles else "tile blocks"
-            words = f"{n_staged} of {n_blocks} {what} of {folder.title} are staged and kept"
+            counted = f"{status_of(folder, plan)['staged']} of {plan.grid.n_blocks}"
+            words = f"{counted} {plan.grid.units} of {folder.title} are staged and kept"
     return words
 
 

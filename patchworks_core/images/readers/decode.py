@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import zarr
 
 from patchworks_core.errors import ImageError
 from patchworks_core.images.readers.damage import is_damage, is_of_a_codec
-from patchworks_core.images.readers.zarr_decoding import read_chunks
+from patchworks_core.images.readers.zarr_decoding import places_of_chunks, read_chunks
 
 
 def decode_pixels(
@@ -46,35 +45,32 @@ def decode_pixels(
     except ImageError as error:
         if where in str(error):
             raise
-        chunk = damaged_chunk(pixels, index)
+        chunk = _damaged_chunk(pixels, index)
         raise ImageError(f"{error} (the pixels at {at} in {where}{chunk})") from error
     except Exception as error:
         # Anybody's code says best what is wrong.
         if not (is_damage(error) if is_stored else is_of_a_codec(error)):
             raise  # such as a passing fault of disk or network
-        chunk = damaged_chunk(pixels, index)
+        chunk = _damaged_chunk(pixels, index)
         raise ImageError(
             f"the pixels at {at} in {where}{chunk} cannot be decoded: {type(error).__name__}: "
             f"{error}; copy it again from where it was written"
         ) from error
 
 
-def damaged_chunk(pixels: Any, index: tuple[slice, ...]) -> str:
+def _damaged_chunk(pixels: Any, index: tuple[slice, ...]) -> str:
     """Name the first stored chunk of a Zarr array that cannot be decoded, for an error.
 
     Reads chunk by chunk; empty where each can be.
     """
     if not isinstance(pixels, zarr.Array):
         return ""
-    starts = (
-        range(part.start - part.start % n, part.stop, n)
-        for part, n in zip(index, pixels.chunks, strict=True)
-    )
-    for start in product(*starts):
+    for place in places_of_chunks(index, pixels.chunks):
+        chunk = tuple(slice(i * n, (i + 1) * n) for i, n in zip(place, pixels.chunks, strict=True))
         try:
-            pixels[tuple(slice(a, a + n) for a, n in zip(start, pixels.chunks, strict=True))]
-        except Exception:
+            pixels[chunk]
+        except Exception:  # as the whole could not be, which the caller says why
             stored = pixels.shards or pixels.chunks
-            place = tuple(a // n for a, n in zip(start, stored, strict=True))
-            return f", chunk {pixels.metadata.encode_chunk_key(place)!r}"
+            key = tuple(part.start // n for part, n in zip(chunk, stored, strict=True))
+            return f", chunk {pixels.metadata.encode_chunk_key(key)!r}"
     return ""

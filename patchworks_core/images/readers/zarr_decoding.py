@@ -18,7 +18,7 @@ import io
 import lzma
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from math import ceil, prod
@@ -243,7 +243,7 @@ def _bounded_step(codec: Any, most: int, itemsize: int) -> Any:
     return _BoundedStep(codec, BoundedCodec(numcodecs.get_codec({"id": name, **options}), most))
 
 
-def read_chunks(array: Any, index: tuple[slice | int, ...]) -> npt.NDArray[Any] | None:
+def read_chunks(array: Any, index: tuple[slice, ...]) -> npt.NDArray[Any] | None:
     """Read whole chunks of an array on this disk, in the calling thread.
 
     Zarr gives each chunk to its event loop and from there to another thread, which takes as long
@@ -252,7 +252,7 @@ def read_chunks(array: Any, index: tuple[slice | int, ...]) -> npt.NDArray[Any] 
     Parameters
     ----------
     array : zarr.Array
-    index : tuple of slice or int
+    index : tuple of slice
         Pixels that are read, one entry per axis.
 
     Returns
@@ -267,9 +267,8 @@ def read_chunks(array: Any, index: tuple[slice | int, ...]) -> npt.NDArray[Any] 
     ImageError
         If what is stored may not be decoded (`BoundedCodec`).
     """
-    pipeline = array._async_array.codec_pipeline if isinstance(array, zarr.Array) else None
-    # What is made of a store may read other bytes than lie there, such as those of encrypted files.
-    if not isinstance(pipeline, _BoundedPipeline) or type(array.store) is not LocalStore:
+    pipeline = _pipeline_of_files(array)
+    if pipeline is None:
         return None
     region = _region_of_chunks(index, array.shape, array.chunks)
     steps = _steps_of(array, pipeline)
@@ -290,13 +289,13 @@ def read_chunks(array: Any, index: tuple[slice | int, ...]) -> npt.NDArray[Any] 
     return pixels
 
 
-def stores_none(array: Any, index: tuple[slice | int, ...]) -> bool:
+def stores_none(array: Any, index: tuple[slice, ...]) -> bool:
     """Tell whether an array on this disk stores no chunk of some pixels, which are 0 then.
 
     Parameters
     ----------
     array : zarr.Array
-    index : tuple of slice or int
+    index : tuple of slice
         Pixels, one entry per axis.
 
     Returns
@@ -304,17 +303,35 @@ def stores_none(array: Any, index: tuple[slice | int, ...]) -> bool:
     bool
         False too where nobody knows without reading.
     """
-    pipeline = array._async_array.codec_pipeline if isinstance(array, zarr.Array) else None
-    if not isinstance(pipeline, _BoundedPipeline) or type(array.store) is not LocalStore:
+    if _pipeline_of_files(array) is None:
         return False
     if array.fill_value not in (0, None) or not _fills_gaps(array):
         return False
-    stored = array.shards or array.chunks
-    parts = [slice(part, part + 1) if isinstance(part, int) else part for part in index]
-    places = product(
-        *(range(p.start // n, ceil(p.stop / n)) for p, n in zip(parts, stored, strict=True))
-    )
+    places = places_of_chunks(index, array.shards or array.chunks)
     return not any(_is_stored(_path_of(array, place)) for place in places)
+
+
+def places_of_chunks(
+    index: tuple[slice, ...], chunks: tuple[int, ...]
+) -> Iterator[tuple[int, ...]]:
+    """Yield the places, in their grid, of the chunks that hold some pixels.
+
+    Examples
+    --------
+    >>> list(places_of_chunks((slice(3, 5), slice(0, 4)), (4, 4)))
+    [(0, 0), (1, 0)]
+    """
+    parts = zip(index, chunks, strict=True)
+    return product(*(range(part.start // n, ceil(part.stop / n)) for part, n in parts))
+
+
+def _pipeline_of_files(array: Any) -> _BoundedPipeline | None:
+    """Return what decodes the chunk files of an array on this disk; None where others read it."""
+    pipeline = array._async_array.codec_pipeline if isinstance(array, zarr.Array) else None
+    # What is made of a store may read other bytes than lie there, such as those of encrypted files.
+    if not isinstance(pipeline, _BoundedPipeline) or type(array.store) is not LocalStore:
+        return None
+    return pipeline
 
 
 def _path_of(array: zarr.Array[Any], place: tuple[int, ...]) -> str:
@@ -335,14 +352,13 @@ def _is_stored(path: str) -> bool:
 
 
 def _region_of_chunks(
-    index: tuple[slice | int, ...], shape: tuple[int, ...], chunks: tuple[int, ...]
+    index: tuple[slice, ...], shape: tuple[int, ...], chunks: tuple[int, ...]
 ) -> Region | None:
     """Return the region that an index is, None where it is not whole chunks."""
-    parts = [slice(part, part + 1) if isinstance(part, int) else part for part in index]
-    for part, n, size in zip(parts, shape, chunks, strict=True):
+    for part, n, size in zip(index, shape, chunks, strict=True):
         if part.start % size or (part.stop % size and part.stop != n):
             return None
-    return Region(tuple(part.start for part in parts), tuple(part.stop for part in parts))
+    return Region(tuple(part.start for part in index), tuple(part.stop for part in index))
 
 
 def _read_into(

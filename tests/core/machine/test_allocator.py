@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 import threading
 
 import psutil
@@ -17,8 +15,7 @@ MANY = 2000
 
 
 @pytest.mark.skipif(
-    not hasattr(ctypes.CDLL(None), "malloc_trim") if sys.platform != "win32" else True,
-    reason="the C library is not glibc",
+    not hasattr(allocator._C_LIBRARY, "malloc_trim"), reason="the C library is not glibc"
 )
 def test_what_a_thread_freed_is_given_back() -> None:
     kept: list[bytes] = []

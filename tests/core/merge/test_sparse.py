@@ -15,10 +15,9 @@ from patchworks_core.machine.pools import Pool
 from patchworks_core.machine.workers import Workers
 from patchworks_core.merge import pairing
 from patchworks_core.merge.pairing import pair_tiles
-from patchworks_core.stage.staging import Staging
 from patchworks_core.tiles.regions import Region
 from tests.core.oracles import assert_same_partition
-from tests.core.staging import blobs, rows_of, stage_into
+from tests.core.staging import blobs, label_components, rows_of, stage_into
 
 SHAPE, TILE = (40, 64), 8
 
@@ -148,7 +147,7 @@ def test_what_is_kept_of_a_tile_does_not_tell_that_it_was_not_read(tmp_path, mon
         target, stage = tmp_path / f"{name}.zarr", tmp_path / name
         merge_tile_labels(array, write_to=target, stage_dir=stage, keep_stage=True)
         kept[name] = {path.name: path.read_bytes() for path in stage.rglob("*.tiles")}
-        monkeypatch.setattr(Staging, "_unstored", lambda *_: frozenset())
+        monkeypatch.setattr(Image, "is_unstored", lambda *_: False)
     assert len(kept["left"]) == 40
     assert kept["left"] == kept["read"]
 
@@ -202,11 +201,5 @@ def test_an_array_in_memory_stores_all():
 
 def test_sparse_components_are_those_of_the_whole_image(tmp_path):
     pixels = blobs(SHAPE, 0.02) & (islands() > 0)
-    labels = np.asarray(tile_process(pixels, _components, tile_shape=TILE, merge="touching"))
-    assert_same_partition(labels, _components(pixels))
-
-
-def _components(tile):
-    from scipy import ndimage
-
-    return ndimage.label(tile)[0]
+    labels = np.asarray(tile_process(pixels, label_components, tile_shape=TILE))
+    assert_same_partition(labels, label_components(pixels))
